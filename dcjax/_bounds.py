@@ -1,0 +1,361 @@
+"""What the sub-networks' logits say of the composed network's cost and accuracy."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Num
+
+_EPSILON = float(np.finfo(np.float32).eps)
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class Bounds(NamedTuple):
+    """Cost and accuracy of the mean logits, between bounds from the sub-networks: float32 scalars.
+
+    Attributes:
+        cost: Mean cross entropy of the mean logits, in nats.
+        cost_upper: The bound above it.
+        cost_lower: The bound below it.
+        accuracy: Fraction of samples that the mean logits classify rightly; ties go to the first
+            class.
+        accuracy_lower: The bound below it.
+        accuracy_upper: The bound above it.
+    """
+
+    cost: Float[Array, ""]
+    cost_upper: Float[Array, ""]
+    cost_lower: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    accuracy_lower: Float[Array, ""]
+    accuracy_upper: Float[Array, ""]
+
+
+class BoundsSums(NamedTuple):
+    """Sums over samples, of which `bounds_finish` makes `Bounds`; `BoundsSums()` are empty.
+
+    The sums of two parts of a data set add up leaf by leaf: `jax.tree.map(jnp.add, a, b)`, or
+    `jax.lax.psum` over devices.
+
+    Attributes:
+        samples: Number of samples, an int32 as all counts (so up to 2³¹ − 1).
+        cost: Sum of the costs, float32, in nats, as the two sums of its bounds.
+        cost_upper: Sum of the upper bounds.
+        cost_lower: Sum of the lower bounds.
+        right: Number of samples that the mean logits classify rightly.
+        right_lower: Number of those that are so by the sub-networks' agreement.
+        right_upper: Number of those that are not wrong by the sub-networks' agreement.
+    """
+
+    samples: ArrayLike = np.int32(0)
+    cost: ArrayLike = np.float32(0)
+    cost_upper: ArrayLike = np.float32(0)
+    cost_lower: ArrayLike = np.float32(0)
+    right: ArrayLike = np.int32(0)
+    right_lower: ArrayLike = np.int32(0)
+    right_upper: ArrayLike = np.int32(0)
+
+
+def bounds(
+    logits: Num[Array, "K N C"],
+    labels: Int[Array, " N"],
+    *,
+    weights: Float[Array, " K"] | None = None,
+) -> Bounds:
+    """Bound the composed network's cost and accuracy by its sub-networks' logits.
+
+    The composed network's logits are a convex combination z̄ = Σ_k w_k z_k, with all w_k = 1/K
+    unless `weights` says otherwise. For a sample of class y write a_kc = exp(z_kc − z_ky) and
+    s_k = log Σ_{c≠y} a_kc, so that CE(z_k) = log(1 + exp s_k), and likewise s̄ for z̄, whose
+    ā_c = Π_k a_kc^{w_k}. Then
+
+    * above, by Hölder's inequality with exponents 1/w_k: exp s̄ = Σ_{c≠y} Π_k a_kc^{w_k} ≤
+      Π_k (Σ_{c≠y} a_kc)^{w_k}, that is s̄ ≤ Σ_k w_k s_k. With equal weights this reads
+      exp CE(z̄) − 1 ≤ Π_k (exp CE(z_k) − 1)^{1/K}. Attained where all a_k are proportional, so
+      always for C = 2. It is never above Σ_k w_k CE(z_k), as log(1 + exp s) is convex in s;
+    * below, as the arithmetic mean is at least the geometric one: with the mean margins
+      m̄_c = z̄_y − z̄_c, exp s̄ ≥ (C − 1) exp(−mean_{c≠y} m̄_c). Attained where all are equal;
+    * a sample that every sub-network classifies rightly is classified rightly: each has
+      z_ky ≥ z_kc for all c, strictly for c < y, and so has z̄;
+    * a sample on which every sub-network prefers (z_kc ≥ z_ky) one same wrong class, and z̄
+      strictly, is classified wrongly.
+
+    All is computed in float32 from s and the margins, so logits of ±10⁴ are fine; other dtypes are
+    converted. Every bound leaves a margin for rounding, so that it holds for the computed values
+    too, and for those of any other order of summation: K + C + 8 units of float32's rounding of the
+    logits for the cost, K + 4 for a class to be preferred in the accuracy's, and a fraction of
+    samples that float32 cannot hold is rounded outward. A composed network that rounds its features
+    more, as in bfloat16, may differ by more than that margin.
+
+    Logits of −∞ at a wrong class (one that is masked) are fine. A sample with a NaN, or with −∞ at
+    its own class, gives no useful cost (NaN or ∞) to the means; with a NaN it counts as classified
+    wrongly, and the bounds on accuracy hold.
+
+    Args:
+        logits: (K, N, C), K sub-networks' logits of N samples and C classes.
+        labels: (N,), integers in [0, C). Under `jit` they cannot be checked: one outside makes the
+            costs NaN and counts as classified wrongly.
+        weights: (K,), non-negative with sum 1, of a head that weights the sub-networks; one of
+            weight 0 counts for nothing. The default is 1/K each.
+
+    Returns:
+        Means over the N samples.
+
+    Raises:
+        TypeError: Labels are not integers.
+        ValueError: Shapes do not fit or are empty, a label is out of range, or the weights are not
+            convex.
+
+    References:
+        L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, doi 10.1553/etna_vol56s157,
+        states bounds on cost and accuracy by the sub-networks' values; the derivations here are our
+        own.
+
+    >>> logits = jnp.array([[[2.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [0.0, 3.0]]])
+    >>> found = bounds(logits, jnp.array([0, 0]))
+    >>> print(f"{found.accuracy_lower} <= {found.accuracy} <= {found.accuracy_upper}")
+    0.5 <= 0.5 <= 1.0
+    >>> print(f"{found.cost_lower:.3f} <= {found.cost:.3f} <= {found.cost_upper:.3f}")
+    0.720 <= 0.720 <= 0.720
+    """
+    return bounds_finish(bounds_update(BoundsSums(), logits, labels, weights=weights))
+
+
+def bounds_update(
+    sums: BoundsSums,
+    logits: Num[Array, "K N C"],
+    labels: Int[Array, " N"],
+    *,
+    weights: Float[Array, " K"] | None = None,
+    mask: Bool[Array, " N"] | None = None,
+) -> BoundsSums:
+    """Add a batch to the sums of `bounds`, for data sets that do not fit in memory at once.
+
+    Pure: it jits, and is the step of a `jax.lax.scan`.
+
+    Args:
+        sums: Those of the batches before; `BoundsSums()` to begin with.
+        logits: As in `bounds`.
+        labels: As in `bounds`.
+        weights: As in `bounds`, the same for all batches.
+        mask: (N,), false for the samples that only fill the batch up: they are left out, whatever
+            their logits and labels are.
+
+    Returns:
+        The sums with the batch in.
+
+    Raises:
+        TypeError: Labels are not integers, or the mask is not boolean.
+        ValueError: As in `bounds`, or the mask's shape does not fit.
+
+    >>> sums = BoundsSums()
+    >>> for batch in range(3):
+    ...     sums = bounds_update(sums, jnp.zeros((4, 2, 10)), jnp.array([0, 1]))
+    >>> print(sums.samples, bounds_finish(sums).accuracy)
+    6 0.5
+    """
+    _check(logits, labels, weights, mask)
+    subnets, samples, _ = jnp.shape(logits)
+    convex = np.full(subnets, 1 / subnets, np.float32) if weights is None else weights
+    return _add(sums, logits, labels, convex, np.ones(samples, bool) if mask is None else mask)
+
+
+def bounds_finish(sums: BoundsSums) -> Bounds:
+    """The bounds of all samples that `bounds_update` has summed up.
+
+    Args:
+        sums: The sums of all batches.
+
+    Returns:
+        Means over the samples. Under `jit`, NaN for none.
+
+    Raises:
+        ValueError: There are no samples.
+
+    >>> bounds_finish(BoundsSums())
+    Traceback (most recent call last):
+    ValueError: no samples to take the means of: ...
+    """
+    if _is_known(sums.samples) and sums.samples == 0:
+        raise ValueError("no samples to take the means of: add a batch with bounds_update first")
+    samples = jnp.asarray(sums.samples, jnp.float32)
+    return Bounds(
+        cost=jnp.asarray(sums.cost) / samples,
+        cost_upper=jnp.asarray(sums.cost_upper) / samples,
+        cost_lower=jnp.asarray(sums.cost_lower) / samples,
+        accuracy=_fraction(sums.right, sums.samples, 0),
+        accuracy_lower=_fraction(sums.right_lower, sums.samples, -2 * _EPSILON),
+        accuracy_upper=_fraction(sums.right_upper, sums.samples, 2 * _EPSILON),
+    )
+
+
+@jax.jit
+def _fraction(
+    count: Int[ArrayLike, ""], samples: Int[ArrayLike, ""], nudge: float
+) -> Float[Array, ""]:
+    """count / samples; where float32 cannot hold it exactly, moved by `nudge` of it."""
+    divisor = jnp.maximum(jnp.gcd(count, samples), 1)
+    numerator, denominator = count // divisor, samples // divisor
+    exact = denominator & (denominator - 1) == 0
+    fraction = numerator.astype(jnp.float32) / denominator.astype(jnp.float32)
+    return jnp.where(exact, fraction, jnp.minimum(fraction * (1 + nudge), 1))
+
+
+@jax.jit
+def _add(
+    sums: BoundsSums,
+    logits: Num[Array, "K N C"],
+    labels: Int[Array, " N"],
+    weights: Float[Array, " K"],
+    kept: Bool[Array, " N"],
+) -> BoundsSums:
+    """`bounds_update` without its checks and defaults."""
+    batch = _per_sample(
+        logits.astype(jnp.float32), labels.astype(jnp.int32), weights.astype(jnp.float32)
+    )
+
+    def add(total: Array, values: Num[Array, " N"]) -> Array:
+        return total + values.sum(where=kept, dtype=total.dtype)
+
+    return jax.tree.map(add, sums, batch)
+
+
+def _per_sample(
+    logits: Float[Array, "K N C"], labels: Int[Array, " N"], weights: Float[Array, " K"]
+) -> BoundsSums:
+    """Every sample's costs and verdicts, (N,) each."""
+    own = jnp.arange(logits.shape[-1]) == labels[:, None]
+    sizes = _mean(weights, jnp.abs(logits))
+    sizes = jnp.where(jnp.isfinite(sizes), sizes, 0)  # the margin of a masked class is exact
+    sizes = _own_logit(sizes, own) + sizes
+    return BoundsSums(
+        jnp.ones_like(labels, bool),
+        *_costs(logits, own, weights, sizes),
+        *_verdicts(logits, own, weights, sizes),
+    )
+
+
+def _costs(
+    logits: Float[Array, "K N C"],
+    own: Bool[Array, "N C"],
+    weights: Float[Array, " K"],
+    sizes: Float[Array, "N C"],
+) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
+    """Cost, upper and lower bound: log(1 + exp s) of s̄ and of its bounds, as `bounds` has them."""
+    subnets, _, classes = logits.shape
+    # Rounding errors of sums over sub-networks and classes, of differences, exp and log.
+    rounding = (subnets + classes + 8) * _EPSILON * (1 + sizes)
+    margins = _own_logit(logits, own) - logits
+    mean_margins = _mean(weights, margins)
+    total = jnp.where(own, 0, mean_margins + rounding).sum(-1)
+    log_others = math.log(classes - 1) if classes > 1 else -math.inf
+    return (
+        jax.nn.softplus(_log_odds(-mean_margins, own)),
+        jax.nn.softplus(_mean(weights, _log_odds(rounding - margins, own))),
+        jax.nn.softplus(log_others - total / max(classes - 1, 1)),
+    )
+
+
+def _verdicts(
+    logits: Float[Array, "K N C"],
+    own: Bool[Array, "N C"],
+    weights: Float[Array, " K"],
+    sizes: Float[Array, "N C"],
+) -> tuple[Bool[Array, " N"], Bool[Array, " N"], Bool[Array, " N"]]:
+    """Whether the mean is right; surely right; and not surely wrong, by agreement."""
+    # Rounding errors of sums over sub-networks, and of differences so small that they are flushed.
+    rounding = (len(logits) + 4) * _EPSILON * sizes + _TINY
+    margins = _own_logit(logits, own) - logits
+    mean_margins = _mean(weights, margins)
+    idle = weights == 0
+    agree_right = (_is_right(logits, own) | idle[:, None]).all(0)
+    agree_wrong = ((margins <= 0) | idle[:, None, None]).all(0)
+    return (
+        _is_right(_mean(weights, logits), own),
+        agree_right & (own | (mean_margins > rounding)).all(-1),
+        ~(agree_wrong & (mean_margins < -rounding)).any(-1),
+    )
+
+
+def _mean(weights: Float[Array, " K"], values: Float[Array, "K ..."]) -> Float[Array, "..."]:
+    """The weighted mean over the sub-networks; one of weight 0 is left out, whatever it has."""
+    weights = weights.reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.where(weights > 0, weights * values, 0).sum(0)
+
+
+def _own_logit(logits: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Float[Array, "... N 1"]:
+    """The logit of a sample's own class; NaN where the label is no class."""
+    logit = jnp.where(own, logits, 0).sum(-1, keepdims=True)
+    return jnp.where(own.any(-1, keepdims=True), logit, jnp.nan)
+
+
+def _log_odds(values: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Float[Array, "... N"]:
+    """The logarithm of the sum of exponentials over the classes that are not the sample's own."""
+    return jax.nn.logsumexp(values, axis=-1, where=~own)
+
+
+def _is_right(logits: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Bool[Array, "... N"]:
+    """Whether the sample's own class is the first of those with the largest logit; not with NaN."""
+    logit = _own_logit(logits, own)
+    earlier = jnp.cumsum(own, axis=-1) == 0
+    return jnp.where(earlier, logits < logit, logits <= logit).all(-1)
+
+
+def _is_known(x: ArrayLike | None) -> bool:
+    """Whether x can be looked at: not while JAX traces it, nor where other hosts have parts."""
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+
+
+def _check(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, mask: ArrayLike | None
+) -> None:
+    """Raise for what `bounds` cannot take, as far as it is known."""
+    shape = jnp.shape(logits)
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(
+            f"bounds takes logits (K, N, C) of K sub-networks, N samples and C classes, none of "
+            f"them 0; got shape {shape}. For one network's logits (N, C), give logits[None]"
+        )
+    subnets, samples, classes = shape
+    _check_vector("labels", labels, samples, jnp.integer)
+    if mask is not None:
+        _check_vector("mask", mask, samples, jnp.bool_)
+    if weights is not None:
+        _check_vector("weights", weights, subnets, jnp.floating)
+        _check_convex(weights)
+    _check_labels(labels, classes, mask)
+
+
+def _check_vector(name: str, x: ArrayLike, length: int, kind: type) -> None:
+    """Raise unless x is a vector of that length and kind of numbers."""
+    if not jnp.issubdtype(jnp.result_type(x), kind):
+        raise TypeError(f"bounds: {name} must be {kind.__name__}, got {jnp.result_type(x)}")
+    if jnp.shape(x) != (length,):
+        raise ValueError(f"bounds: {name} must have shape ({length},), got {jnp.shape(x)}")
+
+
+def _check_convex(weights: ArrayLike) -> None:
+    """Raise unless the weights are those of a convex combination, if they are known."""
+    if not _is_known(weights):
+        return
+    values = np.asarray(weights, np.float64)
+    if not (values.min() >= 0 and abs(values.sum() - 1) <= 1e-6):
+        raise ValueError(f"bounds: weights must be at least 0 and sum to 1, got {values.tolist()}")
+
+
+def _check_labels(labels: ArrayLike, classes: int, mask: ArrayLike | None) -> None:
+    """Raise where a label that counts is not a class, if the labels are known."""
+    if not (_is_known(labels) and _is_known(mask)):
+        return
+    values = np.asarray(labels)[... if mask is None else np.asarray(mask)]
+    outside = np.unique(values[(values < 0) | (values >= classes)])
+    if outside.size:
+        raise ValueError(
+            f"bounds: labels must be classes from 0 to {classes - 1}, as the logits have {classes} "
+            f"of them; got {outside[:5].tolist()}. Leave padding out with bounds_update's mask="
+        )

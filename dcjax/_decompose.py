@@ -1,0 +1,78 @@
+"""Decomposing a network along its width."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+DEFAULT_FIELDS = ("width",)
+
+
+def check_subnets(subnets: Any) -> int:
+    """K as an int of at least 1; a `ValueError` or `TypeError` that says what it is otherwise."""
+    if isinstance(subnets, bool) or not hasattr(subnets, "__index__"):
+        raise TypeError(f"the number of sub-networks is an int, got {subnets!r}")
+    if subnets < 1:
+        raise ValueError(f"the number of sub-networks is at least 1, got {subnets}")
+    return int(subnets)
+
+
+def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS) -> Any:
+    """The sub-network of a network: the same module, of the same depth, 1/K as wide.
+
+    Divides the dataclass fields that carry width, or calls the module's own `narrow(subnets)` where
+    it defines one: that is the way for nested configurations.
+
+    Args:
+      network: a Flax Linen module (any dataclass with the fields will do).
+      subnets: K ≥ 1. K = 1 gives the network itself.
+      fields: names of the fields to divide, each an int or a sequence of ints.
+
+    Returns:
+      A module of the same class.
+
+    Raises:
+      ValueError: K is below 1, or does not divide a width; names the field, its value and K.
+      TypeError: the module has no such field, or the field holds no ints.
+
+    >>> import dcjax
+    >>> network = dcjax.models.ResNet(depth=32, width=64, num_classes=10)
+    >>> dcjax.decompose(network, 4).width
+    16
+
+    References:
+      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186.
+    """
+    subnets = check_subnets(subnets)
+    if subnets == 1:
+        return network
+    if callable(getattr(network, "narrow", None)):
+        return network.narrow(subnets)
+    fields = (fields,) if isinstance(fields, str) else tuple(fields)
+    known = {f.name for f in dataclasses.fields(network)} - {"parent", "name"}
+    missing = [name for name in fields if name not in known]
+    if missing:
+        raise TypeError(
+            f"{type(network).__name__} has no field {', '.join(missing)}; its fields are "
+            f"{', '.join(sorted(known))}. Name those that carry width with fields=(…), or define "
+            "narrow(self, subnets) on the module"
+        )
+    divided = {name: _divided(name, getattr(network, name), subnets) for name in fields}
+    return dataclasses.replace(network, **divided)
+
+
+def _divided(name: str, value: Any, subnets: int) -> Any:
+    """A width, or a sequence of widths, divided by K."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        divided = [_divided(f"{name}[{i}]", item, subnets) for i, item in enumerate(value)]
+        return divided if isinstance(value, list) else tuple(divided)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"field {name} carries a width, an int or a sequence of ints, got {value!r}"
+        )
+    if value % subnets:
+        near = [w for w in (value - value % subnets, value + -value % subnets) if w > 0]
+        raise ValueError(
+            f"{subnets} sub-networks do not divide {name}={value}: expected a multiple of "
+            f"{subnets} (near: {', '.join(map(str, near))})"
+        )
+    return value // subnets

@@ -1,0 +1,47 @@
+"""Programs as jaxprs: tracing a function, and the program inside an equation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+
+# Primitives that only run the program they hold: jit, remat, functions with their own derivatives.
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+)
+
+
+class Program(NamedTuple):
+    """A traced function: its jaxpr with constants, and the tree of its results."""
+
+    jaxpr: jex.ClosedJaxpr
+    out_tree: Any
+
+
+def trace_program(function: Callable[..., Any], *args: Any) -> Program:
+    """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); no array is allocated."""
+    closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+    return Program(closed, jax.tree.structure(out))
+
+
+def inner_program(params: dict[str, Any]) -> jex.ClosedJaxpr:
+    """The program that an equation of one of the `CALLS` runs."""
+    inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
+    return inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constant, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carried, _ = params["ft_in"].unpack()  # jax 0.12 keeps them as a tree of three
+    return len(consts), len(carried)

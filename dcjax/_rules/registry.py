@@ -1,0 +1,37 @@
+"""The table of rules: how each primitive carries the sub-networks' places to its results.
+
+A rule is a function `(context, equation, *values) -> value` (or a list of values). It unifies the
+orders that must agree, and raises `Inseparable` where the global network cannot compute what the
+sub-networks compute.
+"""
+
+from collections.abc import Callable
+
+from dcjax._values import Value
+
+Rule = Callable[..., "Value | list[Value]"]
+RULES: dict[str, Rule] = {}
+
+_OFF_DIAGONAL = (
+    "the zeros between the sub-networks' blocks would not stay zero",
+    "use only operations that keep zeros on a kernel (products, sums of like kernels)",
+)
+
+
+def register_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for one or more primitives, for networks that use others than those known.
+
+    The decorated function gets a `Context` (the unifier), an `Equation` (the operation's parameters
+    and sizes in both networks) and the operands' `Value`s, and returns the results' `Value`(s).
+
+    >>> from dcjax import register_rule
+    >>> @register_rule("my_elementwise_primitive")
+    ... def _(context, equation, value):
+    ...     return value
+    """
+
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register

@@ -1,0 +1,126 @@
+"""From two traced networks to the layout of their variables."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from dcjax._layout import Layout, LeafLayout, Path, path_of
+from dcjax._order import shared
+from dcjax._programs import Program, trace_program
+from dcjax._terms import Conflict, Orders, Size
+from dcjax._trace import NotSeparableError, PairTracer, Tap, Violation
+from dcjax._values import Axis, Value
+
+PyTree = Any
+
+
+class Separation(NamedTuple):
+    """Both programs, the layout of the variables, and what is known of every array in between."""
+
+    layout: Layout
+    narrow: Program
+    wide: Program
+    taps: dict[tuple[int, ...], Tap]
+    outputs: list[Value]
+    orders: Orders
+
+
+def separate(
+    narrow: Callable[..., Any],
+    wide: Callable[..., Any],
+    narrow_args: tuple[PyTree, ...],
+    wide_args: tuple[PyTree, ...],
+    subnets: int,
+) -> Separation:
+    """Trace two networks, called with (variables, *inputs), and find the layout of the variables.
+
+    Growing axes of the inputs hold the sub-networks' inputs side by side, as `samples.join` makes
+    them. All arguments are abstract or concrete arrays, of which only shapes and dtypes are used.
+
+    Raises:
+      NotSeparableError: the global network cannot compute what the sub-networks compute.
+      ValueError: the two trees of variables differ in structure.
+    """
+    programs = trace_program(narrow, *narrow_args), trace_program(wide, *wide_args)
+    leaves = _pair_leaves(narrow_args[0], wide_args[0])
+    inputs = list(zip(_shapes(narrow_args[1:]), _shapes(wide_args[1:]), strict=True))
+    heads: frozenset[Path] = frozenset()
+    while True:
+        tracer = PairTracer(subnets, heads)
+        values = [_leaf_value(tracer, path, sizes) for path, sizes in leaves]
+        values += [_input_value(tracer.orders, n, w) for n, w in inputs]
+        outputs = tracer.run(programs[0].jaxpr, programs[1].jaxpr, values)
+        if tracer.violations:
+            raise NotSeparableError(tuple(tracer.violations.values()))
+        if tracer.wanted <= heads:
+            break
+        heads = heads | tracer.wanted
+    axes = zip(leaves, values, strict=False)
+    settled = tuple(
+        (path, LeafLayout(tuple(tracer.orders.settle(a.term) for a in v.axes), path in heads))
+        for (path, _), v in axes
+    )
+    return Separation(Layout(subnets, settled), *programs, tracer.taps, outputs, tracer.orders)
+
+
+def identity_layout(variables: PyTree) -> Layout:
+    """The layout for one sub-network, which is the global network."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return Layout(
+        1, tuple((path_of(p), LeafLayout(tuple(map(shared, x.shape)))) for p, x in leaves)
+    )
+
+
+def _pair_leaves(narrow: PyTree, wide: PyTree) -> list[tuple[Path, tuple[Size, ...]]]:
+    """Every leaf's path and its axes' sizes in both networks."""
+    n, w = (
+        {path_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (narrow, wide)
+    )
+    differing = [f"{'/'.join(p)} is only in the sub-network" for p in n if p not in w]
+    differing += [f"{'/'.join(p)} is only in the global network" for p in w if p not in n]
+    differing += [
+        f"{'/'.join(p)} has shape {n[p]} in the sub-network, {w[p]} in the global network"
+        for p in n
+        if p in w and len(n[p]) != len(w[p])
+    ]
+    if differing:
+        raise ValueError(
+            "the variables of the sub-network and the global network must have one structure:\n  "
+            + "\n  ".join(differing)
+        )
+    return [(path, tuple(map(Size, shape, w[path]))) for path, shape in n.items()]
+
+
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in jax.tree.leaves(tree)]
+
+
+def _leaf_value(tracer: PairTracer, path: Path, sizes: Sequence[Size]) -> Value:
+    """A leaf before anything is known of it but its shapes."""
+    name = "/".join(path)
+    try:
+        axes = tuple(tracer.context.fresh(size) for size in sizes)
+    except Conflict as conflict:
+        remedy = "let every width be K times as large in the global network, or the same"
+        tracer.violate(Violation(name, "shape", str(conflict), remedy))
+        return Value(tuple(Axis(tracer.orders.unchecked(size)) for size in sizes))
+    growing = [axis for axis in axes if tracer.context.grows(axis)]
+    own = "" if any(not tracer.orders.is_mixed(a.term) for a in growing) else _own_leaf(name, sizes)
+    return Value(axes, own=own, power=-1 if path in tracer.heads else 0, linear=(path,))
+
+
+def _own_leaf(name: str, sizes: Sequence[Size]) -> str:
+    if any(size.grows for size in sizes):
+        return f"{name} has entries for the features that all sub-networks share"
+    return f"{name} has shape {tuple(s.narrow for s in sizes)} in both networks"
+
+
+def _input_value(orders: Orders, narrow: Sequence[int], wide: Sequence[int]) -> Value:
+    """An input: the same for all, or the sub-networks' inputs side by side."""
+    axes = [
+        Axis(orders.k_major(n) if n != w else orders.fresh(Size(n, n)))
+        for n, w in zip(narrow, wide, strict=True)
+    ]
+    return Value(tuple(axes), from_params=False)

@@ -1,0 +1,331 @@
+"""Tracing the narrow and the global network side by side.
+
+Both are traced to jaxprs, which have the same equations where the two differ in width alone. The
+tracer walks them in step, carries a `Value` for every array, unifies the orders that each primitive
+ties together, and collects every operation that cannot be separated.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax._layout import Path
+from dcjax._programs import CALLS, inner_program, scan_counts
+from dcjax._rules import RULES, either
+from dcjax._terms import Conflict, Orders, Size
+from dcjax._values import Axis, Context, Equation, Inseparable, Value
+
+
+class Violation(NamedTuple):
+    """An operation that cannot be composed exactly."""
+
+    path: str
+    operation: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.operation}): {self.problem}.\n    Remedy: {self.remedy}."
+
+
+class NotSeparableError(ValueError):
+    """The network cannot be composed exactly; lists every operation that stands in the way."""
+
+    def __init__(self, violations: Sequence[Violation]):
+        self.violations = tuple(violations)
+        lines = "\n".join(f"  {i}. {v}" for i, v in enumerate(violations, 1))
+        super().__init__(
+            "this network cannot be composed exactly from narrow sub-networks:\n" + lines
+        )
+
+
+class Tap(NamedTuple):
+    """The array that an equation makes: where it stands, and how it holds the sub-networks'."""
+
+    path: str
+    value: Value
+
+
+@dataclasses.dataclass
+class PairTracer:
+    """One walk over both programs, for K = `subnets`.
+
+    `heads` are the leaves that are divided by K; a walk may ask for more (`wanted`), and is then
+    repeated with them, since what a divided leaf touches must be linear.
+    """
+
+    subnets: int
+    heads: frozenset[Path]
+    wanted: set[Path] = dataclasses.field(default_factory=set)
+    violations: dict[tuple[str, str], Violation] = dataclasses.field(default_factory=dict)
+    taps: dict[tuple[int, ...], Tap] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.orders = Orders(self.subnets)
+        self.context = Context(self.orders, self._merge)
+
+    def run(
+        self,
+        narrow: jex.ClosedJaxpr,
+        wide: jex.ClosedJaxpr,
+        values: Sequence[Value],
+        path: str = "",
+        at: tuple[int, ...] = (),
+    ) -> list[Value]:
+        """Walk two jaxprs in step; `at` is the place of this jaxpr in the whole program."""
+        if not _alike(narrow.jaxpr, wide.jaxpr):
+            self.violate(_misaligned(path, narrow.jaxpr, wide.jaxpr))
+            return self._recovered(_sizes(narrow.jaxpr.outvars, wide.jaxpr.outvars))
+        known: dict[Any, Value] = dict(zip(narrow.jaxpr.invars, values, strict=True))
+        for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
+            known[var] = self._constant(n, w, path)
+        for i, (n, w) in enumerate(zip(narrow.jaxpr.eqns, wide.jaxpr.eqns, strict=True)):
+            name = _below(path, str(n.source_info.name_stack))
+            operands = [
+                self._constant(a.val, b.val, name) if isinstance(a, jex.Literal) else known[a]
+                for a, b in zip(n.invars, w.invars, strict=True)
+            ]
+            results = self._equation(n, w, name, operands, (*at, i))
+            known.update(zip(n.outvars, results, strict=True))
+        return [
+            self._constant(a.val, b.val, path) if isinstance(a, jex.Literal) else known[a]
+            for a, b in zip(narrow.jaxpr.outvars, wide.jaxpr.outvars, strict=True)
+        ]
+
+    def _equation(
+        self, n: Any, w: Any, path: str, operands: list[Value], at: tuple[int, ...]
+    ) -> list[Value]:
+        equation = Equation(
+            n.primitive.name,
+            path,
+            n.params,
+            w.params,
+            _sizes(n.invars, w.invars),
+            _sizes(n.outvars, w.outvars),
+        )
+        try:
+            control = _CONTROL.get(equation.name)
+            if control is not None:
+                results = control(self, equation, operands, at)
+            else:
+                results = self._rule(equation)(self.context, equation, *operands)
+        except Inseparable as reason:
+            self.violate(Violation(path, equation.name, reason.problem, reason.remedy))
+            return self._recovered(equation.out_sizes)
+        except Conflict as conflict:
+            self.violate(
+                Violation(
+                    path,
+                    equation.name,
+                    f"the channels that meet here come in different orders: {conflict}",
+                    "bring them into one order, or give all layers that meet here a width that "
+                    "decompose divides",
+                )
+            )
+            return self._recovered(equation.out_sizes)
+        results = [results] if isinstance(results, Value) else results
+        if results:
+            self.taps[at] = Tap(path, results[0])
+        return results
+
+    def _rule(self, equation: Equation) -> Callable[..., Any]:
+        if equation.name not in RULES:
+            raise Inseparable(
+                f"the primitive `{equation.name}` has no rule",
+                "write the layer with other operations, or register a rule with "
+                f'dcjax.register_rule("{equation.name}")',
+            )
+        return RULES[equation.name]
+
+    def _merge(self, equation: Equation, values: Sequence[Value], power: int) -> str:
+        """The sub-networks' channels are summed into one: a leaf must carry 1/K for the mean."""
+        if power == 0:
+            leaf = next((leaf for v in values if v.from_params for leaf in v.linear), None)
+            if leaf is None:
+                raise Inseparable(
+                    "it adds up the channels of all sub-networks, with no kernel that could hold "
+                    "the 1/K of a mean",
+                    "normalise and average within groups whose number grows with the width "
+                    "(GroupNorm instead of LayerNorm or RMSNorm), and merge the sub-networks with "
+                    "a dense layer or a convolution",
+                )
+            self.wanted.add(leaf)
+        elif power != -1:
+            raise Inseparable(
+                "the head's 1/K is applied twice (tied parameters)", "give the head its own kernel"
+            )
+        return f"the sub-networks are merged at {equation.path or 'the top level'}"
+
+    def _constant(self, narrow: Any, wide: Any, path: str) -> Value:
+        """A literal or a closed-over array: the same in both networks, or one value throughout."""
+        a, b = _plain(narrow), _plain(wide)
+        if a.shape == b.shape and _equal(a, b):
+            axes = tuple(self.context.fresh(Size(n, n)) for n in a.shape)
+            return Value(axes, zero=not np.any(a))
+        if a.size and b.size and _equal(a, b.flat[0]) and _equal(b, b.flat[0]):
+            axes = (
+                self.context.fresh(Size(*s), const=True) for s in zip(a.shape, b.shape, strict=True)
+            )
+            return Value(tuple(axes), zero=not np.any(a))
+        what = (
+            f"a constant depends on the width: {a} in a sub-network, {b} in the global network"
+            if a.ndim == 0
+            else "an array that the network closes over varies along the channels, shape "
+            f"{a.shape} in a sub-network and {b.shape} in the global network"
+        )
+        remedy = (
+            "make it independent of the width (a field that decompose leaves alone)"
+            if a.ndim == 0
+            else "make it a parameter of the network"
+        )
+        self.violate(Violation(path, "constant", what, remedy))
+        return self._recovered([tuple(map(Size, a.shape, b.shape))])[0]
+
+    def violate(self, violation: Violation) -> None:
+        """Note a violation; the consequences of one in the same place are not told again."""
+        told = [operation for path, operation in self.violations if path == violation.path]
+        if violation.operation not in told and not (told and violation.operation == "constant"):
+            self.violations[violation.path, violation.operation] = violation
+
+    def _recovered(self, sizes: Sequence[Sequence[Size]]) -> list[Value]:
+        """Arrays as if there had been no violation, so that the next ones are found as well."""
+        return [
+            Value(tuple(Axis(self.orders.unchecked(size)) for size in axes), from_params=False)
+            for axes in sizes
+        ]
+
+    # --- programs inside programs -------------------------------------------------------------
+
+    def _call(self, equation: Equation, operands: list[Value], at: tuple[int, ...]) -> list[Value]:
+        """jit, remat, custom derivatives: the program inside, as if it stood here."""
+        narrow, wide = (inner_program(params) for params in (equation.narrow, equation.wide))
+        return self.run(narrow, wide, operands, equation.path, at)
+
+    def _scan(self, equation: Equation, operands: list[Value], at: tuple[int, ...]) -> list[Value]:
+        """The body over and over: what is carried has one value before and after each round."""
+        consts, carried = scan_counts(equation.narrow)
+        length = equation.same("length")
+        fixed, carry, sliced = (
+            operands[:consts],
+            operands[consts : consts + carried],
+            [v.with_axes(v.axes[1:]) for v in operands[consts + carried :]],
+        )
+        body = equation.narrow["jaxpr"], equation.wide["jaxpr"]
+
+        def step(state: list[Value]) -> list[Value]:
+            return self.run(*body, [*fixed, *state, *sliced], equation.path, at)
+
+        state, results = self._until_stable(step, carry)
+        stack = self.context.fresh(Size(length, length))
+        stacked = [v.with_axes((stack, *v.axes)) for v in results[carried:]]
+        return [*state, *stacked]
+
+    def _while(self, equation: Equation, operands: list[Value], at: tuple[int, ...]) -> list[Value]:
+        of_cond, of_body = equation.same("cond_nconsts"), equation.same("body_nconsts")
+        fixed, carry = operands[of_cond : of_cond + of_body], operands[of_cond + of_body :]
+
+        def step(state: list[Value]) -> list[Value]:
+            body = equation.narrow["body_jaxpr"], equation.wide["body_jaxpr"]
+            return self.run(*body, [*fixed, *state], equation.path, (*at, 1))
+
+        state, _ = self._until_stable(step, carry)
+        condition = equation.narrow["cond_jaxpr"], equation.wide["cond_jaxpr"]
+        choice = self.run(*condition, [*operands[:of_cond], *state], equation.path, (*at, 0))
+        _decided(self.context, choice[0])
+        return state
+
+    def _cond(self, equation: Equation, operands: list[Value], at: tuple[int, ...]) -> list[Value]:
+        _decided(self.context, operands[0])
+        pairs = zip(equation.narrow["branches"], equation.wide["branches"], strict=True)
+        branches = [
+            self.run(n, w, operands[1:], equation.path, (*at, i)) for i, (n, w) in enumerate(pairs)
+        ]
+        return [either(self.context, values) for values in zip(*branches, strict=True)]
+
+    def _until_stable(
+        self, step: Callable[[list[Value]], list[Value]], carry: list[Value]
+    ) -> tuple[list[Value], list[Value]]:
+        """Run a loop's body until what it carries no longer changes."""
+        while True:
+            results = step(carry)
+            joined = [either(self.context, pair) for pair in zip(carry, results, strict=False)]
+            if list(map(_flags, joined)) == list(map(_flags, carry)):
+                return joined, results
+            carry = joined
+
+
+_CONTROL: dict[str, Callable[..., list[Value]]] = {
+    "scan": PairTracer._scan,
+    "while": PairTracer._while,
+    "cond": PairTracer._cond,
+    **dict.fromkeys(CALLS, PairTracer._call),
+}
+
+
+def _decided(context: Context, choice: Value) -> None:
+    """A branch or a loop's end must be the same in all networks."""
+    if choice.own or context.spread(choice):
+        raise Inseparable(
+            "which way it goes depends on the sub-networks' features", "use jnp.where"
+        )
+
+
+def _flags(value: Value) -> tuple[Any, ...]:
+    """What a round of a loop may change in a carried value; orders are solved in place."""
+    consts = tuple(axis.const for axis in value.axes)
+    return consts, value.own, value.power, value.linear, value.zero
+
+
+def _alike(narrow: jex.Jaxpr, wide: jex.Jaxpr) -> bool:
+    """Whether two programs have the same operations on arrays of the same ranks."""
+    return [_signature(e) for e in narrow.eqns] == [_signature(e) for e in wide.eqns]
+
+
+def _signature(eqn: Any) -> tuple[str, list[int]]:
+    return eqn.primitive.name, [len(_shape(v)) for v in (*eqn.invars, *eqn.outvars)]
+
+
+def _misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation:
+    """The first place where the two programs part."""
+    pairs = itertools.zip_longest(narrow.eqns, wide.eqns)
+    n, w = next((n, w) for n, w in pairs if not (n and w) or _signature(n) != _signature(w))
+    there = _below(path, str((n or w).source_info.name_stack))
+    names = [f"`{eqn.primitive.name}`" if eqn else "nothing" for eqn in (n, w)]
+    return Violation(
+        there,
+        "trace",
+        f"the networks do other things here: {names[0]} in a sub-network, {names[1]} in the "
+        "global network",
+        "let nothing but sizes depend on the width",
+    )
+
+
+def _sizes(narrow: Sequence[Any], wide: Sequence[Any]) -> tuple[tuple[Size, ...], ...]:
+    return tuple(tuple(map(Size, _shape(n), _shape(w))) for n, w in zip(narrow, wide, strict=True))
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return getattr(var.aval, "shape", ())
+
+
+def _below(path: str, name: str) -> str:
+    """The module path of an operation inside a program that stands at `path`."""
+    return "/".join(part for part in (path, name) if part)
+
+
+def _plain(constant: Any) -> np.ndarray:
+    """A constant's entries; random keys as their data."""
+    if isinstance(constant, jax.Array) and jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+        constant = jax.random.key_data(constant)
+    return np.asarray(constant)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether all entries are equal, NaN to NaN."""
+    return bool(np.all((a == b) | ((a != a) & (b != b))))

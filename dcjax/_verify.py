@@ -1,0 +1,162 @@
+"""The check that composition was exact: every layer's feature map against the sub-networks'."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from dcjax._compose import compose
+from dcjax._decompose import DEFAULT_FIELDS
+from dcjax._evaluate import Place, evaluate
+from dcjax._network import samples_for, separation
+from dcjax._order import Order
+from dcjax._separate import Separation
+from dcjax._stacked import Stacked
+from dcjax.samples import Samples
+
+PyTree = Any
+
+
+class LayerError(NamedTuple):
+    """The largest difference in one layer: its path, its feature map's global shape, its errors."""
+
+    layer: str
+    shape: tuple[int, ...]
+    absolute: float
+    relative: float
+
+
+class Report(NamedTuple):
+    """How well the composed network's feature maps agree with the sub-networks'.
+
+    Attributes:
+      layers: one `LayerError` for each layer, in the order of the network.
+      error: the largest difference over the largest magnitude, over all layers.
+    """
+
+    layers: tuple[LayerError, ...]
+    error: float
+
+    def __str__(self) -> str:
+        rows = [("layer", "shape", "absolute", "relative")]
+        rows += [(e.layer, str(e.shape), f"{e.absolute:.1e}", f"{e.relative:.1e}") for e in self[0]]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*map(str.rstrip, lines), f"largest relative error {self.error:.1e}"])
+
+
+def verify(
+    network: Any,
+    stacked: Stacked,
+    x: Shaped[Array, "N H W C"],
+    *,
+    samples: Samples | None = None,
+    fields: Sequence[str] = DEFAULT_FIELDS,
+    tolerance: float | None = None,
+    **kwargs: Any,
+) -> Report:
+    """Compare every layer's feature map of the composed network with the K sub-networks' own.
+
+    A layer is a module of the network (and the network's own operations outside its modules); its
+    feature map is the last array it computes. Layers inside `nn.scan` are compared in every round.
+    After the merge the composed network's arrays are compared with the sub-networks' mean.
+
+    Args:
+      network: the global network, a Flax Linen module.
+      stacked: the K sub-networks' variables.
+      x: a batch of images, before `samples`.
+      samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
+      fields: the module's fields that carry width (see `decompose`).
+      tolerance: the largest relative error that is accepted; by default 1e-4, or 0.1 where the
+        network computes in half precision (one rounding of bfloat16 is 4e-3).
+      **kwargs: what else the network's call needs.
+
+    Returns:
+      A `Report`; printing it gives a table.
+
+    Raises:
+      ValueError: an error above the tolerance, or one that is not a number; the table is in the
+        message.
+
+    >>> import dcjax, jax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> x = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    >>> report = dcjax.verify(network, dcjax.init(network, 4, jax.random.key(0), x), x)
+    >>> report.error < 1e-5
+    True
+    """
+    subnets = len(stacked)
+    variables = compose(stacked)
+    if subnets == 1:
+        return Report((), 0.0)  # one sub-network is the global network
+    found = separation(network, subnets, x, samples=samples, fields=fields, **kwargs)
+    layers = _layers(found)
+    samples = samples_for(samples, subnets)
+    x = jnp.asarray(x)
+
+    @jax.jit
+    def features(variables: PyTree, x: Array) -> tuple[list[Array], dict[Place, list[Array]]]:
+        return evaluate(found.narrow.jaxpr, jax.tree.leaves((variables, x)), layers)
+
+    own = [features(stacked[k], x_k)[1] for k, x_k in enumerate(samples.split(x))]
+    composed = jax.jit(
+        lambda variables, x: evaluate(found.wide.jaxpr, jax.tree.leaves((variables, x)), layers)
+    )(variables, samples.join(x))[1]
+    report = _report(found, layers, own, composed)
+    half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
+    limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
+    if not report.error <= limit:
+        raise ValueError(
+            f"the composed network differs from its sub-networks by more than "
+            f"{limit:.1e}:\n{report}"
+        )
+    return report
+
+
+def _layers(found: Separation) -> dict[Place, str]:
+    """The last feature map of every module: where it is made, and the module's path."""
+    last: dict[str, Place] = {}
+    for place, (path, value) in found.taps.items():
+        if not value.from_params and not value.power:
+            last[path] = place
+    return {place: path for path, place in sorted(last.items(), key=lambda item: item[1])}
+
+
+def _report(
+    found: Separation,
+    layers: dict[Place, str],
+    own: list[dict[Place, list[Array]]],
+    composed: dict[Place, list[Array]],
+) -> Report:
+    rows = []
+    for place, name in layers.items():
+        value = found.taps[place].value
+        orders = [found.orders.settle(axis.term) for axis in value.axes]
+        rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
+        errors = [_difference(wide, parts, orders, bool(value.own)) for wide, *parts in rounds]
+        if errors:
+            worst = np.max(np.array(errors), axis=0)  # NaN stays NaN
+            absolute, relative = map(float, worst)
+            rows.append(LayerError(name, composed[place][0].shape, absolute, relative))
+    return Report(tuple(rows), float(np.max([row.relative for row in rows], initial=0.0)))
+
+
+def _difference(
+    wide: Array, parts: Sequence[Array], orders: Sequence[Order], merged: bool
+) -> tuple[float, float]:
+    """The largest difference of one feature map, and its ratio to the largest magnitude."""
+    subnets = len(parts)
+    whole, own = np.asarray(wide, np.float64), [np.asarray(part, np.float64) for part in parts]
+    if merged:
+        own = [np.mean(own, axis=0)]
+    places = [order.indices(subnets) for order in orders]
+    blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
+    absolute = max(
+        (np.max(np.abs(b - o), initial=0.0) for b, o in zip(blocks, own, strict=True)),
+        default=0.0,
+    )
+    largest = max(np.max(np.abs(o), initial=0.0) for o in own)
+    return absolute, absolute / largest if largest else absolute

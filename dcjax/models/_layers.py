@@ -1,0 +1,39 @@
+"""What the networks are built of."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch normalisation (momentum 0.9, ε = 1e-5)."""
+
+    width: int
+    kernel: int = 3
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w c"]:
+        """The normalised feature map."""
+        x = nn.Conv(
+            self.width,
+            (self.kernel, self.kernel),
+            strides=self.stride,
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
+        )(x)
+
+
+def check_positive(module: nn.Module, *fields: str) -> None:
+    """Raise a ValueError that names the module's fields that are not at least 1."""
+    bad = [f"{field} = {getattr(module, field)}" for field in fields if getattr(module, field) < 1]
+    if bad:
+        raise ValueError(f"{type(module).__name__}: {', '.join(bad)}; these must be at least 1")

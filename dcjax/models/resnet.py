@@ -1,0 +1,98 @@
+"""The residual network for CIFAR."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from dcjax.models._layers import ConvNorm, check_positive
+
+
+class ResNet(nn.Module):
+    """CIFAR ResNet of depth 6n + 2: a stem, three stages of n basic blocks, global pooling, a head.
+
+    The stages have `width`, 2 · `width` and 4 · `width` channels; the second and the third halve
+    the image. Where a block changes the shape its shortcut is a projection (1×1 convolution and
+    batch norm). With depth 32, 10 classes and RGB images it has 466,906 parameters at width 16 and
+    7,427,914 at width 64.
+
+    Attributes:
+        depth: 6n + 2 weighted layers: 8, 14, 20, 26, 32, ….
+        width: Channels of the first stage; all layers but the head scale with it.
+        num_classes: Number of logits.
+        dtype: What the layers below the head compute in; parameters and statistics are float32.
+
+    Raises:
+        ValueError: The depth is none of those.
+
+    References:
+        K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition,
+        arXiv 1512.03385, section 4.2 (with shortcuts of its option B).
+
+    >>> import jax
+    >>> network = ResNet(depth=8, width=4, num_classes=10)
+    >>> x = jnp.ones((2, 32, 32, 3))
+    >>> variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    >>> jax.eval_shape(network.apply, variables, x).shape
+    (2, 10)
+    """
+
+    depth: int = 32
+    width: int = 16
+    num_classes: int = 10
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_positive(self, "width", "num_classes")
+        below = 6 * ((self.depth - 2) // 6) + 2
+        if self.depth != below or self.depth < 8:
+            nearest = " or ".join(str(depth) for depth in (below, below + 6) if depth >= 8) or "8"
+            raise ValueError(
+                f"ResNet: depth = {self.depth} is not 6n + 2; the nearest is {nearest}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N H W C"], train: bool = False
+    ) -> Float[Array, "N classes"]:
+        """The logits.
+
+        Args:
+            x: (N, H, W, C), of any size.
+            train: Whether batch norm takes the batch's statistics, and updates the running ones
+                where `batch_stats` is mutable.
+
+        Returns:
+            (N, num_classes), float32.
+        """
+        x = nn.relu(ConvNorm(self.width, dtype=self.dtype, name="stem")(x, train))
+        for stage in (1, 2, 3):
+            width = self.width * 2 ** (stage - 1)
+            for block in range(1, (self.depth - 2) // 6 + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                name = f"stage{stage}_block{block}"
+                x = Block(width, stride, dtype=self.dtype, name=name)(x, train)
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+
+
+class Block(nn.Module):
+    """Basic block: two 3×3 convolutions, and the input added to them before the last ReLU."""
+
+    width: int
+    stride: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w c"]:
+        """The feature map."""
+        first = ConvNorm(self.width, stride=self.stride, dtype=self.dtype, name="conv1")
+        second = ConvNorm(self.width, dtype=self.dtype, name="conv2")
+        shortcut = x
+        if self.stride > 1:
+            projection = ConvNorm(self.width, 1, self.stride, dtype=self.dtype, name="shortcut")
+            shortcut = projection(x, train)
+        return nn.relu(second(nn.relu(first(x, train)), train) + shortcut)

@@ -1,0 +1,85 @@
+"""What happens to images on the device: random crops and flips of uint8, then floating point."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, Shaped, UInt8
+
+
+def crop_and_flip(
+    key: Key[Array, ""], images: Shaped[Array, "N H W C"], padding: int = 4
+) -> Shaped[Array, "N H W C"]:
+    """Shifts every image at random and mirrors every second one, on average.
+
+    Each image is padded with `padding` zeros on its four sides, cut to its old size at an offset
+    drawn uniformly from {0, …, 2·padding}², and mirrored left to right with probability 1/2: the
+    usual augmentation of CIFAR. The draws depend on the key and the place in the batch alone, not
+    on how the batch is spread over devices.
+
+    Args:
+      key: a random key.
+      images: the batch; uint8 is cheapest.
+      padding: pixels of padding on each side, which is also the largest shift.
+
+    Returns:
+      The augmented batch, of the same shape and dtype.
+
+    >>> images = jnp.ones((2, 8, 8, 3), jnp.uint8)
+    >>> crop_and_flip(jax.random.key(0), images).shape
+    (2, 8, 8, 3)
+
+    References:
+      K. He et al., *Deep residual learning for image recognition*, CVPR 2016, section 4.2.
+    """
+    count, height, width, _ = images.shape
+    shift_key, flip_key = jax.random.split(key)
+    shifts = jax.random.randint(shift_key, (count, 2), 0, 2 * padding + 1)
+    flips = jax.random.bernoulli(flip_key, shape=(count,))
+    margin = (padding, padding)
+    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+
+    # One gather does crop and flip. For 128 images of 32×32×3 on two CPU cores it takes 0.3 ms;
+    # dynamic slices 0.4, one-hot matrices 1.6, a select among all shifts 15.
+    def view(image: Array, shift: Array, flip: Array) -> Array:
+        rows, columns = jnp.arange(height), jnp.arange(width)
+        columns = jnp.where(flip, columns[::-1], columns)
+        return image[(rows + shift[0])[:, None], columns + shift[1]]
+
+    return jax.vmap(view)(padded, shifts, flips)
+
+
+def no_augment(key: Key[Array, ""], images: Shaped[Array, "N H W C"]) -> Shaped[Array, "N H W C"]:
+    """The images as they are, for data that must not be mirrored, such as digits.
+
+    >>> int(no_augment(jax.random.key(0), jnp.ones((1, 2, 2, 1), jnp.uint8)).sum())
+    4
+    """
+    del key
+    return images
+
+
+def standardise(
+    mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.25
+) -> Callable[[UInt8[Array, "*N C"]], Float[Array, "*N C"]]:
+    """Makes the function x ↦ (x/255 − mean)/std from uint8 to float32.
+
+    Args:
+      mean: of the pixels scaled to [0, 1]; one number, or one for each channel.
+      std: their standard deviation, likewise.
+
+    Returns:
+      The function; it takes images of any leading shape.
+
+    Raises:
+      ValueError: if a standard deviation is not positive.
+
+    >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
+    Array([-1.,  1.], dtype=float32)
+    """
+    if not np.all(np.asarray(std) > 0):
+        raise ValueError(f"expected standard deviations > 0, got std = {std}")
+    scale = np.asarray(1 / (255 * np.asarray(std)), np.float32)
+    offset = np.asarray(np.asarray(mean) / np.asarray(std), np.float32)
+    return lambda images: images.astype(jnp.float32) * scale - offset

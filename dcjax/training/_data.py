@@ -1,0 +1,63 @@
+"""The data of a phase: whole splits in device memory, and their batches in order."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Int, Shaped
+
+from dcjax.training._devices import Device, sharding
+
+
+class Data(NamedTuple):
+    """A split of a dataset, or a batch of it, on the devices of a phase.
+
+    * `images` (N, H, W, C) and `labels` (N,).
+    * `members`: the numbers of the sub-networks that see it, spread like their states; None where
+      there is but one network.
+    """
+
+    images: Shaped[Array, "N H W C"]
+    labels: Int[Array, "N"]
+    members: Int[Array, "devices members"] | None = None
+
+
+def placer(devices: Sequence[Device], members: Array | None = None) -> Callable[[Any, Any], Data]:
+    """Makes the function that puts a split into the memory of every device."""
+
+    def place(images: Any, labels: Any) -> Data:
+        images, labels = np.asarray(images), np.asarray(labels)
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"expected integer labels, one for each image: images {images.dtype}{images.shape} "
+                f"need labels of shape {images.shape[:1]}, got {labels.dtype}{labels.shape}"
+            )
+        if not len(images):
+            raise ValueError(f"expected at least one image, got images of shape {images.shape}")
+        images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
+        return Data(images, labels, members)
+
+    return place
+
+
+def batcher(batch_size: int, form: NamedSharding) -> Callable[[Data, int], Data]:
+    """Makes the function that takes the batches of a split in order.
+
+    Every batch is whole, so that one compiled program serves all: what the last one lacks is filled
+    up with the last example.
+    """
+
+    @jax.jit(out_shardings=form)
+    def take(images: Array, labels: Array, index: Array) -> tuple[Array, Array]:
+        places = index * batch_size + jnp.arange(batch_size)
+        places = jnp.minimum(places, len(labels) - 1)
+        return images[places], labels[places]
+
+    def batch(data: Data, index: int) -> Data:
+        images, labels = take(data.images, data.labels, np.int32(index))
+        return Data(images, labels, data.members)
+
+    return batch

@@ -1,0 +1,74 @@
+"""One network, its batches spread over the devices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from dcjax.training._data import batcher, placer
+from dcjax.training._devices import AXIS, Device, choose_devices, sharding
+from dcjax.training._learner import learner
+from dcjax.training._phase import Phase
+from dcjax.training._recipe import Recipe
+from dcjax.training._state import TrainState
+from dcjax.training._trace import traced_once
+
+PyTree = Any
+
+
+def data_parallel(
+    network: nn.Module,
+    samples: Any,
+    recipe: Recipe,
+    *,
+    devices: Sequence[Device] | None = None,
+) -> Phase:
+    """The phase that trains one network, each batch spread over the devices.
+
+    It fine-tunes the composed network and trains the baseline from scratch alike. The parameters
+    are replicated. The program is that of one device, partitioned by XLA: the loss, the gradient
+    and the statistics of batch normalisation are those of the whole batch, and nothing depends on
+    the number of devices but the rounding of sums.
+
+    Args:
+      network: the global network, a Flax Linen module.
+      samples: how the input is decomposed (`dcjax.samples`); the network sees `samples.join(x)`.
+      recipe: how it is trained.
+      devices: those to use, `jax.devices()` by default; the largest divisor of the batch size that
+        they allow are used.
+
+    Returns:
+      The phase. `start` takes plain variables.
+    """
+    devices = choose_devices(recipe.batch_size, devices)
+    replicated = sharding(devices)
+    one = learner(network, recipe, lambda x, _: samples.join(x))
+
+    # device_put alone may keep the same buffers, and the next step consumes them: jnp.array copies.
+    def spread(tree: PyTree) -> PyTree:
+        return jax.device_put(jax.tree.map(jnp.array, tree), replicated)
+
+    def gather(tree: PyTree) -> PyTree:
+        return jax.tree.map(jnp.array, jax.device_put(tree, devices[0]))
+
+    def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+        return spread(one.init(variables, key))
+
+    # Only the order and the evaluation's batches are cut over the devices; from there XLA follows.
+    return Phase(
+        place=placer(devices),
+        start=start,
+        finish=lambda state: gather(state.variables),
+        spread=spread,
+        gather=gather,
+        shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, AXIS)),
+        step=jax.jit(traced_once(one.step), out_shardings=replicated, donate_argnums=0),
+        batch=batcher(recipe.batch_size, sharding(devices, AXIS)),
+        forward=jax.jit(traced_once(one.forward)),
+        batch_size=recipe.batch_size,
+        lead=(),
+        devices=devices,
+    )

@@ -1,0 +1,130 @@
+"""The training loop, one for all phases, and the evaluation."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from dcjax.training._data import Data
+from dcjax.training._devices import physical_devices
+from dcjax.training._phase import Phase, compile
+from dcjax.training._recipe import steps_per_epoch
+from dcjax.training._state import TrainState
+
+# Steps given to the devices ahead of their completion. Two keep them busy; on the CPU, where memory
+# for a step is taken when it is given, JAX would let 32 of them pile up.
+AHEAD = 2
+
+
+class Epoch(NamedTuple):
+    """The record of one epoch.
+
+    * `epoch`: its number, from 1.
+    * `seconds`: wall-clock of training since `fit` began, without evaluation and compilation.
+    * `device_seconds`: the same times the physical devices.
+    * `losses`: the training loss at each of its steps, (steps,) or (steps, K).
+    """
+
+    epoch: int
+    seconds: float
+    device_seconds: float
+    losses: Float[np.ndarray, "steps *K"]
+
+
+class Fit(NamedTuple):
+    """What `fit` returns: the last state, a record of each epoch, the seconds of compilation."""
+
+    state: TrainState
+    history: list[Epoch]
+    compile_seconds: float
+
+
+def fit(
+    phase: Phase,
+    state: TrainState,
+    train: Data,
+    epochs: int,
+    *,
+    on_epoch: Callable[[Epoch, TrainState], Any] | None = None,
+    on_step: Callable[[int, TrainState], Any] | None = None,
+) -> Fit:
+    """Trains until `epochs` epochs are done.
+
+    A state that has been trained before goes on where it is, in the middle of an epoch if need be:
+    the steps it has done count. An epoch takes whole batches only; the permutation of another epoch
+    leaves other examples out.
+
+    Args:
+      phase: from `side_by_side` or `data_parallel`; compiled here if `compile` has not done it.
+      state: from `phase.start`, or from `fit`. It is consumed: its memory goes to the next state.
+      train: the training split, from `phase.place`.
+      epochs: the epochs to be done in all.
+      on_epoch: called with the record and the state after each epoch, outside the measured time.
+      on_step: called with the number of steps done and the state after each step has been given to
+        the devices. It must not wait for them, and the state is valid only during the call.
+
+    Returns:
+      The last state, the history, and the seconds spent compiling.
+
+    Raises:
+      ValueError: if there are fewer training examples than a batch has.
+    """
+    steps = steps_per_epoch(len(train.labels), phase.batch_size)
+    phase, compile_seconds = compile(phase, state, train)
+    done = int(np.ravel(jax.device_get(state.step))[0])
+    history: list[Epoch] = []
+    seconds = 0.0
+    for epoch in range(done // steps, epochs):
+        started = time.perf_counter()
+        span = range(max(done, epoch * steps), (epoch + 1) * steps)
+        state, losses = _epoch(phase, state, train, span, on_step)
+        seconds += time.perf_counter() - started
+        device_seconds = seconds * physical_devices(phase.devices)
+        losses = np.stack(losses).reshape(len(span), *phase.lead)
+        history.append(Epoch(epoch + 1, seconds, device_seconds, losses))
+        if on_epoch is not None:
+            on_epoch(history[-1], state)
+    return Fit(state, history, compile_seconds)
+
+
+def _epoch(
+    phase: Phase,
+    state: TrainState,
+    train: Data,
+    steps: range,
+    on_step: Callable[[int, TrainState], Any] | None,
+) -> tuple[TrainState, list[np.ndarray]]:
+    """Runs the steps; nothing goes between host and devices before the last has been given."""
+    order = phase.shuffle(state, train)
+    losses = []
+    for step in steps:
+        state, loss = phase.step(state, train, order)
+        losses.append(loss)
+        jax.block_until_ready(losses[-1 - AHEAD : -AHEAD])
+        if on_step is not None:
+            on_step(step + 1, state)
+    return jax.block_until_ready(state), jax.device_get(losses)
+
+
+def evaluate(phase: Phase, state: TrainState, data: Data) -> Float[np.ndarray, "*K N C"]:
+    """The logits of a whole split, in evaluation mode and in the order of the split.
+
+    Args:
+      phase: from `side_by_side` or `data_parallel`.
+      state: a state of the phase; it is not consumed.
+      data: a split, from `phase.place`.
+
+    Returns:
+      Logits of all N examples, (N, C), or (K, N, C) side by side.
+    """
+    examples = len(data.labels)
+    logits = []
+    for index in range(math.ceil(examples / phase.batch_size)):
+        logits.append(phase.forward(state.variables, phase.batch(data, index)))
+        jax.block_until_ready(logits[-1 - AHEAD : -AHEAD])
+    whole = np.concatenate(jax.device_get(logits), axis=-2)[..., :examples, :]
+    return whole.reshape(*phase.lead, *whole.shape[-2:])

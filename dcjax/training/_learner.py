@@ -1,0 +1,94 @@
+"""How one network learns: pure functions, the same for every phase."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from dcjax._stacked import Stacked
+from dcjax.training._data import Data
+from dcjax.training._recipe import Recipe, steps_per_epoch
+from dcjax.training._state import TrainState
+
+PyTree = Any
+
+_ORDER, _AUGMENT, _NETWORK = range(3)  # what random numbers are for
+
+
+class Learner(NamedTuple):
+    """One network's functions, of which a phase is made; `Phase` says what they are."""
+
+    init: Callable[[PyTree, Key[Array, ""]], TrainState]
+    shuffle: Callable[[TrainState, Data], Int[Array, "steps batch"]]
+    step: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
+    forward: Callable[[PyTree, Data], Float[Array, "batch classes"]]
+
+
+def learner(
+    network: nn.Module, recipe: Recipe, view: Callable[[Array, Array | None], Array]
+) -> Learner:
+    """The functions of a network that sees `view(x, member)` of a normalised batch x."""
+
+    def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+        opt_state = recipe.optimizer.init(_collections(variables)["params"])
+        return TrainState(jnp.int32(0), key, variables, opt_state)
+
+    def shuffle(state: TrainState, data: Data) -> Int[Array, "steps batch"]:
+        examples = len(data.labels)
+        steps = steps_per_epoch(examples, recipe.batch_size)
+        key = _stream(state.key, _ORDER, state.step // steps)
+        order = jax.random.permutation(key, examples)
+        return order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
+
+    def step(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:
+        chosen = order[state.step % len(order)]
+        images = recipe.augment(_stream(state.key, _AUGMENT, state.step), data.images[chosen])
+        x = view(recipe.normalise(images), data.members)
+        return _update(network, recipe, state, x, data.labels[chosen])
+
+    def forward(variables: PyTree, batch: Data) -> Float[Array, "batch classes"]:
+        x = view(recipe.normalise(batch.images), batch.members)
+        logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
+        return logits
+
+    return Learner(init, shuffle, step, forward)
+
+
+def _update(
+    network: nn.Module, recipe: Recipe, state: TrainState, x: Array, labels: Array
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One step of the optimiser on the mean loss of a batch; other collections are renewed too."""
+    rest = dict(_collections(state.variables))
+    params = rest.pop("params")
+    key = _stream(state.key, _NETWORK, state.step)
+    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(recipe.rngs)}
+
+    def cost(params: PyTree) -> tuple[Array, PyTree]:
+        logits, renewed = network.apply(
+            {**rest, "params": params}, x, mutable=list(rest), rngs=rngs, **recipe.train_kwargs
+        )
+        return recipe.loss(logits, labels).mean(), renewed
+
+    (loss, renewed), gradient = jax.value_and_grad(cost, has_aux=True)(params)
+    change, opt_state = recipe.optimizer.update(gradient, state.opt_state, params)
+    variables = {**renewed, "params": optax.apply_updates(params, change)}
+    variables = _like(state.variables, variables)
+    return TrainState(state.step + 1, state.key, variables, opt_state), loss
+
+
+def _stream(key: Key[Array, ""], purpose: int, count: Int[Array, ""]) -> Key[Array, ""]:
+    """A key for one purpose at one step or epoch: each pair has its own."""
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), count)
+
+
+def _collections(variables: PyTree) -> Any:
+    """The Flax collections: what a `Stacked` holds, or the variables themselves."""
+    return variables.tree if isinstance(variables, Stacked) else variables
+
+
+def _like(old: PyTree, collections: dict[str, PyTree]) -> PyTree:
+    return Stacked(collections, old.layout) if isinstance(old, Stacked) else collections

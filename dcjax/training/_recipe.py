@@ -1,0 +1,60 @@
+"""The recipe: how a network is trained, in all phases."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import Array
+
+from dcjax.training._augment import crop_and_flip, standardise
+
+
+class Recipe(NamedTuple):
+    """What happens to a batch, from uint8 images to the update of the parameters.
+
+    * `optimizer`: any optax transformation.
+    * `batch_size`: examples a step (for every sub-network), and in a batch of an evaluation.
+    * `augment`: a pure function of a key and uint8 images (N, H, W, C), to the same shape.
+    * `normalise`: a pure function from uint8 images to floating point.
+    * `loss`: from logits (N, C) and labels (N,) to one loss an example; a step takes the mean.
+    * `train_kwargs`, `eval_kwargs`: keyword arguments of `network.apply`.
+    * `rngs`: the names of the random streams that `network.apply` gets in training.
+
+    >>> recipe = Recipe(optax.sgd(0.1), batch_size=32)
+    >>> dict(recipe.train_kwargs)
+    {'train': True}
+    """
+
+    optimizer: optax.GradientTransformation
+    batch_size: int = 128
+    augment: Callable[[Array, Array], Array] = crop_and_flip
+    normalise: Callable[[Array], Array] = standardise()
+    loss: Callable[[Array, Array], Array] = optax.losses.softmax_cross_entropy_with_integer_labels
+    train_kwargs: Mapping[str, Any] = MappingProxyType({"train": True})
+    eval_kwargs: Mapping[str, Any] = MappingProxyType({})
+    rngs: tuple[str, ...] = ("dropout",)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """The training steps of an epoch: whole batches only, the rest is left out.
+
+    Args:
+      examples: training examples.
+      batch_size: examples a step.
+
+    Returns:
+      `examples // batch_size`.
+
+    Raises:
+      ValueError: if that is not even one.
+
+    >>> steps_per_epoch(50_000, 128)
+    390
+    """
+    if not 1 <= batch_size <= examples:
+        raise ValueError(
+            f"an epoch needs at least one whole batch: expected 1 <= batch_size <= examples, got "
+            f"batch_size = {batch_size} and {examples} examples; take a smaller batch_size"
+        )
+    return examples // batch_size

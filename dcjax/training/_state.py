@@ -1,0 +1,25 @@
+"""The state of a training run."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Int, Key
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """All that a run's future depends on; every random number follows from `key` and `step`.
+
+    Side by side every leaf, `step` and `key` too, has the leading axis K, and `variables` is a
+    `Stacked` if it was one at the start.
+
+    * `step`: int32, the steps done.
+    * `key`: a typed random key; it never changes.
+    * `variables`: the Flax collections, `{"params": …, "batch_stats": …}`.
+    * `opt_state`: the optimiser's state.
+    """
+
+    step: Int[Array, "*K"]
+    key: Key[Array, "*K"]
+    variables: PyTree
+    opt_state: PyTree

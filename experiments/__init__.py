@@ -1,0 +1,1 @@
+"""Runnable studies: one small file a dataset over one shared pipeline."""

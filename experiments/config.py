@@ -1,0 +1,276 @@
+"""The settings of a study: frozen dataclasses, the presets, and what is wrong with a choice.
+
+Nothing here imports JAX: a mistake on the command line is answered before JAX starts.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import data, fits
+from experiments.fits import SAMPLES
+
+MODELS = ("resnet", "cnn")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The global network, and what its sub-networks see."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="{resnet,cnn}")] = "resnet"
+    """The architecture."""
+    depth: int = 8
+    """Layers with weights: 6n+2 for a resnet (8, 14, 20, 26, 32, …), 3n+2 for a cnn (5, 8, 11, …)."""
+    width: int = 32
+    """Channels of the global network's first stage; every sub-network has width / subnets."""
+    samples: Annotated[str, tyro.conf.arg(metavar="{replicate,channels,tiles,phases,bands}")] = (
+        "replicate"
+    )
+    """What each sub-network sees of an image."""
+    precision: Annotated[str, tyro.conf.arg(metavar="{auto,float32,bfloat16}")] = "auto"
+    """Arithmetic of training; auto is bfloat16 on an accelerator and float32 on the CPU. Parameters
+    and evaluation are float32 always."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The three phases: stochastic gradient descent with momentum, cosine decay in each."""
+
+    subnet_epochs: int = 3
+    """Epochs of the sub-networks."""
+    finetune_epochs: int = 2
+    """Epochs of the composed network."""
+    baseline_epochs: int = 4
+    """Epochs of the global network trained from scratch, for comparison."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 0.1
+    """Peak learning rate of the sub-networks and of the baseline."""
+    finetune_rate: float = 0.05
+    """Peak learning rate of fine-tuning."""
+    warmup_epochs: float = 0.5
+    """Epochs of linear warm-up at the start of each phase."""
+    weight_decay: float = 5e-4
+    """Weight decay of the kernels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    dataset: str = "auto"
+    """cifar10, digits, folder:PATH (train/<class>/*.jpg, test/<class>/*.jpg), or auto: cifar10, and
+    digits in its place where it cannot be had."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
+    train_size: int | None = None
+    """Train on so many images, a seeded and class-balanced subset, instead of on all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Train K sub-networks side by side, compose them, fine-tune; compare with a baseline."""
+
+    subnets: int = 4
+    """K, the number of sub-networks; divides the width."""
+    seed: int = 0
+    """Seed of everything random."""
+    preset: Annotated[str, tyro.conf.arg(metavar="{quick,paper}")] = "quick"
+    """Where the other flags' defaults come from: quick (minutes on two CPU cores) or paper
+    (ResNet-32 of width 64, 160 epochs: for GPUs)."""
+    workdir: Path | None = None
+    """Folder for the results; by default one below runs/, named after the settings."""
+    network: Network = Network()
+    training: Training = Training()
+    data: Data = Data()
+
+
+# The paper's network (ResNet-32, four sub-networks of width 16) and the usual recipe for it. How
+# the epochs were shared out is not in the abstracts: half as many for fine-tuning is our choice.
+PAPER = Settings(
+    preset="paper",
+    network=Network(depth=32, width=64),
+    training=Training(
+        subnet_epochs=160,
+        finetune_epochs=80,
+        baseline_epochs=160,
+        batch_size=128,
+        learning_rate=0.1,
+        finetune_rate=0.05,
+        warmup_epochs=1.0,
+        weight_decay=1e-4,
+    ),
+)
+PRESETS = {"quick": Settings(), "paper": PAPER}
+
+# Where a run reads and writes changes no result, nor does the preset's name beside its values.
+PLACES = ("workdir", "data_dir", "preset")
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """The settings as one dict by their flags' names, of plain values that JSON can hold.
+
+    >>> flat(Settings(subnets=2))["subnets"], flat(Settings())["width"]
+    (2, 32)
+    """
+    nested = dataclasses.asdict(settings)
+    groups = {name for name, value in nested.items() if isinstance(value, dict)}
+    flags = {name: value for name, value in nested.items() if name not in groups}
+    for group in sorted(groups):
+        flags |= nested[group]
+    return {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
+
+
+def problems(settings: Settings) -> list[str]:
+    """Everything that is wrong with the settings, a line each; empty if they can be run.
+
+    >>> problems(Settings())
+    []
+    >>> print(*problems(Settings(subnets=3)))
+    --subnets 3: the width 32 is not divisible by 3; divisors of 32: 1, 2, 4, 8, 16, 32
+    """
+    found = [*_wrong_numbers(flat(settings)), *_unknown_names(settings)]
+    return found or [*_misfits(settings)]
+
+
+def unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
+    """What to say of a name that is none of the known ones; suggests the nearest.
+
+    >>> print(unknown("preset", "papr", ("quick", "paper")))
+    unknown preset 'papr': did you mean 'paper'? Choose from quick, paper
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {near[0]!r}? Choose" if near else ": choose"
+    return f"unknown {kind} {name!r}{hint} from {', '.join(known)}"
+
+
+_AT_LEAST = {
+    "subnets": 1,
+    "width": 1,
+    "depth": 1,
+    "batch_size": 1,
+    "train_size": 1,
+    "seed": 0,
+    "subnet_epochs": 0,
+    "finetune_epochs": 0,
+    "baseline_epochs": 0,
+    "warmup_epochs": 0,
+    "weight_decay": 0,
+}
+_ABOVE_ZERO = ("learning_rate", "finetune_rate")
+
+
+def _wrong_numbers(flags: dict[str, Any]) -> Iterator[str]:
+    """The numbers outside their ranges, nan and infinity among them."""
+    for name, least in _AT_LEAST.items():
+        value = flags[name]
+        if value is not None and not least <= value < math.inf:
+            kind = "whole number" if isinstance(value, int) else "finite number"
+            yield f"{as_flag(name)} {value}: expected a {kind} of at least {least}"
+    for name in _ABOVE_ZERO:
+        if not 0 < flags[name] < math.inf:
+            yield f"{as_flag(name)} {flags[name]}: expected a finite number above 0"
+
+
+def _unknown_names(settings: Settings) -> Iterator[str]:
+    """The names that stand for nothing."""
+    network = settings.network
+    chosen = (
+        ("preset", settings.preset, tuple(PRESETS)),
+        ("model", network.model, MODELS),
+        ("samples", network.samples, tuple(SAMPLES)),
+        ("precision", network.precision, PRECISIONS),
+    )
+    for kind, name, known in chosen:
+        if name not in known:
+            yield unknown(kind, name, known)
+    try:
+        data.check_name(settings.data.dataset)
+    except data.DataError as error:
+        yield str(error)
+
+
+def _misfits(settings: Settings) -> Iterator[str]:
+    """The choices that are right by themselves and do not go together."""
+    subnets, network, data = settings.subnets, settings.network, settings.data
+    if network.width % subnets:
+        divisors = ", ".join(str(d) for d in range(1, network.width + 1) if network.width % d == 0)
+        yield (
+            f"--subnets {subnets}: the width {network.width} is not divisible by {subnets}; "
+            f"divisors of {network.width}: {divisors}"
+        )
+    if network.depth not in (depths := _depths(network.model)):
+        near = min(depths, key=lambda depth: abs(depth - network.depth))
+        yield (
+            f"--depth {network.depth}: a {network.model} has {depths.step}n+2 layers, that is "
+            f"{', '.join(map(str, depths[:4]))}, …; the nearest is {near}"
+        )
+    if data.train_size is not None:
+        yield from _unfilled_batch(settings.training.batch_size, data.train_size)
+    if not data.dataset.startswith("folder:"):  # the size of a folder's images: once they are read
+        yield from _misfit_images(settings, fits.Image())
+
+
+def data_problems(settings: Settings, images: int, height: int, width: int) -> list[str]:
+    """What is wrong with the settings for so many training images of such a size, a line each."""
+    found = _unfilled_batch(settings.training.batch_size, images)
+    return [*found, *_misfit_images(settings, fits.Image(height, width))]
+
+
+def _depths(model: str) -> range:
+    """The depths there are: three stages of n blocks, each of two layers in a ResNet."""
+    return range(8, 1000, 6) if model == "resnet" else range(5, 1000, 3)
+
+
+def _misfit_images(settings: Settings, image: fits.Image) -> Iterator[str]:
+    """What is wrong with the settings for images of this size."""
+    samples, subnets = settings.network.samples, settings.subnets
+    if found := fits.misfit(samples, subnets, image):
+        yield found
+    elif settings.network.model == "cnn" and min(seen := fits.view(samples, subnets, image)) < 8:
+        yield (
+            f"--model cnn halves images three times, and with --samples {samples} each of "
+            f"--subnets {subnets} sees only {seen}: take fewer sub-networks or --model resnet"
+        )
+
+
+def _unfilled_batch(batch_size: int, images: int) -> Iterator[str]:
+    if batch_size > images:
+        yield (
+            f"--batch-size {batch_size} is more than the {images} training images; "
+            f"give at most --batch-size {images}"
+        )
+
+
+def default_workdir(settings: Settings) -> Path:
+    """A folder below runs/: a name to read, and a digest where flags depart from the preset.
+
+    >>> default_workdir(Settings()).as_posix()
+    'runs/auto-quick-k4-seed0'
+    """
+    chosen = {"subnets": settings.subnets, "seed": settings.seed}
+    plain = dataclasses.replace(PRESETS[settings.preset], **chosen)
+    kept = {name: v for name, v in flat(settings).items() if name not in PLACES}
+    dataset = re.sub(r"[^A-Za-z0-9]+", "-", settings.data.dataset).strip("-").lower()
+    name = f"{dataset}-{settings.preset}-k{settings.subnets}-seed{settings.seed}"
+    if any(value != flat(plain)[key] for key, value in kept.items() if key != "dataset"):
+        name += "-" + hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs", name)
+
+
+def as_flag(name: str) -> str:
+    """A setting's flag.
+
+    >>> as_flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,18 @@
+"""The studies' data: CIFAR-10, scikit-learn's digits as a stand-in, or a folder of images.
+
+>>> from experiments import data
+>>> digits = data.load("digits")
+>>> digits.train.images.shape, digits.train.labels.dtype, len(digits.classes)
+((1400, 32, 32, 3), dtype('int32'), 10)
+>>> data.subset(digits.train, 100, seed=0, classes=len(digits.classes)).labels.shape
+(100,)
+
+Importing this is quick and starts neither JAX nor tensorflow-datasets; TensorFlow is never needed.
+"""
+
+from experiments.data._load import check_name as check_name
+from experiments.data._load import load as load
+from experiments.data._subset import subset as subset
+from experiments.data._types import DataError as DataError
+from experiments.data._types import Dataset as Dataset
+from experiments.data._types import Split as Split

@@ -1,0 +1,235 @@
+"""The whole road: sub-networks, composition, fine-tuning, and the baseline beside it."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+import dcjax
+from dcjax import training
+from experiments import build, environment, phases
+from experiments.config import Settings
+from experiments.data import Dataset
+from experiments.progress import Voice
+from experiments.score import Score, score
+from experiments.speedup import speedup
+from experiments.workdir import Log
+
+PyTree = Any
+Results = dict[str, Any]
+VERIFIED_IMAGES = 64
+"""Test images on which the composed network's feature maps are held against the sub-networks'."""
+
+
+TITLES = {"subnets": "sub-networks", "finetune": "fine-tuning", "baseline": "baseline"}
+"""The phases of training, by their names in the results, as people read them."""
+
+
+class Run(NamedTuple):
+    """What the phases of one run share.
+
+    Attributes:
+      network: the global network as it is trained.
+      exact: the same network computing in float32, as everything is measured.
+      logits: the exact network's on the test split, of a state in fine-tuning or the baseline.
+      images: some test images as the networks get them.
+      key: all random keys are folded from it.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    samples: dcjax.samples.Samples
+    network: nn.Module
+    exact: nn.Module
+    logits: phases.Logits
+    images: Float[Array, "n H W C"]
+    key: Key[Array, ""]
+    voice: Voice
+    log: Log
+
+
+class Part(NamedTuple):
+    """What came of a part of the road; `results` is its part of the results."""
+
+    variables: PyTree
+    devices: int
+    compile_seconds: float
+    results: Results
+
+
+def run(settings: Settings, dataset: Dataset, voice: Voice, log: Log) -> Results:
+    """Run a study.
+
+    Args:
+      settings: checked ones.
+      dataset: with the training images to use.
+      voice: told what goes on.
+      log: given every epoch's figures.
+
+    Returns:
+      The results, of plain values.
+    """
+    this, chosen = _begin(settings, dataset, voice, log), settings.training
+    subnets, bounds = _train_subnets(this)
+    composed = _compose(this, subnets.variables)
+    finetune = _train_global(
+        this, "finetune", composed.variables, chosen.finetune_rate, chosen.finetune_epochs
+    )
+    baseline = _train_global(
+        this, "baseline", _from_scratch(this), chosen.learning_rate, chosen.baseline_epochs
+    )
+    start = finetune.results["curve"][0]
+    measured = {
+        "subnets_phase": subnets.results,
+        "composed": {n: start[n] for n in ("accuracy", "cost")} | bounds | composed.results,
+        "finetune": finetune.results,
+        "baseline": baseline.results,
+    }
+    parts = {"subnets": subnets, "compose": composed, "finetune": finetune, "baseline": baseline}
+    return {
+        "dataset": dataset.name,
+        "subnets": settings.subnets,
+        "seed": settings.seed,
+        "model": _model(this, subnets, baseline),
+        "versions": environment.versions(),
+        "devices": environment.devices({name: part.devices for name, part in parts.items()}),
+        "compile_seconds": {name: part.compile_seconds for name, part in parts.items()},
+        **measured,
+        "speedup": speedup(**measured),
+    }
+
+
+def _begin(settings: Settings, dataset: Dataset, voice: Voice, log: Log) -> Run:
+    """Make what the phases share."""
+    chosen, classes = settings.network, len(dataset.classes)
+    samples = dcjax.samples.make(chosen.samples, settings.subnets)
+    exact = build.network(chosen, classes)
+    recipe = build.recipe(settings.training, dataset, rate=1.0, epochs=0)  # to evaluate only
+    return Run(
+        settings,
+        dataset,
+        samples,
+        network=build.network(chosen, classes, build.precision(chosen)),
+        exact=exact,
+        logits=phases.exact_logits(training.data_parallel(exact, samples, recipe), dataset.test),
+        images=build.normalise(dataset)(jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])),
+        key=jax.random.key(settings.seed),
+        voice=voice,
+        log=log,
+    )
+
+
+def _train_subnets(this: Run) -> tuple[Part, dict[str, float]]:
+    """Train the sub-networks; they, and the bounds that they give for the composed network."""
+    settings, subnets = this.settings, this.settings.subnets
+    chosen, labels = settings.training, this.dataset.test.labels
+    recipe = build.recipe(chosen, this.dataset, chosen.learning_rate, chosen.subnet_epochs)
+
+    def phase(network: nn.Module) -> training.Phase:
+        narrow = dcjax.decompose(network, subnets)
+        return training.side_by_side(narrow, this.samples, recipe, subnets)
+
+    used, exact = phase(this.network), phase(this.exact)
+    init_key, key = _keys(this, "subnets")
+    stacked = dcjax.init(this.exact, subnets, init_key, this.images[:2], samples=this.samples)
+    plan = phases.Plan("subnets", TITLES["subnets"], used, stacked, key, chosen.subnet_epochs)
+    trained = phases.train(plan, this.dataset.train, this.voice, this.log)
+    logits = phases.exact_logits(exact, this.dataset.test)(exact.start(trained.variables, key))
+    scores = [score(z, labels) for z in logits]
+    results = trained.times | {
+        "accuracy": [each.accuracy for each in scores],
+        "cost": [each.cost for each in scores],
+    }
+    part = Part(trained.variables, len(used.devices), trained.compile_seconds, results)
+    return part, _bounds(logits, labels)
+
+
+def _compose(this: Run, stacked: dcjax.Stacked) -> Part:
+    """Compose the sub-networks, and compare every feature map with theirs."""
+    started = time.perf_counter()
+    compose = jax.jit(dcjax.compose).lower(stacked).compile()
+    compiled = time.perf_counter()
+    variables = jax.block_until_ready(compose(stacked))
+    seconds = time.perf_counter() - compiled
+    results = {"seconds": seconds, "feature_error": _feature_error(this, stacked)}
+    this.log(phase="composed", **results)
+    return Part(variables, 1, compiled - started, results)
+
+
+def _feature_error(this: Run, stacked: dcjax.Stacked) -> float:
+    """The largest error of the composed network's feature maps; nan where training diverged.
+
+    It is measured, whatever it is: the training that it would stop here is done already.
+    """
+    with jax.default_matmul_precision("highest"):
+        try:
+            return dcjax.verify(
+                this.exact, stacked, this.images, samples=this.samples, tolerance=math.inf
+            ).error
+        except ValueError:  # feature maps that are no numbers
+            return math.nan
+
+
+def _train_global(this: Run, name: str, variables: PyTree, rate: float, epochs: int) -> Part:
+    """Train the global network from these variables, measured after every epoch."""
+    recipe = build.recipe(this.settings.training, this.dataset, rate, epochs)
+    phase = training.data_parallel(this.network, this.samples, recipe)
+    key = _keys(this, name)[1]
+
+    def measure(state: training.TrainState) -> Score:
+        return score(this.logits(state), this.dataset.test.labels)
+
+    plan = phases.Plan(name, TITLES[name], phase, variables, key, epochs, measure)
+    trained = phases.train(plan, this.dataset.train, this.voice, this.log)
+    final = {name: trained.curve[-1][name] for name in ("accuracy", "cost")}
+    results = trained.times | final | {"curve": trained.curve}
+    return Part(trained.variables, len(phase.devices), trained.compile_seconds, results)
+
+
+def _from_scratch(this: Run) -> PyTree:
+    """The global network's variables as they are initialised without sub-networks."""
+    x = this.samples.join(this.images[:2])
+    # XLA's optimisation of the random numbers takes many times as long as computing them once.
+    init = jax.jit(this.exact.init, compiler_options={"xla_backend_optimization_level": 1})
+    return init(_keys(this, "baseline")[0], x)
+
+
+def _keys(this: Run, name: str) -> Key[Array, "2"]:
+    """Two random keys of a phase: for its initialisation, and for its training."""
+    return jax.random.split(jax.random.fold_in(this.key, list(TITLES).index(name)))
+
+
+def _bounds(logits: Float[np.ndarray, "K N C"], labels: np.ndarray) -> dict[str, float]:
+    """What the sub-networks' logits say of the composed network."""
+    found = dcjax.bounds(jnp.asarray(logits), jnp.asarray(labels))
+
+    def fraction(value: Array) -> float:
+        # m/N in float32 is not quite m/N: back to the count m that it stands for.
+        return round(float(value) * len(labels)) / len(labels)
+
+    return {
+        "accuracy_lower": fraction(found.accuracy_lower),
+        "accuracy_upper": fraction(found.accuracy_upper),
+        "cost_lower": float(found.cost_lower),
+        "cost_upper": float(found.cost_upper),
+    }
+
+
+def _model(this: Run, subnets: Part, baseline: Part) -> Results:
+    """What was trained."""
+    chosen = this.settings.network
+    return {
+        "name": chosen.model,
+        "depth": chosen.depth,
+        "width": chosen.width,
+        "classes": len(this.dataset.classes),
+        "samples": chosen.samples,
+        "precision": build.precision(chosen),
+        "parameters": build.parameters(baseline.variables),
+        "subnet_parameters": build.parameters(subnets.variables[0]),
+    }

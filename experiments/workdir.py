@@ -1,0 +1,162 @@
+"""The folder of a run: its settings at the start, metrics as it goes, results at the end."""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.config import PLACES, as_flag
+
+SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
+
+
+class WorkdirError(Exception):
+    """The folder cannot hold this run; the message says why and what to do."""
+
+
+Log = Callable[..., None]
+"""Writes one line of metrics: the time, and the fields given by their names."""
+
+
+def finished(workdir: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The results of the run of these settings that the folder holds; None if it can take the run.
+
+    An unfinished run of the same settings is no obstacle: it starts again.
+
+    Args:
+      workdir: the folder; need not exist, and is left as it is.
+      settings: plain values by the names of their flags.
+
+    Raises:
+      WorkdirError: the folder holds another run, or cannot be written.
+    """
+    there = _read(workdir / SETTINGS)
+    if there is None:
+        _refuse_strangers(workdir)
+    elif difference := differences(there, settings):
+        raise WorkdirError(
+            f"the workdir {workdir} holds a run of other settings:\n"
+            + "\n".join(f"  {line}" for line in difference)
+            + "\nGive another --workdir, repeat those settings, or delete that folder"
+        )
+    else:
+        results = _read(workdir / RESULTS)
+        if results is not None:
+            return results
+    probe(workdir)
+    return None
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The settings in which two runs differ, a line each with both values.
+
+    >>> differences({"seed": 0, "width": 32}, {"seed": 1, "width": 32})
+    ['--seed: 0 there, 1 here']
+    """
+    names = [name for name in {**here, **there} if name not in PLACES]
+    return [
+        f"{as_flag(name)}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in names
+        if name not in there or name not in here or there[name] != here[name]
+    ]
+
+
+def probe(workdir: Path) -> None:
+    """Make sure that the folder can be made and written, by doing both; leaves no trace.
+
+    Permission bits say too little (root, read-only mounts, quotas), so a file is really written.
+    """
+    made: list[Path] = []
+    try:
+        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir) as file:
+            file.write(b"x")
+    except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise WorkdirError(
+            f"the workdir {workdir} cannot be written: {why}. "
+            f"Give a folder of your own with --workdir"
+        ) from None
+    finally:
+        for folder in made:  # the deepest first; one that another process has filled stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
+    """Begin a run in the folder: leave its settings, and give the function that logs metrics."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / SETTINGS, settings)
+    with open(workdir / METRICS, "w", encoding="utf-8") as file:
+
+        def log(**fields: Any) -> None:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            file.write(_dumps({"time": now} | fields) + "\n")
+            file.flush()  # a run that dies leaves all that it measured
+
+        yield log
+
+
+def finish(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave a run's results in its folder, and give them as they stand there."""
+    _write(workdir / RESULTS, results)
+    return _read(workdir / RESULTS) or {}
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON to a file that appears whole or not at all."""
+    text = _dumps(values, indent=2) + "\n"
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _dumps(values: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_strict(values), indent=indent, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    """The value with null for what JSON has no number for: nan and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise WorkdirError(
+            f"{path} cannot be read: {error}. Give another --workdir or delete that folder"
+        ) from None
+    if not isinstance(values, dict):
+        raise WorkdirError(
+            f"{path}: expected a JSON object, got {type(values).__name__}. "
+            f"Give another --workdir or delete that folder"
+        )
+    return values
+
+
+def _refuse_strangers(workdir: Path) -> None:
+    """Never write over files of these names that something else has left."""
+    strangers = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
+    if strangers:
+        raise WorkdirError(
+            f"the workdir {workdir} holds {' and '.join(strangers)} without {SETTINGS}, which says "
+            f"what made them. Give another --workdir or move them away"
+        )

@@ -1,0 +1,221 @@
+"""The command line: exit codes and messages, before JAX is imported; and a whole run on digits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import cli, data, pipeline, workdir
+from experiments.config import PRESETS
+
+PROGRAM = "python -m experiments.cifar10"
+TINY = [
+    *("--dataset", "digits", "--train-size", "64", "--batch-size", "16"),
+    *("--subnets", "2", "--width", "8", "--depth", "8"),
+    *("--subnet-epochs", "1", "--finetune-epochs", "1", "--baseline-epochs", "2"),
+]
+
+
+def refused(capsys, *args):
+    """The message of a command that is refused."""
+    assert cli.main(PROGRAM, args) == cli.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--subnets", "0"], "--subnets 0: expected a whole number of at least 1"),
+        (["--subnets", "-1"], "--subnets -1"),
+        (["--subnets", "3", "--width", "64"], "64 is not divisible by 3"),
+        (["--learning-rate", "nan"], "--learning-rate nan"),
+        (["--learning-rate", "-0.1"], "--learning-rate -0.1"),
+        (["--preset", "papr"], "did you mean 'paper'"),
+        (["--dataset", "cifar"], "did you mean cifar10"),
+        (["--dataset", "digits", "--train-size", "100000"], "the split has 1400"),
+        (["--dataset", "digits", "--batch-size", "1401"], "at most --batch-size 1400"),
+        (["--workdir", "file"], "it is a file"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(args, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    message = refused(capsys, *args)
+    assert message.startswith(f"{PROGRAM}: error: ")
+    assert said in message
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--subnets", "four"], "'four'"),
+        (["--subnets"], "--subnets"),
+        (["--preset"], "--preset"),
+        (["--widht", "32"], "--width"),
+        (["cifar10"], "cifar10"),
+    ],
+)
+def test_flags_that_cannot_be_read(args, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(PROGRAM, args)
+    assert stop.value.code == cli.BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_flags_override_the_preset():
+    settings = cli.parse(PROGRAM, ["--width", "128", "--preset", "paper", "--seed", "5"])
+    assert settings.training == PRESETS["paper"].training
+    assert (settings.preset, settings.seed) == ("paper", 5)
+    assert (settings.network.width, settings.network.depth) == (128, 32)
+
+
+def test_help_shows_the_presets_own_values(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(PROGRAM, ["--preset=paper", "--help"])
+    assert stop.value.code == cli.OK
+    assert "(default: 160)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["--subnets", "0"], ["--subnets", "four"], ["--help"]])
+def test_jax_is_not_imported_for_a_mistake(args):
+    program = (
+        "import sys\n"
+        "from experiments import cli\n"
+        "try:\n"
+        "    code = cli.main('study', sys.argv[1:])\n"
+        "except SystemExit as stop:\n"
+        "    code = stop.code\n"
+        "print({'jax', 'tensorflow_datasets'} & set(sys.modules), file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == (cli.OK if args == ["--help"] else cli.BAD_INPUT)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_an_interrupted_run_is_one_line_and_starts_again(capsys, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupt)
+    args = [*TINY, "--workdir", str(tmp_path)]
+    assert cli.main(PROGRAM, args) == cli.INTERRUPTED
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{PROGRAM}: interrupted")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["metrics.jsonl", "settings.json"]
+    assert workdir.finished(tmp_path, json.loads((tmp_path / "settings.json").read_text())) is None
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a whole run."""
+    folder = tmp_path_factory.mktemp("run")
+    assert cli.main(PROGRAM, [*TINY, "--workdir", str(folder)]) == cli.OK
+    return folder
+
+
+def read(folder):
+    return json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+TIMES = {"epochs", "seconds", "device_seconds"}
+SCORE = {"accuracy", "cost"}
+KEYS = {
+    "dataset": None,
+    "subnets": None,
+    "seed": None,
+    "model": set(),
+    "versions": {"python", "jax", "jaxlib", "flax", "optax", "numpy", "dcjax"},
+    "devices": set(),
+    "compile_seconds": {"subnets", "compose", "finetune", "baseline"},
+    "subnets_phase": TIMES | SCORE,
+    "composed": SCORE
+    | {"seconds", "feature_error"}
+    | {"accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper"},
+    "finetune": TIMES | SCORE | {"curve"},
+    "baseline": TIMES | SCORE | {"curve"},
+    "speedup": {"target_accuracy", "wall", "device"},
+}
+
+
+def test_results_have_exactly_the_agreed_keys(finished):
+    results = read(finished)
+    assert list(results) == list(KEYS)
+    for name, keys in KEYS.items():
+        if keys:
+            assert set(results[name]) == keys, name
+    for phase in ("finetune", "baseline"):
+        for entry in results[phase]["curve"]:
+            assert set(entry) == {"epoch", "seconds", "device_seconds", "accuracy", "cost"}
+
+
+def test_results_agree_with_the_theory(finished):
+    composed = read(finished)["composed"]
+    assert composed["accuracy_lower"] <= composed["accuracy"] <= composed["accuracy_upper"]
+    assert composed["cost_lower"] <= composed["cost"] <= composed["cost_upper"]
+    assert composed["feature_error"] < 1e-4
+
+
+def test_results_agree_with_each_other(finished):
+    results = read(finished)
+    assert (results["dataset"], results["subnets"], results["seed"]) == ("digits", 2, 0)
+    assert len(results["subnets_phase"]["accuracy"]) == len(results["subnets_phase"]["cost"]) == 2
+    for phase, epochs in (("finetune", 1), ("baseline", 2)):
+        measured = results[phase]
+        assert [entry["epoch"] for entry in measured["curve"]] == list(range(epochs + 1))
+        last = measured["curve"][-1]
+        assert {name: measured[name] for name in SCORE} == {name: last[name] for name in SCORE}
+        assert measured["seconds"] == measured["device_seconds"] == last["seconds"] > 0
+    start = results["finetune"]["curve"][0]
+    assert {name: results["composed"][name] for name in SCORE} == {n: start[n] for n in SCORE}
+    assert results["speedup"]["target_accuracy"] == results["baseline"]["accuracy"]
+
+
+def test_metrics_were_written_as_it_went(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    seen = [(line["phase"], line.get("epoch")) for line in lines]
+    assert seen == [
+        ("subnets", 1),
+        ("composed", None),
+        ("finetune", 0),
+        ("finetune", 1),
+        ("baseline", 0),
+        ("baseline", 1),
+        ("baseline", 2),
+    ]
+    assert len(lines[0]["loss"]) == 2
+    assert lines[-1]["step"] == 8
+    curve = read(finished)["baseline"]["curve"]
+    assert lines[-1]["accuracy"] == curve[-1]["accuracy"]
+
+
+def test_a_finished_run_is_printed_again_without_training(finished, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "run", None)
+    monkeypatch.setattr(data, "load", None)
+    before = read(finished)
+    assert cli.main(PROGRAM, [*TINY, "--workdir", str(finished)]) == cli.OK
+    out = capsys.readouterr().out
+    assert "stand-in data" in out
+    assert f"{100 * before['baseline']['accuracy']:.2f} %" in out
+    assert read(finished) == before
+
+
+def test_other_settings_are_refused(finished, capsys):
+    message = refused(capsys, *TINY, "--workdir", str(finished), "--seed", "1")
+    assert "--seed: 0 there, 1 here" in message
+
+
+def test_zero_epochs_are_no_training(tmp_path):
+    args = [*TINY, "--workdir", str(tmp_path), "--model", "cnn", "--samples", "tiles"]
+    for phase in ("subnet", "finetune", "baseline"):
+        args += [f"--{phase}-epochs", "0"]
+    assert cli.main(PROGRAM, args) == cli.OK
+    results = read(tmp_path)
+    assert results["finetune"]["curve"][0]["accuracy"] == results["composed"]["accuracy"]
+    assert results["subnets_phase"]["seconds"] == results["baseline"]["seconds"] == 0
+    assert results["speedup"]["wall"] is None

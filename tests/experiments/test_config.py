@@ -1,0 +1,121 @@
+"""The settings: what is wrong with them is found, and said with a way out."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import dcjax
+from experiments import config, fits
+from experiments.config import PRESETS, Data, Network, Settings, Training
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_right(preset):
+    assert PRESETS[preset].preset == preset
+    assert config.problems(PRESETS[preset]) == []
+
+
+def test_paper_preset_is_the_published_size():
+    paper = PRESETS["paper"]
+    assert (paper.subnets, paper.network.depth, paper.network.width) == (4, 32, 64)
+    assert (paper.training.batch_size, paper.training.learning_rate) == (128, 0.1)
+    assert (paper.training.baseline_epochs, paper.training.weight_decay) == (160, 1e-4)
+
+
+WRONG = [
+    (Settings(subnets=0), "--subnets 0"),
+    (Settings(subnets=-1), "--subnets -1"),
+    (Settings(seed=-1), "--seed -1"),
+    (Settings(preset="papr"), "did you mean 'paper'"),
+    (Settings(subnets=3, network=Network(width=64)), "64 is not divisible by 3"),
+    (Settings(network=Network(depth=9)), "8, 14, 20, 26, …; the nearest is 8"),
+    (Settings(network=Network(depth=2)), "6n+2"),
+    (Settings(network=Network(model="cnn", depth=2)), "5, 8, 11, 14, …; the nearest is 5"),
+    (Settings(64, network=Network("cnn", width=64, samples="tiles")), "sees only 4×4"),
+    (Settings(network=Network(width=0)), "--width 0"),
+    (Settings(network=Network(model="resnt")), "did you mean 'resnet'"),
+    (Settings(network=Network(samples="tile")), "did you mean 'tiles'"),
+    (Settings(network=Network(samples="channels")), "--samples channels does not fit --subnets 4"),
+    (Settings(network=Network(precision="half")), "unknown precision 'half'"),
+    (Settings(training=Training(subnet_epochs=-1)), "--subnet-epochs -1"),
+    (Settings(training=Training(batch_size=0)), "--batch-size 0"),
+    (Settings(training=Training(weight_decay=math.nan)), "--weight-decay nan"),
+    (Settings(training=Training(warmup_epochs=math.inf)), "--warmup-epochs inf"),
+    (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
+    (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
+    (Settings(data=Data(train_size=0)), "--train-size 0"),
+    (Settings(data=Data(train_size=100)), "at most --batch-size 100"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_a_mistake_is_named(settings, said):
+    (problem,) = config.problems(settings)
+    assert said in problem
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf, -0.1, 0.0])
+@pytest.mark.parametrize("name", ["learning_rate", "finetune_rate"])
+def test_a_rate_is_a_positive_number(name, rate):
+    settings = Settings(training=dataclasses.replace(Training(), **{name: rate}))
+    assert config.problems(settings) == [
+        f"{config.as_flag(name)} {rate}: expected a finite number above 0"
+    ]
+
+
+def test_every_mistake_is_listed_at_once():
+    settings = Settings(subnets=0, preset="x", training=Training(batch_size=-1))
+    assert len(config.problems(settings)) == 3
+
+
+def test_what_a_folder_holds_is_checked_once_it_is_read(tmp_path):
+    settings = Settings(subnets=3, network=Network(width=48, samples="tiles"))
+    settings = dataclasses.replace(settings, data=Data(dataset=f"folder:{tmp_path}"))
+    assert config.problems(settings) == []
+    assert config.data_problems(settings, images=128, height=32, width=48) == []
+    assert len(config.data_problems(settings, images=127, height=32, width=32)) == 2
+
+
+def test_flat_settings_are_unique_names_of_all_fields():
+    groups = (Network, Training, Data)
+    fields = [field.name for group in groups for field in dataclasses.fields(group)]
+    own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
+    assert sorted(config.flat(Settings())) == sorted(own + fields)
+
+
+def test_default_workdirs_tell_settings_apart():
+    wide = dataclasses.replace(Settings(), network=Network(width=64))
+    wider = dataclasses.replace(Settings(), network=Network(width=128))
+    other = [Settings(), Settings(seed=1), Settings(subnets=2), PRESETS["paper"], wide, wider]
+    assert len({config.default_workdir(settings) for settings in other}) == len(other)
+    moved = dataclasses.replace(wide, data=Data(data_dir=config.Path("elsewhere")))
+    assert config.default_workdir(moved) == config.default_workdir(wide)
+
+
+def test_default_workdir_of_a_folder_is_one_name(tmp_path):
+    settings = Settings(data=Data(dataset=f"folder:{tmp_path}"))
+    assert config.default_workdir(settings).parent == config.Path("runs")
+
+
+@pytest.mark.parametrize("image", [fits.Image(), fits.Image(28, 30), fits.Image(24, 48)])
+@pytest.mark.parametrize("name", dcjax.samples.NAMES)
+def test_fits_agree_with_the_library(name, image):
+    x = jax.ShapeDtypeStruct((2, *image, 3), np.float32)
+
+    def works(subnets):
+        try:
+            seen = jax.eval_shape(dcjax.samples.make(name, subnets).split, x)
+        except ValueError:
+            return False
+        assert fits.view(name, subnets, image) == seen.shape[2:4]
+        return True
+
+    for subnets in range(1, 40):
+        assert (fits.misfit(name, subnets, image) is None) == works(subnets), subnets
+
+
+def test_the_names_are_the_librarys():
+    assert tuple(fits.SAMPLES) == dcjax.samples.NAMES

@@ -1,0 +1,70 @@
+"""The closing table says what the results say, in 80 columns."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from experiments import report
+
+
+def shown(results, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    report.show(results, console)
+    return console.file.getvalue()
+
+
+def test_every_phase_has_its_figures(results):
+    lines = shown(results).splitlines()
+
+    def row(start):
+        (line,) = [line for line in lines if f" {start} " in line]
+        return [cell.strip() for cell in line.split("│")[1:-1]]
+
+    assert row("sub-network 0") == ["sub-network 0", "4", "41.00 %", "1.5100", "5.0", "20.0"]
+    assert row("sub-network 1") == ["sub-network 1", "", "42.00 %", "1.5200", "", ""]
+    assert row("composed") == ["composed", "", "50.00 %", "1.2500", "0.25", "0.25"]
+    assert row("fine-tuned") == ["fine-tuned", "2", "70.00 %", "0.3000", "20.0", "80.0"]
+    assert row("baseline") == ["baseline", "3", "60.00 %", "0.4000", "30.5", "122.0"]
+
+
+def test_it_fits_80_columns_without_a_terminal(results):
+    assert max(map(len, shown(results).splitlines())) <= 80
+
+
+def test_bounds_and_error_are_shown(results):
+    text = shown(results)
+    assert "12.50 % ≤ 50.00 % ≤ 75.00 %" in text
+    assert "0.5000 ≤ 1.2500 ≤ 1.5000" in text
+    assert "3.0e-07" in text
+
+
+def test_the_last_line_is_the_verdict(results):
+    assert report.verdict(results) == (
+        "Reached the baseline's 60.00 % in 15.2 s, against 30.5 s from scratch: 2.00× in "
+        "wall-clock time, 1.50× in device time."
+    )
+    assert " ".join(shown(results).split()).endswith(report.verdict(results))
+
+
+def test_a_target_that_was_not_reached_is_said(results):
+    results["speedup"] |= {"wall": None, "device": None, "target_accuracy": 0.75}
+    assert report.verdict(results).startswith("Not reached: the baseline's 75.00 %")
+    assert "70.00 % in 25.2 s" in report.verdict(results)
+
+
+def test_no_baseline_is_said(results):
+    results["baseline"]["epochs"] = 0
+    assert report.verdict(results).startswith("No baseline")
+
+
+@pytest.mark.parametrize(("dataset", "said"), [("digits", True), ("cifar10", False)])
+def test_a_stand_in_is_said(results, dataset, said):
+    results["dataset"] = dataset
+    assert ("stand-in" in shown(results)) is said
+
+
+def test_a_diverged_run_is_shown(results):
+    results["composed"] |= {"cost": None, "cost_lower": None, "feature_error": None}
+    results["subnets_phase"]["cost"] = [None, None]
+    assert "diverged" in shown(results)

@@ -1,0 +1,110 @@
+"""The folder of a run: never written over, never half made, never half read."""
+
+import json
+import math
+
+import pytest
+
+from experiments import workdir
+from experiments.config import Settings, flat
+
+HERE = flat(Settings())
+RESULTS = {"dataset": "digits"}
+
+
+def finish(folder, settings=HERE):
+    with workdir.opened(folder, settings):
+        assert workdir.finish(folder, RESULTS) == RESULTS
+
+
+def test_a_new_folder_takes_the_run_and_is_not_made_yet(tmp_path):
+    assert workdir.finished(tmp_path / "a" / "b", HERE) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_gives_its_results(tmp_path):
+    finish(tmp_path)
+    assert workdir.finished(tmp_path, HERE) == RESULTS
+
+
+def test_an_unfinished_run_starts_again(tmp_path):
+    with workdir.opened(tmp_path, HERE) as log:
+        log(epoch=1)
+    assert workdir.finished(tmp_path, HERE) is None
+    with workdir.opened(tmp_path, HERE):
+        assert (tmp_path / workdir.METRICS).read_text() == ""
+
+
+def test_places_are_no_settings(tmp_path):
+    finish(tmp_path)
+    moved = HERE | {"workdir": "elsewhere", "data_dir": "elsewhere", "preset": "elsewhere"}
+    assert workdir.finished(tmp_path, moved) == RESULTS
+
+
+def test_other_settings_are_refused_with_both_values(tmp_path):
+    finish(tmp_path)
+    other = HERE | {"seed": 7, "width": 48}
+    with pytest.raises(workdir.WorkdirError) as error:
+        workdir.finished(tmp_path, other)
+    assert "--seed: 0 there, 7 here" in str(error.value)
+    assert "--width: 32 there, 48 here" in str(error.value)
+    assert "Give another --workdir" in str(error.value)
+    assert "learning-rate" not in str(error.value)
+
+
+def test_settings_that_one_side_lacks_are_listed():
+    assert workdir.differences({"a": 1}, {"b_c": 2}) == [
+        "--b-c: absent there, 2 here",
+        "--a: 1 there, absent here",
+    ]
+
+
+@pytest.mark.parametrize("below", ["file", "file/run", "file/run/deep"])
+def test_a_file_in_its_place_is_refused(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(workdir.WorkdirError, match="cannot be written"):
+        workdir.finished(tmp_path / below, HERE)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_written_is_found_by_writing(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(workdir.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(workdir.WorkdirError, match="Read-only file system"):
+        workdir.finished(tmp_path / "a" / "b", HERE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [workdir.RESULTS, workdir.METRICS])
+def test_strangers_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(workdir.WorkdirError, match=f"holds {name} without settings.json"):
+        workdir.finished(tmp_path, HERE)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+@pytest.mark.parametrize("name", [workdir.SETTINGS, workdir.RESULTS])
+def test_damaged_files_are_named(tmp_path, name, text):
+    finish(tmp_path)
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(workdir.WorkdirError, match=name):
+        workdir.finished(tmp_path, HERE)
+
+
+def test_metrics_are_strict_json_lines_with_a_time(tmp_path):
+    with workdir.opened(tmp_path, HERE) as log:
+        log(phase="subnets", loss=[1.0, math.nan], cost=math.inf)
+        (line,) = (tmp_path / workdir.METRICS).read_text().splitlines()  # there already
+    entry = json.loads(line, parse_constant=pytest.fail)
+    assert entry.pop("time").endswith("+00:00")
+    assert entry == {"phase": "subnets", "loss": [1.0, None], "cost": None}
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    workdir.finish(tmp_path, RESULTS)
+    with pytest.raises(TypeError):
+        workdir.finish(tmp_path, {"not": object()})
+    assert json.loads((tmp_path / workdir.RESULTS).read_text()) == RESULTS
+    assert [each.name for each in tmp_path.iterdir()] == [workdir.RESULTS]

@@ -1,0 +1,149 @@
+"""What cannot be composed exactly is refused, with the module's path, the operation and a remedy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dcjax
+
+X = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+
+
+def network(layer, after=None):
+    """A convolution, the layer in question, and a head; or what else comes after."""
+
+    class Net(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            x = layer(self, nn.Conv(self.width, (3, 3), name="stem")(x))
+            if after is None:
+                return nn.Dense(5, name="head")(nn.relu(x).mean((1, 2)))
+            return after(self, x)
+
+    return Net()
+
+
+def standardised(net, x):
+    kernel = net.param("kernel", nn.initializers.normal(), (3, 3, x.shape[-1], net.width))
+    kernel = (kernel - kernel.mean((0, 1, 2))) / kernel.std((0, 1, 2))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def tied(net, x):
+    table = net.param("table", nn.initializers.normal(), (5, net.width))
+    return (x.mean((1, 2)) + nn.relu(table[0])) @ table.T
+
+
+def two_heads_deep(net, x):
+    x = nn.Dense(16, name="merge")(x.mean((1, 2)))
+    return nn.Dense(5, name="head")(nn.relu(x))
+
+
+REFUSED = {
+    "layer norm": (lambda net, x: nn.LayerNorm(name="norm")(x), None, "Net/norm", "GroupNorm"),
+    "rms norm": (lambda net, x: nn.RMSNorm(name="norm")(x), None, "Net/norm", "GroupNorm"),
+    "softmax": (lambda net, x: nn.softmax(x), None, "reduce_max", "group"),
+    "mean": (lambda net, x: x - x.mean(-1, keepdims=True), None, "reduce_sum", "group"),
+    "straddling group norm": (
+        lambda net, x: nn.GroupNorm(num_groups=2, name="norm")(x), None, "Net/norm", "GroupNorm",
+    ),
+    "weight standardisation": (standardised, None, "constant", "independent of the width"),
+    "spectral norm": (
+        lambda net, x: nn.SpectralNorm(nn.Conv(net.width, (3, 3)), name="sn")(
+            x, update_stats=False
+        ),
+        None, "Net/sn", "",
+    ),
+    "one slope": (lambda net, x: nn.PReLU(name="act")(x), None, "Net/act", "one entry a channel"),
+    "tied": (lambda net, x: x, tied, "Net", "kernel of its own"),
+    "closed-over array": (lambda net, x: x * jnp.arange(x.shape[-1]), None, "iota", "parameter"),
+    "closed-over constant": (
+        lambda net, x: x * np.arange(x.shape[-1], dtype=np.float32), None, "constant", "parameter",
+    ),
+    "merge before the head": (
+        lambda net, x: nn.relu(nn.Conv(7, (1, 1), name="neck")(x)), None, "Net/neck", "grow",
+    ),
+    "layers after the head": (lambda net, x: x, two_heads_deep, "merged at Net/merge", "last one"),
+    "scale that depends on the width": (
+        lambda net, x: x * net.width, None, "constant", "independent of the width",
+    ),
+    "sort": (lambda net, x: jnp.sort(x, -1), None, "sort", "group"),
+    "unknown primitive": (
+        lambda net, x: x + jnp.linalg.qr(x)[0].sum(), None, "no rule", "register_rule",
+    ),
+    "random": (
+        lambda net, x: x + jax.random.normal(jax.random.key(0), x.shape), None, "random",
+        "evaluation mode",
+    ),
+    "batch axis": (
+        lambda net, x: x.transpose(3, 1, 2, 0),
+        lambda net, x: nn.Conv(4, (3, 3), name="odd")(x), "Net/odd", "channels",
+    ),
+    "product of channels": (
+        lambda net, x: nn.softmax(x[..., :, None] * x[..., None, :]).sum(-1), None, "mul", "heads",
+    ),
+    "control flow": (
+        lambda net, x: jax.lax.cond(x[0, 0, 0, 0] > 0, lambda x: x, lambda x: -x, x),
+        None, "slice", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_place_and_remedy(name):
+    layer, after, where, remedy = REFUSED[name]
+    with pytest.raises(dcjax.NotSeparableError) as error:
+        dcjax.layout(network(layer, after), 4, X)
+    message = str(error.value)
+    assert where in message
+    assert "Remedy: " in message
+    assert remedy in message
+
+
+def test_all_violations_in_one_error_before_anything_is_initialised():
+    bad = network(lambda net, x: nn.PReLU(name="act")(nn.LayerNorm(name="norm")(nn.softmax(x))))
+    with pytest.raises(dcjax.NotSeparableError) as error:
+        dcjax.init(bad, 4, jax.random.key(0), jnp.zeros(X.shape))
+    paths = [violation.path for violation in error.value.violations]
+    assert paths == ["Net", "Net", "Net/norm", "Net/act"]
+
+
+def test_a_width_that_grows_by_another_factor_is_refused():
+    class Odd(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(5)(nn.relu(nn.Conv(self.width**2, (1, 1))(x)))
+
+    with pytest.raises(dcjax.NotSeparableError, match="expected 4 × 4 = 16"):
+        dcjax.layout(Odd(), 4, X)
+
+
+def test_networks_that_differ_in_more_than_width_are_refused():
+    def layer(net, x):
+        return nn.relu(x) if net.width > 4 else nn.relu(x) + jnp.exp(x)
+
+    with pytest.raises(dcjax.NotSeparableError, match="do other things"):
+        dcjax.layout(network(layer), 4, X)
+
+
+def test_a_rule_for_an_unknown_primitive_can_be_registered(monkeypatch):
+    from dcjax import _rules
+
+    monkeypatch.delitem(_rules.RULES, "tanh")
+    net = network(lambda net, x: jnp.tanh(x))
+    with pytest.raises(dcjax.NotSeparableError, match="no rule"):
+        dcjax.layout(net, 4, X)
+
+    @dcjax.register_rule("tanh")
+    def _(context, equation, value):
+        return value
+
+    assert dcjax.layout(net, 4, X).subnets == 4

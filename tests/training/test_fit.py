@@ -1,0 +1,172 @@
+import functools
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcjax import training
+
+
+@pytest.fixture(params=["side_by_side", "data_parallel"])
+def case(request, study):
+    """A trained run of either kind, and the variables it started from."""
+    run = request.getfixturevalue(request.param)(4)
+    side = request.param == "side_by_side"
+    variables = study.variables if side else jax.tree.map(lambda leaf: leaf[0], study.variables)
+    return run, variables
+
+
+def state_bits(run, state):
+    state = run.phase.gather(state)
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def test_the_history_has_every_loss(case):
+    run, _ = case
+    lead = run.phase.lead
+    history = run.fitted.history
+    assert [epoch.epoch for epoch in history] == [1, 2]
+    for epoch in history:
+        assert epoch.losses.shape == (3, *lead)
+        assert np.isfinite(epoch.losses).all()
+        assert epoch.device_seconds == epoch.seconds  # host devices of one CPU are one
+    assert 0 < history[0].seconds < history[1].seconds
+    assert (np.ravel(run.phase.gather(run.fitted.state).step) == 6).all()
+
+
+def test_a_run_goes_on_where_it_was_bitwise(case, study):
+    """From a gathered state, in the middle of an epoch: state alone determines the rest."""
+    run, variables = case
+    saved = {}
+
+    def save(step, state):
+        saved[step] = run.phase.gather(state)
+
+    state = run.phase.start(variables, study.key)
+    training.fit(run.phase, state, run.train, epochs=2, on_step=save)
+    for step in (2, 3):
+        resumed = training.fit(run.phase, run.phase.spread(saved[step]), run.train, epochs=2)
+        assert sum(len(epoch.losses) for epoch in resumed.history) == 6 - step
+        chex.assert_trees_all_equal(
+            state_bits(run, resumed.state), state_bits(run, run.fitted.state)
+        )
+
+
+def test_a_run_that_is_done_stays_as_it_is(case, study):
+    run, _ = case
+    state = run.phase.spread(run.phase.gather(run.fitted.state))
+    fitted = training.fit(run.phase, state, run.train, epochs=2)
+    assert fitted.history == []
+    chex.assert_trees_all_equal(state_bits(run, fitted.state), state_bits(run, run.fitted.state))
+
+
+def test_callbacks_see_the_steps_and_the_epochs(case, study):
+    run, variables = case
+    steps, epochs = [], []
+    fitted = training.fit(
+        run.phase,
+        run.phase.start(variables, study.key),
+        run.train,
+        epochs=2,
+        on_epoch=lambda record, state: epochs.append(
+            (record, training.evaluate(run.phase, state, run.test))
+        ),
+        on_step=lambda step, state: steps.append(step),
+    )
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [record for record, _ in epochs] == fitted.history
+    last = training.evaluate(run.phase, fitted.state, run.test)
+    chex.assert_trees_all_equal(epochs[-1][1], last)
+    assert not np.array_equal(epochs[0][1], last)
+
+
+def test_the_time_between_epochs_is_not_trainings(case, study, monkeypatch):
+    """By a clock that moves by a second a step, and by a thousand between two epochs."""
+    run, variables = case
+    now = [0.0]
+
+    def move(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    fitted = training.fit(
+        run.phase,
+        run.phase.start(variables, study.key),
+        run.train,
+        epochs=2,
+        on_epoch=lambda record, state: move(1000),
+        on_step=lambda step, state: move(1),
+    )
+    assert [epoch.seconds for epoch in fitted.history] == [3.0, 6.0]
+    assert fitted.compile_seconds == 0
+
+
+def test_evaluation_counts_the_last_incomplete_batch(case, study):
+    run, _ = case
+    logits = training.evaluate(run.phase, run.fitted.state, run.test)
+    images, labels = study.test
+    assert logits.shape == (*run.phase.lead, len(labels), 3)
+    x = study.recipe.normalise(jnp.asarray(images))
+    plain = run.phase.finish(run.fitted.state)
+
+    apply = functools.partial(study.network.apply, train=False)
+    apply = jax.vmap(apply, (0, None)) if run.phase.lead else apply
+    chex.assert_trees_all_close(logits, np.asarray(apply(plain, x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("examples", [1, 15, 16, 17])
+def test_a_split_of_any_size_is_evaluated_by_the_same_program(case, study, examples):
+    run, _ = case
+    images, labels = study.test
+    whole = training.evaluate(run.phase, run.fitted.state, run.test)
+    part = run.phase.place(images[:examples], labels[:examples])
+    logits = training.evaluate(run.phase, run.fitted.state, part)
+    chex.assert_trees_all_equal(logits, whole[..., :examples, :])
+
+
+def test_fit_compiles_and_says_how_long_it_took(study):
+    phase = training.data_parallel(study.network, study.samples, study.recipe)
+    variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
+    train = phase.place(*study.train)
+    fitted = training.fit(phase, phase.start(variables, study.key), train, epochs=1)
+    assert fitted.compile_seconds > fitted.history[-1].seconds
+    again = training.fit(phase, fitted.state, train, epochs=2)  # does not trace again
+    assert len(again.history) == 1
+    other = phase.place(*study.test)
+    with pytest.raises(AssertionError, match=r"'step of phase .* is traced > 1 times"):
+        phase.step(again.state, other, phase.shuffle(again.state, train))
+
+
+def test_a_compiled_phase_is_not_compiled_again(case, study):
+    run, variables = case
+    state = run.phase.start(variables, study.key)
+    phase, _ = training.compile(run.phase, state, run.train, run.test)
+    assert phase.step is run.phase.step
+    assert phase.forward is run.phase.forward
+
+
+def test_too_few_examples_are_refused(case, study):
+    run, variables = case
+    train = run.phase.place(study.train[0][:15], study.train[1][:15])
+    state = run.phase.start(variables, study.key)
+    with pytest.raises(ValueError, match="15 examples; take a smaller batch_size"):
+        training.fit(run.phase, state, train, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.zeros(3, np.int32), np.zeros(4, np.float32), np.zeros((4, 1), np.int32)],
+)
+def test_labels_are_integers_one_for_each_image(case, labels):
+    run, _ = case
+    with pytest.raises(ValueError, match=r"integer labels, one for each image.*\(4,\)"):
+        run.phase.place(np.zeros((4, 8, 8, 3), np.uint8), labels)
+
+
+def test_a_split_has_images(case):
+    run, _ = case
+    with pytest.raises(ValueError, match="at least one image"):
+        run.phase.place(np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int32))
