@@ -27,9 +27,16 @@ STAND_IN = (
 
 
 def table(results: Results) -> Table:
-    """A row a phase and sub-network; seconds of training, without evaluation and compilation."""
+    """A row for every phase and sub-network."""
     title = f"{results['dataset']}, {results['subnets']} sub-networks, seed {results['seed']}"
-    made = Table(title=title, title_justify="left", title_style="bold")
+    note = "seconds of training, without evaluation and compilation"
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=note,
+        caption_justify="left",
+    )
     made.add_column("phase", no_wrap=True)
     for name in ("epochs", "accuracy", "cost", "seconds", "device s"):
         made.add_column(name, justify="right", no_wrap=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 CLASSES = 5
 
@@ -164,9 +165,9 @@ class EncoderBlock(nn.Module):
             y = nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
             y = nn.Dense(features)(y.reshape(*y.shape[:2], features))
         else:
-            y = nn.MultiHeadDotProductAttention(heads, qkv_features=features, out_features=features)(
-                y, mask=nn.make_causal_mask(jnp.ones(y.shape[:2]))
-            )
+            y = nn.MultiHeadDotProductAttention(
+                heads, qkv_features=features, out_features=features
+            )(y, mask=nn.make_causal_mask(jnp.ones(y.shape[:2])))
         x = x + y
         gate, value = jnp.split(nn.Dense(4 * self.width)(x), 2, axis=-1)
         return x + nn.Dense(features)(nn.silu(gate) * value)
@@ -315,7 +316,11 @@ class ChannelsFirst(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.he_normal(), (self.width, 3, 3, 3))
         x = jax.lax.conv_general_dilated(
-            x.transpose(0, 3, 1, 2), kernel, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW")
+            x.transpose(0, 3, 1, 2),
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NCHW", "OIHW", "NCHW"),
         )
         x = nn.max_pool(nn.relu(x).transpose(0, 2, 3, 1), (2, 2), (2, 2)).transpose(0, 3, 1, 2)
         return nn.Dense(CLASSES)(x.reshape(x.shape[0], -1))
@@ -344,10 +349,11 @@ class Row(NamedTuple):
     shape: tuple[int, ...] = (8, 8, 3)
     tokens: bool = False
 
-    def input(self, key: jax.Array, batch: int = 2) -> Any:
+    def input(self, batch: int = 2) -> Any:
+        rng = np.random.default_rng(2)
         if self.tokens:
-            return jax.random.randint(key, (batch, *self.shape), 0, 11)
-        return jax.random.normal(key, (batch, *self.shape))
+            return jnp.asarray(rng.integers(0, 11, (batch, *self.shape)))
+        return jnp.asarray(rng.normal(size=(batch, *self.shape)), jnp.float32)
 
 
 ROWS = [

@@ -292,7 +292,7 @@ Y = jnp.zeros(3, int)
         (ValueError, lambda: bounds(Z, Y[:2]), r"labels must have shape \(3,\), got \(2,\)"),
         (ValueError, lambda: bounds(Z, Y + 4), r"from 0 to 3, .* got \[4\]"),
         (ValueError, lambda: bounds(Z, Y - 1), r"from 0 to 3, .* got \[-1\]"),
-        (TypeError, lambda: bounds(Z, Y * 1.0), "labels must be integer, got float32"),
+        (TypeError, lambda: bounds(Z, Y.astype(float)), "labels must be integer, got float32"),
         (ValueError, lambda: bounds(Z, Y, weights=jnp.ones(3)), r"weights must have shape \(2,\)"),
         (ValueError, lambda: bounds(Z, Y, weights=jnp.ones(2)), r"sum to 1, got \[1.0, 1.0\]"),
         (ValueError, lambda: bounds(Z, Y, weights=jnp.array([-1.0, 2])), "at least 0"),

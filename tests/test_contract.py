@@ -13,22 +13,34 @@ import dcjax
 from tests.networks import CLASSES, ROWS, DenseNet, LeNet, Row, Transformer
 
 
-def perturbed(stacked, key, dtype=jnp.float32):
-    """Variables that no initialiser makes: no zero biases, no unit scales, positive variances."""
-    leaves, tree = jax.tree.flatten(stacked)
-    keys = jax.random.split(key, len(leaves))
+def images(shape):
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
 
-    def noise(leaf, k):
-        return leaf + 0.2 * np.abs(jax.random.normal(k, leaf.shape))
 
-    moved = [noise(leaf, k).astype(dtype) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+def random_stacked(network, subnets, x, samples=None, dtype=np.float32):
+    """Variables that no initialiser makes: no zero biases, no unit scales; variances positive.
+
+    From NumPy, because compiling JAX's random numbers would take longer than the test.
+    """
+    layout = dcjax.layout(network, subnets, x, samples=samples)
+    seen = jax.eval_shape((samples or dcjax.samples.replicate(subnets)).split, x)
+    one = jax.ShapeDtypeStruct(seen.shape[1:], seen.dtype)
+    subnet = dcjax.decompose(network, subnets)
+    shapes = jax.eval_shape(subnet.init, jax.random.key(0), one)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+        values = rng.normal(size=(subnets, *leaf.shape)) / np.sqrt(fan_in)
+        positive = jax.tree_util.keystr(path).endswith("['var']")
+        return jnp.asarray(1 + values**2 if positive else values, dtype)
+
+    return dcjax.Stacked(jax.tree_util.tree_map_with_path(draw, shapes), layout)
 
 
 def composed_and_separate(network, subnets, x, samples=None, dtype=jnp.float32):
     """The composed network's output, and the mean of K separate networks' outputs."""
-    stacked = dcjax.init(network, subnets, jax.random.key(0), x, samples=samples)
-    stacked = perturbed(stacked, jax.random.key(1), dtype)
+    stacked = random_stacked(network, subnets, x, samples, dtype)
     samples = samples or dcjax.samples.replicate(subnets)
     apply = jax.jit(dcjax.decompose(network, subnets).apply)
     separate = [apply(stacked[k], x_k) for k, x_k in enumerate(samples.split(x))]
@@ -44,20 +56,20 @@ def assert_same(composed, separate, tolerance=1e-5):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_composes_exactly(row: Row):
-    x = row.input(jax.random.key(2))
+    x = row.input()
     assert_same(*composed_and_separate(row.build(row.width), 2, x))
 
 
 @pytest.mark.parametrize("subnets", [1, 3, 4])
 @pytest.mark.parametrize("build", [LeNet, DenseNet])
 def test_any_number_of_subnets(build, subnets):
-    x = jax.random.normal(jax.random.key(2), (2, 8, 8, 3))
+    x = images((2, 8, 8, 3))
     assert_same(*composed_and_separate(build(4 * subnets), subnets, x))
 
 
 @pytest.mark.parametrize("build", [LeNet, DenseNet, Transformer])
 def test_composes_in_bfloat16(build):
-    x = jax.random.normal(jax.random.key(2), (2, 8, 8, 3), jnp.bfloat16)
+    x = images((2, 8, 8, 3)).astype(jnp.bfloat16)
     composed, separate = composed_and_separate(build(4), 2, x, dtype=jnp.bfloat16)
     assert_same(composed, separate, tolerance=0.05)  # a few roundings of 2^-8 each
 
@@ -74,7 +86,7 @@ def test_composes_in_bfloat16(build):
     ids=lambda samples: samples.name,
 )
 def test_composes_with_every_way_to_decompose_samples(samples):
-    x = jax.random.normal(jax.random.key(2), (3, 16, 16, 3))
+    x = images((3, 16, 16, 3))
     network = LeNet(2 * samples.subnets)
     assert_same(*composed_and_separate(network, samples.subnets, x, samples))
 
@@ -107,15 +119,15 @@ class Drawn(nn.Module):
     concatenate=st.booleans(),
 )
 def test_drawn_networks_compose_exactly(subnets, narrow, depth, height, width, concatenate):
-    x = jax.random.normal(jax.random.key(3), (2, height, width, 2))
+    x = images((2, height, width, 2))
     network = Drawn(subnets * narrow, depth, concatenate)
     assert_same(*composed_and_separate(network, subnets, x))
 
 
 def test_feature_maps_agree_in_training_mode_when_all_see_one_batch():
     network = dcjax.models.CNN(width=8, num_classes=CLASSES)
-    x = jax.random.normal(jax.random.key(4), (8, 16, 16, 3))
-    stacked = perturbed(dcjax.init(network, 2, jax.random.key(0), x), jax.random.key(1))
+    x = images((8, 16, 16, 3))
+    stacked = random_stacked(network, 2, x)
     training = {"train": True, "mutable": ["batch_stats"]}
     dcjax.verify(network, stacked, x, tolerance=1e-5, **training)
     subnet = dcjax.decompose(network, 2)

@@ -1,4 +1,4 @@
-"""What cannot be composed exactly is refused, with the module's path, the operation and a remedy."""
+"""What cannot be composed exactly is refused, with the module's path, operation and a remedy."""
 
 import flax.linen as nn
 import jax
