@@ -165,9 +165,11 @@ class EncoderBlock(nn.Module):
             y = nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
             y = nn.Dense(features)(y.reshape(*y.shape[:2], features))
         else:
-            y = nn.MultiHeadDotProductAttention(
+            mask = nn.make_causal_mask(jnp.ones(y.shape[:2]))
+            attention = nn.MultiHeadDotProductAttention(
                 heads, qkv_features=features, out_features=features
-            )(y, mask=nn.make_causal_mask(jnp.ones(y.shape[:2])))
+            )
+            y = attention(y, mask=mask)
         x = x + y
         gate, value = jnp.split(nn.Dense(4 * self.width)(x), 2, axis=-1)
         return x + nn.Dense(features)(nn.silu(gate) * value)
@@ -315,13 +317,9 @@ class ChannelsFirst(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.he_normal(), (self.width, 3, 3, 3))
-        x = jax.lax.conv_general_dilated(
-            x.transpose(0, 3, 1, 2),
-            kernel,
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NCHW", "OIHW", "NCHW"),
-        )
+        order = ("NCHW", "OIHW", "NCHW")
+        x = x.transpose(0, 3, 1, 2)
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=order)
         x = nn.max_pool(nn.relu(x).transpose(0, 2, 3, 1), (2, 2), (2, 2)).transpose(0, 3, 1, 2)
         return nn.Dense(CLASSES)(x.reshape(x.shape[0], -1))
 
