@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -188,7 +188,7 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
         cost=jnp.asarray(sums.cost) / samples,
         cost_upper=jnp.asarray(sums.cost_upper) / samples,
         cost_lower=jnp.asarray(sums.cost_lower) / samples,
-        accuracy=_fraction(sums.right, sums.samples, 0),
+        accuracy=_fraction(sums.right, sums.samples, 0.0),
         accuracy_lower=_fraction(sums.right_lower, sums.samples, -2 * _EPSILON),
         accuracy_upper=_fraction(sums.right_upper, sums.samples, 2 * _EPSILON),
     )
@@ -196,7 +196,7 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
 
 @jax.jit
 def _fraction(
-    count: Int[ArrayLike, ""], samples: Int[ArrayLike, ""], nudge: float
+    count: Int[Array, ""], samples: Int[Array, ""], nudge: Float[Array, ""]
 ) -> Float[Array, ""]:
     """count / samples; where float32 cannot hold it exactly, moved by `nudge` of it."""
     divisor = jnp.maximum(jnp.gcd(count, samples), 1)
@@ -219,7 +219,7 @@ def _add(
         logits.astype(jnp.float32), labels.astype(jnp.int32), weights.astype(jnp.float32)
     )
 
-    def add(total: Array, values: Num[Array, " N"]) -> Array:
+    def add(total: Array, values: Shaped[Array, " N"]) -> Array:
         return total + values.sum(where=kept, dtype=total.dtype)
 
     return jax.tree.map(add, sums, batch)

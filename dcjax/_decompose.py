@@ -48,7 +48,8 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     if callable(getattr(network, "narrow", None)):
         return network.narrow(subnets)
     fields = (fields,) if isinstance(fields, str) else tuple(fields)
-    known = {f.name for f in dataclasses.fields(network)} - {"parent", "name"}
+    names = {f.name for f in dataclasses.fields(network)}
+    known = names - {"parent", "name"}
     missing = [name for name in fields if name not in known]
     if missing:
         raise TypeError(
@@ -57,7 +58,9 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
             "narrow(self, subnets) on the module"
         )
     divided = {name: _divided(name, getattr(network, name), subnets) for name in fields}
-    return dataclasses.replace(network, **divided)
+    # A Flax module that is another's field has a parent; the copy is nobody's yet.
+    free = {"parent": None} if "parent" in names else {}
+    return dataclasses.replace(network, **divided, **free)
 
 
 def _divided(name: str, value: Any, subnets: int) -> Any:

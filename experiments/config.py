@@ -29,7 +29,7 @@ class Network:
     model: Annotated[str, tyro.conf.arg(metavar="{resnet,cnn}")] = "resnet"
     """The architecture."""
     depth: int = 8
-    """Layers with weights: 6n+2 for a resnet (8, 14, 20, 26, 32, …), 3n+2 for a cnn (5, 8, 11, …)."""
+    """Layers with weights: 6n+2 for a resnet (8, 14, 20, …), 3n+2 for a cnn (5, 8, 11, …)."""
     width: int = 32
     """Channels of the global network's first stage; every sub-network has width / subnets."""
     samples: Annotated[str, tyro.conf.arg(metavar="{replicate,channels,tiles,phases,bands}")] = (

@@ -126,6 +126,18 @@ def test_a_width_that_grows_by_another_factor_is_refused():
         dcjax.layout(Odd(), 4, X)
 
 
+def test_a_width_with_a_constant_part_is_refused():
+    # 2 + 3 channels become 8 + 3: the sizes alone look like three entries that all share.
+    net = network(lambda net, x: nn.relu(nn.Conv(net.width + 3, (3, 3), name="odd")(x)))
+    with pytest.raises(dcjax.NotSeparableError, match="Net/odd"):
+        dcjax.layout(net, 4, X)
+    bare = network(
+        lambda net, x: nn.relu(nn.Conv(net.width + 3, (3, 3), use_bias=False, name="odd")(x))
+    )
+    with pytest.raises(dcjax.NotSeparableError, match="does not grow K-fold"):
+        dcjax.layout(bare, 4, X)
+
+
 def test_networks_that_differ_in_more_than_width_are_refused():
     def layer(net, x):
         return nn.relu(x) if net.width > 4 else nn.relu(x) + jnp.exp(x)

@@ -39,6 +39,7 @@ def _contract(
             "it mixes the channels of different sub-networks",
             "contract only within a sub-network's own channels, heads or groups",
         )
+    _refuse_mixed(context, axes, spreads, frozenset(kept))
     result = product_of(values)
     if result.own and varying & frozenset(kept):
         raise refuse_own(next(v for v in values if v.own), "it meets the sub-networks' channels")
@@ -47,6 +48,33 @@ def _contract(
             result, own=context.merge(equation, values, result.power), power=0
         )
     return result.with_axes(Axis(axes[k].term, k not in varying) for k in kept)
+
+
+def _refuse_mixed(
+    context: Context,
+    axes: dict[Label, Axis],
+    spreads: Sequence[frozenset[Label]],
+    kept: frozenset[Label],
+) -> None:
+    """Entries that all sub-networks share (the image beside features) belong to no block.
+
+    A kernel may take them in. It must not give them out: there the global network would add up what
+    the sub-networks compute apart. Nor may they stand between two kernels that are multiplied.
+    """
+    mixed = {k for k, axis in axes.items() if context.orders.is_mixed(axis.term)}
+    for labels in spreads:
+        given_out = labels & kept
+        if labels - kept and given_out and given_out <= mixed:
+            raise Inseparable(
+                "the number of its results does not grow K-fold",
+                "let every width be K times as large in the global network",
+            )
+    for label in mixed - kept:
+        if sum(label in labels and len(labels) > 1 for labels in spreads) > 1:
+            raise Inseparable(
+                "two kernels are multiplied over entries that all sub-networks share",
+                "apply them to the features one after the other",
+            )
 
 
 @register_rule("dot_general")

@@ -1,0 +1,200 @@
+"""compose, extract, stack: pure functions of their arrays, exact inverses, clear errors."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dcjax
+from tests.networks import DenseNet, ImageConcat, LeNet
+from tests.test_contract import random_stacked
+
+X = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    return random_stacked(DenseNet(8), 2, X)
+
+
+def by_definition(stacked):
+    """Composition written with index arrays, entry by entry of the layout's definition."""
+
+    def leaf(path, parts):
+        rule = stacked.layout.by_path[tuple(k.key for k in path)]
+        subnets, parts = len(stacked), np.asarray(parts, np.float64)
+        out = np.zeros(rule.global_shape(subnets))
+        places = [order.indices(subnets) for order in rule.axes]
+        for k in range(subnets):
+            out[np.ix_(*(p[k] for p in places))] = parts[k] / (subnets if rule.head else 1)
+        if not rule.axes or any(order.is_mixed or order.is_shared for order in rule.axes):
+            fixed = [np.flatnonzero((p == p[0]).all(axis=0)) for p in places]
+            apart = [o for o in rule.axes if not o.is_shared and not o.is_mixed]
+            if not apart:
+                out[np.ix_(*(p[0][f] for p, f in zip(places, fixed, strict=True)))] = np.mean(
+                    parts[(slice(None), *np.ix_(*fixed))], axis=0
+                )
+        return out
+
+    return jax.tree_util.tree_map_with_path(leaf, stacked.tree)
+
+
+@pytest.mark.parametrize("build", [LeNet, DenseNet, ImageConcat])
+@pytest.mark.parametrize("subnets", [2, 3])
+def test_composition_is_what_the_layout_says(build, subnets):
+    stacked = random_stacked(build(4 * subnets), subnets, X)
+    chex.assert_trees_all_close(dcjax.compose(stacked), by_definition(stacked), rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=8)
+@given(subnets=st.integers(1, 4), narrow=st.sampled_from([2, 4]), seed=st.integers(0, 99))
+def test_extract_is_the_inverse(subnets, narrow, seed):
+    layout = dcjax.layout(DenseNet(subnets * narrow), subnets, X)
+    rng = np.random.default_rng(seed)
+    tree: dict = {}
+    for path, leaf in layout.leaves:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = rng.normal(size=(subnets, *leaf.narrow_shape)).astype(np.float32)
+    composed = dcjax.compose(tree, like=layout)
+    again = dcjax.extract(composed, like=layout)
+    chex.assert_trees_all_close(dcjax.compose(again), composed, rtol=1e-6)
+    kept = {k: v for k, v in tree["params"].items() if k != "Dense_0"}  # the head's bias is a mean
+    chex.assert_trees_all_equal({k: again["params"].tree[k] for k in kept}, kept)
+
+
+def test_into_keeps_the_off_diagonal_blocks(stacked):
+    composed = dcjax.compose(stacked)
+    moved = jax.tree.map(lambda x: x + 1, composed)
+    back = dcjax.compose(stacked, into=moved)
+    kernel, old = back["params"]["Conv_1"]["kernel"], moved["params"]["Conv_1"]["kernel"]
+    off = np.asarray(composed["params"]["Conv_1"]["kernel"]) == 0
+    np.testing.assert_array_equal(np.asarray(kernel)[off], np.asarray(old)[off])
+    chex.assert_trees_all_equal(dcjax.compose(dcjax.extract(back, like=stacked)), composed)
+
+
+def test_compose_is_pure(stacked):
+    eager = dcjax.compose(stacked)
+    chex.assert_trees_all_equal(jax.jit(dcjax.compose)(stacked), eager)
+    pair = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), stacked)
+    doubled = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), eager)
+    chex.assert_trees_all_close(jax.vmap(dcjax.compose)(pair), doubled, rtol=1e-6)
+
+
+def test_gradient_of_compose_is_extraction_of_the_cotangent(stacked):
+    params = stacked["params"]
+
+    def weighted(params):
+        leaves = jax.tree.leaves(dcjax.compose(params))
+        return sum((i + 1.0) * jnp.sum(leaf) for i, leaf in enumerate(leaves))
+
+    gradient = jax.grad(weighted)(params)
+    assert isinstance(gradient, dcjax.Stacked)
+    assert gradient.layout == params.layout
+    names = [path for path, _ in params.layout.leaves]
+    index = names.index(("Conv_1", "kernel")) + 1.0
+    np.testing.assert_allclose(gradient.tree["Conv_1"]["kernel"], index)
+    index = names.index(("Dense_0", "kernel")) + 1.0
+    np.testing.assert_allclose(gradient.tree["Dense_0"]["kernel"], index / 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_dtypes_are_kept(stacked, dtype):
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), stacked)
+    chex.assert_tree_all_finite(dcjax.compose(cast))
+    for tree in (dcjax.compose(cast), dcjax.extract(dcjax.compose(cast), like=cast)):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(dtype)}
+
+
+def test_layout_travels_through_tree_map_jit_pmap_and_optax(stacked):
+    params = stacked["params"]
+    assert jax.tree.map(jnp.sin, params).layout is params.layout
+    assert jax.jit(lambda p: p)(params).layout == params.layout
+    assert jax.pmap(lambda p: jax.tree.map(jnp.cos, p))(params).layout == params.layout
+    state = optax.adam(1e-3).init(params)
+    assert state[0].mu.layout == params.layout
+    chex.assert_trees_all_equal(
+        dcjax.compose({"a": [stacked["batch_stats"]], "b": params}),
+        {"a": [dcjax.compose(stacked)["batch_stats"]], "b": dcjax.compose(stacked)["params"]},
+    )
+
+
+def test_raw_trees_need_a_layout(stacked):
+    with pytest.raises(ValueError, match=r"like=dcjax.layout\(network, K, x\)"):
+        dcjax.compose(stacked.tree)
+    with pytest.raises(ValueError, match="like"):
+        dcjax.compose({})
+    composed = dcjax.compose(stacked.tree, like=stacked.layout)
+    chex.assert_trees_all_equal(composed, dcjax.compose(stacked))
+
+
+def test_every_disagreement_is_listed(stacked):
+    wrong = jax.tree.map(lambda leaf: leaf, stacked.tree)
+    wrong["params"]["Conv_0"]["kernel"] = np.zeros((2, 1, 1))
+    del wrong["params"]["Conv_0"]["bias"]
+    wrong["params"]["extra"] = np.zeros(2)
+    with pytest.raises(ValueError, match="expected shape") as error:
+        dcjax.compose(wrong, like=stacked)
+    for words in ("Conv_0/kernel: expected", "Conv_0/bias: missing", "extra: not in the layout"):
+        assert words in str(error.value)
+    with pytest.raises(ValueError, match="Conv_0/kernel: expected shape"):
+        dcjax.extract(stacked.tree, like=stacked)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), dcjax.compose(stacked))
+    with pytest.raises(ValueError, match="bfloat16 in into="):
+        dcjax.compose(stacked, into=half)
+    with pytest.raises(TypeError, match="like is"):
+        dcjax.compose(stacked.tree, like="layout")
+
+
+def test_stack_and_unstack(stacked):
+    trees = dcjax.unstack(stacked)
+    chex.assert_trees_all_equal(dcjax.stack(trees, like=stacked), stacked)
+    with pytest.raises(ValueError, match="2 sub-networks, got 1"):
+        dcjax.stack(trees[:1], like=stacked)
+    odd = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), trees[1])
+    with pytest.raises(ValueError, match="float16 in sub-network 1"):
+        dcjax.stack([trees[0], odd], like=stacked)
+    changed = jax.tree.map(lambda leaf: leaf, trees[1])
+    changed["params"]["Dense_0"]["bias"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match="sub-network 1: params/Dense_0/bias has shape"):
+        dcjax.stack([trees[0], changed], like=stacked)
+    del changed["params"]["Dense_0"]["bias"]
+    with pytest.raises(ValueError, match="sub-network 1 has no params/Dense_0/bias"):
+        dcjax.stack([trees[0], changed], like=stacked)
+
+
+def test_a_stacked_tree_is_indexed_by_number_and_name(stacked):
+    assert len(stacked) == 2
+    chex.assert_trees_all_equal(stacked[-1], stacked[1])
+    chex.assert_trees_all_equal(list(stacked), [stacked[0], stacked[1]])
+    assert stacked["params"]["Dense_0"]["bias"].tree.shape == (2, 5)
+    with pytest.raises(IndexError, match="0 to 1"):
+        stacked[2]
+    with pytest.raises(KeyError, match="batch_stats"):
+        stacked["parms"]
+    with pytest.raises(TypeError, match="float"):
+        stacked[1.0]
+    assert "params" in stacked
+    assert 7 not in stacked
+
+
+def test_flax_does_not_hang_on_a_stacked_tree(stacked):
+    with pytest.raises(Exception):  # noqa: B017, PT011  Flax's own complaint, whichever
+        DenseNet(8).apply(stacked, jnp.zeros(X.shape))
+
+
+def test_layout_is_printed_and_compared(stacked):
+    table = str(stacked.layout)
+    assert "params/Conv_2/kernel" in table
+    assert "K×4 + K×2" in table
+    other = dcjax.layout(DenseNet(8), 2, X)
+    assert other == stacked.layout
+    assert hash(other) == hash(stacked.layout)
+    assert other != dcjax.layout(DenseNet(8), 4, X)
+    with pytest.raises(KeyError, match="params"):
+        stacked.layout["parms"]

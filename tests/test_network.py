@@ -1,0 +1,142 @@
+"""decompose, init, apply, verify on networks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dcjax
+from tests.networks import LeNet, Scanned
+from tests.test_contract import images, random_stacked
+
+
+class Two(nn.Module):
+    stem: int = 4
+    blocks: tuple[int, ...] = (4, 8)
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.stem, (3, 3))(x)
+        for width in self.blocks:
+            x = nn.relu(nn.Conv(width, (3, 3))(x))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+class Nested(nn.Module):
+    inner: LeNet
+
+    def narrow(self, subnets):
+        return Nested(dcjax.decompose(self.inner, subnets))
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+def test_fields_that_carry_width():
+    assert dcjax.decompose(Two(), 4, fields=("stem", "blocks")) == Two(stem=1, blocks=(1, 2))
+    assert dcjax.decompose(LeNet(8), 4) == LeNet(2)
+    assert dcjax.decompose(Nested(LeNet(8)), 4).inner.width == 2
+    network = LeNet(8)
+    assert dcjax.decompose(network, 1) is network
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (ValueError, r"3 sub-networks do not divide width=64.*63, 66",
+         lambda: dcjax.decompose(LeNet(64), 3)),
+        (ValueError, r"blocks\[1\]=8", lambda: dcjax.decompose(Two(blocks=(3, 8)), 3, ("blocks",))),
+        (TypeError, "its fields are blocks, stem", lambda: dcjax.decompose(Two(), 2)),
+        (TypeError, "a width", lambda: dcjax.decompose(Two(stem=1.5), 2, "stem")),
+        (ValueError, "at least 1, got 0", lambda: dcjax.decompose(LeNet(4), 0)),
+        (TypeError, "is an int, got 'four'", lambda: dcjax.decompose(LeNet(4), "four")),
+        (ValueError, "samples are for 2", lambda: dcjax.layout(
+            LeNet(4), 4, images((1, 8, 8, 3)), samples=dcjax.samples.replicate(2))),
+    ],
+)  # fmt: skip
+def test_errors_say_what_is_wrong(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_init_is_each_subnetworks_own():
+    x = images((2, 8, 8, 3))
+    four = dcjax.init(LeNet(8), 4, jax.random.key(0), x)
+    two = dcjax.init(LeNet(4), 2, jax.random.key(0), x)
+    for k in range(2):
+        np.testing.assert_array_equal(
+            four[k]["params"]["Conv_1"]["kernel"], two[k]["params"]["Conv_1"]["kernel"]
+        )
+    first, second = (four[k]["params"]["Conv_1"]["kernel"] for k in range(2))
+    assert np.abs(first - second).max() > 0
+    assert str(dcjax.init(Nested(LeNet(4)), 2, jax.random.key(0), x)[0]["params"].keys())
+
+
+def test_init_of_a_network_whose_variables_depend_on_its_input():
+    class Centred(nn.Module):
+        width: int = 4
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(self.width, (3, 3))(x)
+            mean = self.variable("stats", "mean", lambda: x.mean((0, 1, 2)))
+            return nn.Dense(5)(nn.relu(x - mean.value).mean((1, 2)))
+
+    x = images((2, 8, 8, 3))
+    stacked = dcjax.init(Centred(), 2, jax.random.key(0), x)
+    kernel = nn.Conv(2, (3, 3)).apply({"params": stacked[1]["params"]["Conv_0"]}, x)
+    np.testing.assert_allclose(stacked[1]["stats"]["mean"], kernel.mean((0, 1, 2)), atol=1e-6)
+
+
+def test_apply_gives_each_subnetwork_its_samples():
+    network, x = LeNet(8), images((2, 8, 8, 3))
+    stacked, subnet = random_stacked(network, 4, x), LeNet(2)
+    logits = dcjax.apply(subnet, stacked, dcjax.samples.replicate(4).split(x))
+    assert logits.shape == (4, 2, 5)
+    np.testing.assert_allclose(logits[3], subnet.apply(stacked[3], x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"expected shape \(4, N, …\), got \(2,"):
+        dcjax.apply(subnet, stacked, x)
+
+
+def test_verify_looks_into_scanned_layers():
+    network, x = Scanned(4), images((2, 8, 8, 3))
+    stacked = random_stacked(network, 2, x)
+    report = dcjax.verify(network, stacked, x)
+    layers = [row.layer for row in report.layers]
+    assert any("ScanBlock" in layer and layer.endswith("Conv_0") for layer in layers)
+    assert report.error < 1e-5
+    assert "largest relative error" in str(report)
+
+
+def test_verify_finds_what_is_wrong(monkeypatch):
+    network, x = LeNet(4), images((2, 8, 8, 3))
+    stacked = random_stacked(network, 2, x)
+
+    def wrong(stacked):
+        variables = dcjax.compose(stacked)
+        variables["params"]["Conv_1"]["bias"] = variables["params"]["Conv_1"]["bias"][::-1]
+        return variables
+
+    monkeypatch.setattr("dcjax._verify.compose", wrong)
+    report = dcjax.verify(network, stacked, x, tolerance=np.inf)
+    errors = {row.layer: row.relative for row in report.layers}
+    assert errors["LeNet/Conv_0"] < 1e-5 < 1e-2 < errors["LeNet/Conv_1"]
+    with pytest.raises(ValueError, match="LeNet/Conv_1"):
+        dcjax.verify(network, stacked, x)
+
+
+def test_verify_does_not_accept_nan():
+    network, x = LeNet(4), images((2, 8, 8, 3))
+    stacked = jax.tree.map(lambda leaf: leaf * jnp.nan, random_stacked(network, 2, x))
+    with pytest.raises(ValueError, match="nan"):
+        dcjax.verify(network, stacked, x)
+
+
+def test_one_subnetwork_is_the_network():
+    network, x = LeNet(4), images((2, 8, 8, 3))
+    stacked = random_stacked(network, 1, x)
+    assert dcjax.verify(network, stacked, x).error == 0
+    np.testing.assert_array_equal(
+        network.apply(dcjax.compose(stacked), x), network.apply(stacked[0], x)
+    )
