@@ -14,7 +14,10 @@ from dcjax import models as models
 from dcjax import samples as samples
 from dcjax import training as training
 from dcjax._bounds import Bounds as Bounds
+from dcjax._bounds import BoundsSums as BoundsSums
 from dcjax._bounds import bounds as bounds
+from dcjax._bounds import bounds_finish as bounds_finish
+from dcjax._bounds import bounds_update as bounds_update
 from dcjax._compose import compose as compose
 from dcjax._compose import extract as extract
 from dcjax._decompose import decompose as decompose

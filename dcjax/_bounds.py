@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Num, Shaped
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -63,7 +63,7 @@ class BoundsSums(NamedTuple):
 
 def bounds(
     logits: Num[Array, "K N C"],
-    labels: Int[Array, " N"],
+    labels: Integer[Array, " N"],
     *,
     weights: Float[Array, " K"] | None = None,
 ) -> Bounds:
@@ -129,7 +129,7 @@ def bounds(
 def bounds_update(
     sums: BoundsSums,
     logits: Num[Array, "K N C"],
-    labels: Int[Array, " N"],
+    labels: Integer[Array, " N"],
     *,
     weights: Float[Array, " K"] | None = None,
     mask: Bool[Array, " N"] | None = None,
@@ -210,7 +210,7 @@ def _fraction(
 def _add(
     sums: BoundsSums,
     logits: Num[Array, "K N C"],
-    labels: Int[Array, " N"],
+    labels: Integer[Array, " N"],
     weights: Float[Array, " K"],
     kept: Bool[Array, " N"],
 ) -> BoundsSums:
@@ -226,7 +226,7 @@ def _add(
 
 
 def _per_sample(
-    logits: Float[Array, "K N C"], labels: Int[Array, " N"], weights: Float[Array, " K"]
+    logits: Float[Array, "K N C"], labels: Integer[Array, " N"], weights: Float[Array, " K"]
 ) -> BoundsSums:
     """Every sample's costs and verdicts, (N,) each."""
     own = jnp.arange(logits.shape[-1]) == labels[:, None]

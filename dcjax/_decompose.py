@@ -1,6 +1,7 @@
 """Decomposing a network along its width."""
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +46,10 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     subnets = check_subnets(subnets)
     if subnets == 1:
         return network
-    if callable(getattr(network, "narrow", None)):
-        return network.narrow(subnets)
+    own = getattr(type(network), "narrow", None)
+    if own is not None:
+        # Flax wraps methods, and a module made inside a wrapped one becomes its caller's child.
+        return inspect.unwrap(own)(network, subnets)
     fields = (fields,) if isinstance(fields, str) else tuple(fields)
     names = {f.name for f in dataclasses.fields(network)}
     known = names - {"parent", "name"}

@@ -122,8 +122,9 @@ def init(
     found = layout(network, subnets, x, samples=samples, fields=fields, **kwargs)
     subnet = decompose(network, subnets, fields)
     xs = samples_for(samples, subnets).split(jnp.asarray(x))
+    initialise = _initialiser(subnet, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), kwargs)
     keys = [jax.random.fold_in(key, k) for k in range(subnets)]
-    variables = [_initialised(subnet, k, x_k, kwargs) for k, x_k in zip(keys, xs, strict=True)]
+    variables = [initialise(key_k, x_k) for key_k, x_k in zip(keys, xs, strict=True)]
     return stack(variables, like=found)
 
 
@@ -172,13 +173,19 @@ def samples_for(samples: Samples | None, subnets: int) -> Samples:
     return samples
 
 
-def _initialised(subnet: Any, key: Array, x: Array, kwargs: dict[str, Any]) -> PyTree:
-    """One sub-network's variables, without running the network where they do not depend on x."""
+def _initialiser(subnet: Any, x: jax.ShapeDtypeStruct, kwargs: dict[str, Any]) -> Any:
+    """A compiled function (key, x) -> variables; runs the network only where they depend on x."""
+
+    def lazily(key: Array, _: Array) -> PyTree:
+        return _init(subnet, kwargs, "lazy_init")(key, x)
+
     try:
-        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return _init(subnet, kwargs, "lazy_init")(key, shape)
+        jax.eval_shape(lazily, jax.random.key(0), x)
+        initialise = lazily
     except flax.errors.LazyInitError:
-        return _init(subnet, kwargs)(key, x)
+        initialise = _init(subnet, kwargs)
+    # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
+    return jax.jit(initialise, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def _init(network: Any, kwargs: dict[str, Any], method: str = "init") -> Any:

@@ -28,7 +28,7 @@ STAND_IN = (
 
 def table(results: Results) -> Table:
     """A row for every phase and sub-network."""
-    title = f"{results['dataset']}, {results['subnets']} sub-networks, seed {results['seed']}"
+    title = f"{results['dataset']}, subnets {results['subnets']}, seed {results['seed']}"
     note = "seconds of training, without evaluation and compilation"
     made = Table(
         title=title,
@@ -85,6 +85,8 @@ def verdict(results: Results) -> str:
     target, wall = results["speedup"]["target_accuracy"], results["speedup"]["wall"]
     if not baseline["epochs"]:
         return "No baseline was trained, so there is nothing to compare with."
+    if baseline["cost"] is None:
+        return "The baseline's training diverged, so there is nothing to compare with."
     if wall is None:
         total = subnets["seconds"] + composed["seconds"] + finetune["seconds"]
         best = max(entry["accuracy"] for entry in finetune["curve"])

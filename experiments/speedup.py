@@ -1,5 +1,6 @@
 """How much sooner the transfer reaches the baseline's accuracy than the baseline itself."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,11 @@ def speedup(
 
     Returns:
       `target_accuracy`; `wall` and `device`, the ratios of wall-clock and of device seconds, None
-      where the target was not reached or there was no baseline.
+      where the target was not reached, or there was no baseline or it diverged.
     """
     target = baseline["accuracy"]
     reached = first_reaching(finetune["curve"], target)
-    if reached is None or not baseline["epochs"]:
+    if reached is None or not baseline["epochs"] or not math.isfinite(baseline["cost"]):
         return {"target_accuracy": target, "wall": None, "device": None}
 
     def ratio(kind: str) -> float | None:
@@ -35,7 +36,10 @@ def speedup(
 def first_reaching(curve: Sequence[Phase], accuracy: float) -> Phase | None:
     """The first entry of a curve whose accuracy is at least the given one; None if none is.
 
-    >>> first_reaching([{"accuracy": 0.4}, {"accuracy": 0.6}], 0.5)
-    {'accuracy': 0.6}
+    What has diverged, so that its cost is no number, reaches nothing.
+
+    >>> first_reaching([{"accuracy": 0.4, "cost": 1.5}, {"accuracy": 0.6, "cost": 1.2}], 0.5)
+    {'accuracy': 0.6, 'cost': 1.2}
     """
-    return next((entry for entry in curve if entry["accuracy"] >= accuracy), None)
+    good = (e for e in curve if e["accuracy"] >= accuracy and math.isfinite(e["cost"]))
+    return next(good, None)

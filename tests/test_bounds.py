@@ -127,7 +127,7 @@ def test_all_six_are_those_of_the_definitions(weights, scale):
     assert all(jnp.shape(value) == () for value in found)
 
 
-def test_the_cost_is_the_cross_entropy_of_the_mean_and_the_upper_bound_the_issue_s():
+def test_the_cost_is_the_cross_entropy_of_the_mean_and_its_upper_bound_is_hoelder_s():
     logits, labels = random_case()
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.stack([labels] * 4))
     mean = optax.softmax_cross_entropy_with_integer_labels(logits.mean(0), labels)

@@ -34,6 +34,11 @@ def learner(
     """The functions of a network that sees `view(x, member)` of a normalised batch x."""
 
     def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+        if "params" not in _collections(variables):
+            raise ValueError(
+                "expected all of a network's variables, as from network.init: {'params': …, …}, "
+                f"got {sorted(_collections(variables))}"
+            )
         opt_state = recipe.optimizer.init(_collections(variables)["params"])
         return TrainState(jnp.int32(0), key, variables, opt_state)
 

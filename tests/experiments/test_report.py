@@ -67,4 +67,7 @@ def test_a_stand_in_is_said(results, dataset, said):
 def test_a_diverged_run_is_shown(results):
     results["composed"] |= {"cost": None, "cost_lower": None, "feature_error": None}
     results["subnets_phase"]["cost"] = [None, None]
-    assert "diverged" in shown(results)
+    results["baseline"]["cost"] = None
+    assert "diverged ≤ diverged ≤ 1.5000" in shown(results)
+    assert "feature error: diverged" in shown(results)
+    assert report.verdict(results).startswith("The baseline's training diverged")

@@ -1,17 +1,19 @@
 """The speedup's arithmetic."""
 
+import math
+
 import pytest
 
 from experiments.speedup import speedup
 
 SUBNETS = {"seconds": 10.0, "device_seconds": 40.0}
 COMPOSED = {"seconds": 1.0}
-BASELINE = {"epochs": 5, "accuracy": 0.8, "seconds": 100.0, "device_seconds": 400.0}
+BASELINE = {"epochs": 5, "accuracy": 0.8, "cost": 0.6, "seconds": 100.0, "device_seconds": 400.0}
 
 
 def curve(*accuracies):
     return [
-        {"epoch": e, "seconds": 9.0 * e, "device_seconds": 36.0 * e, "accuracy": accuracy}
+        {"seconds": 9.0 * e, "device_seconds": 36.0 * e, "accuracy": accuracy, "cost": 0.5}
         for e, accuracy in enumerate(accuracies)
     ]
 
@@ -33,6 +35,13 @@ def test_a_composed_network_that_is_good_enough_needs_no_fine_tuning():
 
 def test_a_target_that_was_not_reached_gives_no_speedup():
     found = speedup(SUBNETS, COMPOSED, {"curve": curve(0.5, 0.79)}, BASELINE)
+    assert found == {"target_accuracy": 0.8, "wall": None, "device": None}
+
+
+def test_what_diverged_reaches_nothing_and_is_no_target():
+    diverged = [curve(0.9)[0] | {"cost": math.nan}]
+    assert speedup(SUBNETS, COMPOSED, {"curve": diverged}, BASELINE)["wall"] is None
+    found = speedup(SUBNETS, COMPOSED, {"curve": curve(0.9)}, BASELINE | {"cost": math.inf})
     assert found == {"target_accuracy": 0.8, "wall": None, "device": None}
 
 

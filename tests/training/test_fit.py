@@ -148,6 +148,12 @@ def test_a_compiled_phase_is_not_compiled_again(case, study):
     assert phase.forward is run.phase.forward
 
 
+def test_parameters_alone_are_refused(case, study):
+    run, variables = case
+    with pytest.raises(ValueError, match=r"got \['BatchNorm_0', 'Conv_0', 'Dense_0'\]"):
+        run.phase.start(variables["params"], study.key)
+
+
 def test_too_few_examples_are_refused(case, study):
     run, variables = case
     train = run.phase.place(study.train[0][:15], study.train[1][:15])

@@ -54,6 +54,12 @@ def test_subnetworks_differ_in_order_augmentation_and_outcome(study, side_by_sid
         assert not np.array_equal(order[k], order[k - 1])
 
 
+def test_every_epoch_has_its_order(study, side_by_side):
+    run = side_by_side(4)
+    first = run.phase.shuffle(run.phase.start(study.variables, study.key), run.train)
+    assert not np.array_equal(first, run.phase.shuffle(run.fitted.state, run.train))
+
+
 def test_nothing_is_communicated(side_by_side):
     for run in (side_by_side(4), side_by_side(3)):
         for program in (run.phase.shuffle, run.phase.step, run.phase.forward):
