@@ -21,6 +21,7 @@ from dcjax._bounds import bounds_update as bounds_update
 from dcjax._compose import compose as compose
 from dcjax._compose import extract as extract
 from dcjax._decompose import decompose as decompose
+from dcjax._functions import layout_of_functions as layout_of_functions
 from dcjax._layout import Layout as Layout
 from dcjax._layout import LeafLayout as LeafLayout
 from dcjax._network import apply as apply

@@ -211,6 +211,8 @@ def _compose_leaf(
     stacked: Array, into: Array | None = None, *, layout: LeafLayout, subnets: int
 ) -> Array:
     """One global leaf: K·(blocks) slices written into zeros, or into the old leaf."""
+    if layout.is_mean:
+        return _mean(stacked)
     shape = layout.global_shape(subnets)
     parts = stacked.reshape(subnets, *_factored(layout, layout.narrow_shape))
     out = jnp.zeros(shape, stacked.dtype) if into is None else into
@@ -235,6 +237,8 @@ def _mean(parts: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=("layout", "subnets"))
 def _extract_leaf(leaf: Array, *, layout: LeafLayout, subnets: int) -> Array:
     """One stacked leaf from a global one."""
+    if layout.is_mean:
+        return jnp.broadcast_to(leaf, (subnets, *leaf.shape))
     wide = leaf.reshape(_factored(layout, layout.global_shape(subnets)))
     shape = _factored(layout, layout.narrow_shape)
     out = jnp.zeros((subnets, *shape), leaf.dtype)

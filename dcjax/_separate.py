@@ -51,6 +51,8 @@ def separate(
         values = [_leaf_value(tracer, path, sizes) for path, sizes in leaves]
         values += [_input_value(tracer.orders, n, w) for n, w in inputs]
         outputs = tracer.run(programs[0].jaxpr, programs[1].jaxpr, values)
+        if any(value.power for value in outputs):
+            tracer.violate(_TIED_OUTPUT)
         if tracer.violations:
             raise NotSeparableError(tuple(tracer.violations.values()))
         if tracer.wanted <= heads:
@@ -70,6 +72,14 @@ def identity_layout(variables: PyTree) -> Layout:
     return Layout(
         1, tuple((path_of(p), LeafLayout(tuple(map(shared, x.shape)))) for p, x in leaves)
     )
+
+
+_TIED_OUTPUT = Violation(
+    "the network's result",
+    "return",
+    "an array is returned that holds the head's 1/K, though the sub-networks are not merged in it",
+    "give the head a kernel of its own",
+)
 
 
 def _pair_leaves(narrow: PyTree, wide: PyTree) -> list[tuple[Path, tuple[Size, ...]]]:

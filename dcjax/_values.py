@@ -26,7 +26,7 @@ class Inseparable(Exception):
 
 
 class Axis(NamedTuple):
-    """An axis' order, and whether the array is constant along it (a broadcast)."""
+    """An axis' order, and whether the array is the same for all sub-networks along it."""
 
     term: Term
     const: bool = False

@@ -89,7 +89,8 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     """
     chosen = settings.data
     loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
-    train = data.subset(loaded.train, chosen.train_size, settings.seed, len(loaded.classes))
+    size = min(chosen.train_size or len(loaded.train.labels), len(loaded.train.labels))
+    train = data.subset(loaded.train, size, settings.seed, len(loaded.classes))
     _refuse(config.data_problems(settings, *train.images.shape[:3]))
     return loaded._replace(train=train)
 

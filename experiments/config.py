@@ -45,11 +45,11 @@ class Network:
 class Training:
     """The three phases: stochastic gradient descent with momentum, cosine decay in each."""
 
-    subnet_epochs: int = 3
+    subnet_epochs: int = 4
     """Epochs of the sub-networks."""
-    finetune_epochs: int = 2
+    finetune_epochs: int = 1
     """Epochs of the composed network."""
-    baseline_epochs: int = 4
+    baseline_epochs: int = 3
     """Epochs of the global network trained from scratch, for comparison."""
     batch_size: int = 128
     """Images a step."""
@@ -72,8 +72,8 @@ class Data:
     digits in its place where it cannot be had."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
-    train_size: int | None = None
-    """Train on so many images, a seeded and class-balanced subset, instead of on all."""
+    train_size: int | None = 10_000
+    """Train on at most so many images, a seeded and class-balanced subset; None for all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,7 @@ PAPER = Settings(
         warmup_epochs=1.0,
         weight_decay=1e-4,
     ),
+    data=Data(train_size=None),
 )
 PRESETS = {"quick": Settings(), "paper": PAPER}
 

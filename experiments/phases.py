@@ -45,11 +45,14 @@ class Trained(NamedTuple):
     """What came of a phase.
 
     Attributes:
+      state: the last one, on the devices.
+      variables: its variables, on one device.
       times: epochs, seconds and device_seconds, as the results have them.
       curve: epoch, seconds, device_seconds, accuracy and cost, from epoch 0 on; empty if nothing
         was measured.
     """
 
+    state: training.TrainState
     variables: PyTree
     compile_seconds: float
     times: dict[str, Any]
@@ -80,7 +83,8 @@ def train(plan: Plan, split: Split, voice: Voice, log: Log) -> Trained:
     result = _fit(plan, state, split, voice, note)
     last = result.history[-1] if result.history else _START
     times = {"epochs": last.epoch, "seconds": last.seconds, "device_seconds": last.device_seconds}
-    return Trained(plan.phase.finish(result.state), result.compile_seconds, times, curve)
+    variables = plan.phase.finish(result.state)
+    return Trained(result.state, variables, result.compile_seconds, times, curve)
 
 
 def exact_logits(phase: training.Phase, split: Split) -> Logits:

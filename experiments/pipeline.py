@@ -139,7 +139,7 @@ def _train_subnets(this: Run) -> tuple[Part, dict[str, float]]:
     stacked = dcjax.init(this.exact, subnets, init_key, this.images[:2], samples=this.samples)
     plan = phases.Plan("subnets", TITLES["subnets"], used, stacked, key, chosen.subnet_epochs)
     trained = phases.train(plan, this.dataset.train, this.voice, this.log)
-    logits = phases.exact_logits(exact, this.dataset.test)(exact.start(trained.variables, key))
+    logits = phases.exact_logits(exact, this.dataset.test)(trained.state)
     scores = [score(z, labels) for z in logits]
     results = trained.times | {
         "accuracy": [each.accuracy for each in scores],

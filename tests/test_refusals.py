@@ -126,6 +126,31 @@ def test_a_width_that_grows_by_another_factor_is_refused():
         dcjax.layout(Odd(), 4, X)
 
 
+def test_a_head_whose_kernel_is_returned_too_is_refused():
+    class TwoResults(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(self.width, (3, 3))(x).mean((1, 2))
+            table = self.param("table", nn.initializers.normal(), (self.width, 5))
+            return x @ table, x * table[:, 0]
+
+    with pytest.raises(dcjax.NotSeparableError, match="kernel of its own"):
+        dcjax.layout(TwoResults(), 4, X)
+
+
+def test_a_broadcast_array_padded_with_ones_is_no_block_diagonal():
+    def layer(net, x):
+        row = net.param("row", nn.initializers.normal(), (1, net.width))
+        spread = jnp.broadcast_to(row.T, (net.width, net.width))
+        padded = jnp.pad(spread, ((0, 0), (0, net.width)), constant_values=1.0)
+        return x @ padded
+
+    with pytest.raises(dcjax.NotSeparableError, match="Net"):
+        dcjax.layout(network(layer), 4, X)
+
+
 def test_a_width_with_a_constant_part_is_refused():
     # 2 + 3 channels become 8 + 3: the sizes alone look like three entries that all share.
     net = network(lambda net, x: nn.relu(nn.Conv(net.width + 3, (3, 3), name="odd")(x)))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from dcjax._rules.along import resized, within
-from dcjax._rules.elementwise import OFF_DIAGONAL, one_of, sum_of
+from dcjax._rules.elementwise import one_of
 from dcjax._rules.registry import register_rule
 from dcjax._terms import Size, repeat, scale
 from dcjax._values import Axis, Context, Equation, Inseparable, Value, refuse_own
@@ -108,11 +108,6 @@ def _concatenate(context: Context, equation: Equation, *values: Value) -> Value:
 
 @register_rule("pad")
 def _pad(context: Context, equation: Equation, value: Value, filling: Value) -> Value:
-    if value.own and not filling.zero:
-        raise refuse_own(value, "it is padded with other than zeros")
-    spread = context.spread(value)
-    if len(spread) > 1 and not filling.zero:
-        raise Inseparable(*OFF_DIAGONAL)
     axes = []
     narrow, wide = equation.narrow["padding_config"], equation.wide["padding_config"]
     for i, (axis, n, w) in enumerate(zip(value.axes, narrow, wide, strict=True)):
@@ -123,7 +118,7 @@ def _pad(context: Context, equation: Equation, value: Value, filling: Value) -> 
             raise Inseparable("channels are padded inside, or cut", "pad at the ends, or slice")
         low, high = (context.orders.fresh(Size(n[j], w[j])) for j in (0, 1))
         axes.append(Axis((*low, *axis.term, *high), axis.const and filling.zero and value.zero))
-    return sum_of([value, filling]).with_axes(axes)
+    return one_of(context, (value, filling), axes)
 
 
 @register_rule("slice")

@@ -42,6 +42,12 @@ def data_parallel(
 
     Returns:
       The phase. `start` takes plain variables.
+
+    >>> import dcjax, optax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> phase = data_parallel(network, dcjax.samples.replicate(4), Recipe(optax.sgd(0.1)))
+    >>> phase.lead
+    ()
     """
     devices = choose_devices(recipe.batch_size, devices)
     replicated = sharding(devices)

@@ -72,6 +72,17 @@ def fit(
 
     Raises:
       ValueError: if there are fewer training examples than a batch has.
+
+    >>> import dcjax, flax.linen as nn, numpy as np, optax
+    >>> from dcjax import training
+    >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
+    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> phase = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> train = phase.place(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
+    >>> variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
+    >>> state = phase.start(variables, jax.random.key(1))
+    >>> len(training.fit(phase, state, train, epochs=2).history)
+    2
     """
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
     phase, compile_seconds = compile(phase, state, train)
@@ -120,6 +131,17 @@ def evaluate(phase: Phase, state: TrainState, data: Data) -> Float[np.ndarray, "
 
     Returns:
       Logits of all N examples, (N, C), or (K, N, C) side by side.
+
+    >>> import dcjax, flax.linen as nn, numpy as np, optax
+    >>> from dcjax import training
+    >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
+    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> phase = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> train = phase.place(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
+    >>> variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
+    >>> state = phase.start(variables, jax.random.key(1))
+    >>> training.evaluate(phase, state, train).shape
+    (8, 3)
     """
     examples = len(data.labels)
     logits = []

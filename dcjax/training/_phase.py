@@ -59,6 +59,18 @@ def compile(
 
     Returns:
       The phase with compiled functions, for data of these sizes only, and the seconds it took.
+
+    >>> import dcjax, flax.linen as nn, numpy as np, optax
+    >>> from dcjax import training
+    >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
+    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> phase = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> train = phase.place(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
+    >>> variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
+    >>> state = phase.start(variables, jax.random.key(1))
+    >>> phase, seconds = training.compile(phase, state, train)
+    >>> seconds > 0
+    True
     """
     started = time.perf_counter()
     if not _is_compiled(phase.step):

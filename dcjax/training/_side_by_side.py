@@ -50,6 +50,12 @@ def side_by_side(
     Raises:
       ValueError: if `members` are not numbers of sub-networks. Later, from the functions: if the
         variables' leading axis or the samples do not fit.
+
+    >>> import dcjax, optax
+    >>> subnet = dcjax.models.CNN(width=2, num_classes=10)
+    >>> phase = side_by_side(subnet, dcjax.samples.replicate(4), Recipe(optax.sgd(0.1)), 4)
+    >>> phase.lead
+    (4,)
     """
     numbers = tuple(range(subnets)) if members is None else tuple(members)
     if not numbers or len({*numbers} & {*range(subnets)}) < len(numbers):

@@ -1,0 +1,88 @@
+"""Networks that are no Linen modules: NNX states, Equinox modules, plain functions."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dcjax
+from tests.test_contract import images
+
+
+class NNXNet(nnx.Module):
+    """Convolution, batch norm, dropout (whose random state the call never uses), a flatten."""
+
+    def __init__(self, width, rngs):
+        self.conv = nnx.Conv(3, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, use_running_average=True, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+        self.head = nnx.Linear(16 * width, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x)))
+        return self.head(self.dropout(x).reshape(x.shape[0], -1))
+
+
+def test_nnx_states_split_and_merge():
+    x = images((2, 4, 4, 3))
+    graph, _ = nnx.split(NNXNet(2, nnx.Rngs(0)))
+    wide_graph, wide_state = nnx.split(NNXNet(4, nnx.Rngs(9)))
+    states = [nnx.split(NNXNet(2, nnx.Rngs(seed)))[1] for seed in (1, 2)]
+    layout = dcjax.layout_of_functions(
+        lambda state, x: nnx.merge(graph, state)(x),
+        lambda state, x: nnx.merge(wide_graph, state)(x),
+        (states[0], x),
+        (wide_state, x),
+        2,
+    )
+    stacked = dcjax.stack(states, like=layout)
+    composed = dcjax.compose(stacked)
+    assert isinstance(composed, nnx.State)
+    separate = np.mean([nnx.merge(graph, state)(x) for state in states], axis=0)
+    together = nnx.merge(wide_graph, composed)(x)
+    np.testing.assert_allclose(together, separate, rtol=1e-5, atol=1e-6)
+    back = dcjax.extract(composed, like=layout)
+    assert isinstance(back[1], nnx.State)
+    kernel = back[1]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel[...], states[1]["conv"]["kernel"][...])
+
+
+class EquinoxNet(eqx.Module):
+    conv: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __init__(self, width, key):
+        self.conv = eqx.nn.Conv2d(3, width, 3, padding=1, key=key)
+        self.head = eqx.nn.Linear(16 * width, 5, key=key)
+
+    def __call__(self, x):
+        return self.head(jax.nn.relu(self.conv(x)).reshape(-1))
+
+
+def test_equinox_modules():
+    x = images((3, 4, 4))
+    subnets = [EquinoxNet(2, jax.random.key(k)) for k in range(3)]
+    wide = eqx.filter_eval_shape(EquinoxNet, 6, jax.random.key(0))
+    arrays, static = zip(*(eqx.partition(net, eqx.is_array) for net in subnets), strict=True)
+    wide_arrays, wide_static = eqx.partition(wide, lambda leaf: hasattr(leaf, "shape"))
+    layout = dcjax.layout_of_functions(
+        lambda params, x: eqx.combine(params, static[0])(x),
+        lambda params, x: eqx.combine(params, wide_static)(x),
+        (arrays[0], x),
+        (wide_arrays, x),
+        3,
+    )
+    composed = eqx.combine(dcjax.compose(dcjax.stack(arrays, like=layout)), wide_static)
+    separate = np.mean([net(x) for net in subnets], axis=0)
+    np.testing.assert_allclose(composed(x), separate, rtol=1e-5, atol=1e-6)
+
+
+def test_trees_of_two_structures_are_refused():
+    def f(params, x):
+        return x @ params["a"]
+
+    one, x = {"a": jnp.ones((2, 2))}, jnp.ones((1, 2))
+    with pytest.raises(ValueError, match="b is only in the global network"):
+        dcjax.layout_of_functions(f, f, (one, x), (one | {"b": jnp.ones(2)}, x), 2)
