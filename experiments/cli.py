@@ -84,7 +84,7 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     """The data set, with the part of its training images that the settings ask for.
 
     Raises:
-      DataError: it cannot be had, or has too few images.
+      DataError: it cannot be had.
       BadInput: it does not go with the other settings.
     """
     chosen = settings.data

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from experiments import cli, data, pipeline, workdir
+from experiments import cli, data, pipeline, progress, workdir
 from experiments.config import PRESETS
 
 PROGRAM = "python -m experiments.cifar10"
@@ -35,7 +36,6 @@ def refused(capsys, *args):
         (["--learning-rate", "-0.1"], "--learning-rate -0.1"),
         (["--preset", "papr"], "did you mean 'paper'"),
         (["--dataset", "cifar"], "did you mean cifar10"),
-        (["--dataset", "digits", "--train-size", "100000"], "the split has 1400"),
         (["--dataset", "digits", "--batch-size", "1401"], "at most --batch-size 1400"),
         (["--workdir", "file"], "it is a file"),
     ],
@@ -97,6 +97,14 @@ def test_jax_is_not_imported_for_a_mistake(args):
     )
     assert done.returncode == (cli.OK if args == ["--help"] else cli.BAD_INPUT)
     assert done.stderr.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(("asked", "got"), [("64", 64), ("100000", 1400), ("None", 1400)])
+def test_train_size_is_the_most_that_is_taken(asked, got):
+    settings = cli.parse(PROGRAM, [*TINY, "--train-size", asked])
+    dataset = cli.load(settings, progress.voice(Console(quiet=True)))
+    assert len(dataset.train.labels) == len(dataset.train.images) == got
+    assert len(dataset.test.labels) == 340
 
 
 def test_an_interrupted_run_is_one_line_and_starts_again(capsys, tmp_path, monkeypatch):
