@@ -44,6 +44,8 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
       L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186.
     """
     subnets = check_subnets(subnets)
+    if isinstance(network, type) or not dataclasses.is_dataclass(network):
+        raise TypeError(f"the network is a Flax Linen module (an instance), got {network!r}")
     if subnets == 1:
         return network
     own = getattr(type(network), "narrow", None)

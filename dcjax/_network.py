@@ -6,6 +6,7 @@ from typing import Any
 import flax.errors
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Shaped
 
 from dcjax._decompose import DEFAULT_FIELDS, check_subnets, decompose
@@ -52,7 +53,7 @@ def layout(
     >>> layout.subnets
     4
     """
-    x = jax.eval_shape(lambda x: x, x)
+    x = _abstract(x)
     if check_subnets(subnets) == 1:
         return identity_layout(jax.eval_shape(_init(network, kwargs), jax.random.key(0), x))
     return separation(network, subnets, x, samples=samples, fields=fields, **kwargs).layout
@@ -119,6 +120,7 @@ def init(
     >>> stacked["params"]["head"]["bias"].tree.shape
     (4, 10)
     """
+    _check_key(key)
     found = layout(network, subnets, x, samples=samples, fields=fields, **kwargs)
     subnet = decompose(network, subnets, fields)
     xs = samples_for(samples, subnets).split(jnp.asarray(x))
@@ -166,11 +168,32 @@ def samples_for(samples: Samples | None, subnets: int) -> Samples:
     """The given samples, or the default, checked against K."""
     if samples is None:
         return replicate(subnets)
+    if not isinstance(samples, Samples):
+        raise TypeError(f"samples is one of dcjax.samples, such as replicate(4); got {samples!r}")
     if samples.subnets != subnets:
         raise ValueError(
             f"samples are for {samples.subnets} sub-networks, the network is split into {subnets}"
         )
     return samples
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", np.dtype(object))
+    if dtype != np.uint32 and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"key is a random key such as jax.random.key(0), got {key!r}; the order of arguments "
+            "is init(network, K, key, x)"
+        )
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """The input's shape and dtype."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(
+            f"x is one array with the batch first, got {type(x).__name__}; give what else the "
+            "network's call needs as keyword arguments"
+        )
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _initialiser(subnet: Any, x: jax.ShapeDtypeStruct, kwargs: dict[str, Any]) -> Any:

@@ -124,7 +124,8 @@ def _leaf_value(tracer: PairTracer, path: Path, sizes: Sequence[Size]) -> Value:
 def _own_leaf(name: str, sizes: Sequence[Size]) -> str:
     if any(size.grows for size in sizes):
         return f"{name} has entries for the features that all sub-networks share"
-    return f"{name} has shape {tuple(s.narrow for s in sizes)} in both networks"
+    shape = tuple(s.narrow for s in sizes)
+    return f"{name} has shape {shape} in both networks, one place for K values"
 
 
 def _input_value(orders: Orders, narrow: Sequence[int], wide: Sequence[int]) -> Value:

@@ -96,6 +96,15 @@ class Context(NamedTuple):
             i for i, axis in enumerate(value.axes) if not axis.const and self.grows(axis)
         )
 
+    def fixed(self, size: Size) -> Axis:
+        """A new axis made of axes that do not grow, which must not grow itself."""
+        if size.grows:
+            raise Inseparable(
+                f"its size depends on the width ({size}), but that axis holds no channels",
+                "take as many in both networks, and let only channels grow",
+            )
+        return Axis(self.orders.fresh(size))
+
     def fresh(self, size: Size, const: bool = False) -> Axis:
         """A new axis, of unknown order where it grows."""
         return Axis(self.orders.fresh(size), const)
@@ -114,7 +123,7 @@ def together(*groups: frozenset[Any]) -> list[frozenset[Any]]:
 def refuse_own(value: Value, what: str) -> Inseparable:
     """The error for an array that holds a mean where the sub-networks' own values are needed."""
     return Inseparable(
-        f"{what}, but here the sub-networks' values are no longer apart: {value.own}",
+        f"{what}, but one array stands for all sub-networks here: {value.own}",
         "let it grow with the width (a field that decompose divides, one entry a channel), "
         "or let the merging layer be the last one, with only linear operations after it",
     )

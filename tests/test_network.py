@@ -51,6 +51,11 @@ def test_fields_that_carry_width():
         (TypeError, "a width", lambda: dcjax.decompose(Two(stem=1.5), 2, "stem")),
         (ValueError, "at least 1, got 0", lambda: dcjax.decompose(LeNet(4), 0)),
         (TypeError, "is an int, got 'four'", lambda: dcjax.decompose(LeNet(4), "four")),
+        (TypeError, "an instance", lambda: dcjax.decompose(LeNet, 2)),
+        (TypeError, "keyword arguments", lambda: dcjax.layout(LeNet(4), 2, {"x": 1})),
+        (TypeError, "random key", lambda: dcjax.init(LeNet(4), 2, 0, images((1, 8, 8, 3)))),
+        (TypeError, "such as replicate", lambda: dcjax.layout(
+            LeNet(4), 4, images((1, 8, 8, 3)), samples=3)),
         (ValueError, "samples are for 2", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=dcjax.samples.replicate(2))),
     ],

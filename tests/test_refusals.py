@@ -126,6 +126,34 @@ def test_a_width_that_grows_by_another_factor_is_refused():
         dcjax.layout(Odd(), 4, X)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x, w: x[:, :, :, :w],
+        lambda x, w: x[..., -w:],
+        lambda x, w: jax.lax.dynamic_slice_in_dim(x, 0, w, 3),
+        lambda x, w: x[..., w // 2 : w // 2 + 2],
+        lambda x, w: jax.lax.dynamic_slice_in_dim(x, w // 2, 2, 3),
+        lambda x, w: jnp.take(x, jnp.arange(w), axis=3),
+        lambda x, w: jax.lax.top_k(x, w)[0],
+        lambda x, w: jax.lax.dynamic_update_slice(x, jnp.ones((2, 8, 8, w)), (0, 0, 0, 0)),
+        lambda x, w: nn.max_pool(x, (2, 2), padding=((0, w), (0, 0))),
+        lambda x, w: nn.Conv(4, (3, 3), padding=((0, w), (0, 0)))(x).max((1, 2), keepdims=True),
+    ],
+)
+def test_parts_of_the_input_that_depend_on_the_width_are_refused(part):
+    class Part(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            x = part(x, self.width)
+            return nn.Dense(5)(nn.relu(nn.Conv(self.width, (3, 3))(x)).mean((1, 2)))
+
+    with pytest.raises(dcjax.NotSeparableError, match="Part"):
+        dcjax.layout(Part(), 4, jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.float32))
+
+
 def test_a_head_whose_kernel_is_returned_too_is_refused():
     class TwoResults(nn.Module):
         width: int = 8

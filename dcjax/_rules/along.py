@@ -12,8 +12,8 @@ def within(context: Context, equation: Equation, value: Value, axes: Sequence[in
     if any(context.grows(value.axes[i]) for i in axes):
         raise Inseparable(
             "it runs over the channels of all sub-networks",
-            "let it run over the channels of a group or a head, whose number grows with the width "
-            "(GroupNorm with num_groups a multiple of the sub-networks instead of LayerNorm)",
+            "let it run within a group or a head of fixed size, whose number grows with the width "
+            "(in place of a LayerNorm, a GroupNorm of fixed group size)",
         )
 
 
@@ -45,6 +45,8 @@ def _cumulative(context: Context, equation: Equation, value: Value) -> Value:
 @register_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def _reduce_window(context: Context, equation: Equation, value: Value) -> Value:
     window = equation.same("window_dimensions")
+    for name in ("padding", "window_strides", "base_dilation", "window_dilation"):
+        equation.same(name)
     within(context, equation, value, [i for i, size in enumerate(window) if size > 1])
     if equation.name != "reduce_window_sum":
         value = nonlinear(context, [value], context.spread(value)).with_axes(value.axes)
@@ -54,7 +56,7 @@ def _reduce_window(context: Context, equation: Equation, value: Value) -> Value:
 def resized(context: Context, equation: Equation, value: Value) -> Value:
     """The same axes where they keep their length, fresh fixed ones elsewhere."""
     return value.with_axes(
-        axis if before == after else context.fresh(after)
+        axis if before == after else context.fixed(after)
         for axis, before, after in zip(
             value.axes, equation.in_sizes[0], equation.out_sizes[0], strict=True
         )

@@ -70,7 +70,7 @@ def _regroup(context: Context, axes: Sequence[Axis], sizes: Sequence[Size]) -> l
     """The axes of one group, merged and split anew."""
     growing = [i for i, axis in enumerate(axes) if context.grows(axis)]
     if not growing:
-        return [context.fresh(size) for size in sizes]
+        return [context.fixed(size) for size in sizes]
     targets = [i for i, size in enumerate(sizes) if size.grows]
     if len(growing) > 1 or len(targets) != 1:
         raise Inseparable(
@@ -129,10 +129,11 @@ def _slice(context: Context, equation: Equation, value: Value) -> Value:
     axes = []
     for i, axis in enumerate(value.axes):
         size = equation.out_sizes[0][i]
-        if not context.grows(axis):
-            axes.append(context.fresh(size))
-            continue
         start, stop = (Size(narrow[j][i], wide[j][i]) for j in (0, 1))
+        if not context.grows(axis):
+            context.fixed(start)
+            axes.append(context.fixed(size))
+            continue
         axes.append(Axis(_part(context, axis, start, stop, steps[i]), axis.const))
     return value.with_axes(axes)
 
@@ -192,6 +193,9 @@ def _gather(context: Context, equation: Equation, value: Value, indices: Value) 
     removed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     whole = [i for i in range(len(value.axes)) if i not in removed]
     sizes = equation.out_sizes[0]
+    for i, axis in enumerate(value.axes):
+        if not context.grows(axis):
+            context.fixed(Size(*(p["slice_sizes"][i] for p in (equation.narrow, equation.wide))))
     axes = [context.fresh(size) for size in sizes]
     for i in (*removed, *numbers.start_index_map):
         within(context, equation, value, [i])
@@ -230,6 +234,7 @@ def _dynamic_update_slice(
             context.orders.unify(axis.term, part.term)
         else:
             within(context, equation, value, [i])
+            within(context, equation, update, [i])
         axes.append(Axis(axis.term, axis.const and part.const))
     return one_of(context, (value, update), axes)
 

@@ -96,6 +96,8 @@ def _dot_general(context: Context, equation: Equation, left: Value, right: Value
 @register_rule("conv_general_dilated")
 def _conv(context: Context, equation: Equation, image: Value, kernel: Value) -> Value:
     numbers = equation.same("dimension_numbers")
+    for name in ("padding", "window_strides", "lhs_dilation", "rhs_dilation"):
+        equation.same(name)
     if equation.wide["batch_group_count"] != 1:
         raise Inseparable("batch groups are not known", "use feature_group_count")
     (batch, feature, *space), (out, per_group, *taps) = numbers.lhs_spec, numbers.rhs_spec
@@ -118,7 +120,7 @@ def _conv(context: Context, equation: Equation, image: Value, kernel: Value) -> 
     result = _contract(context, equation, operands, kept)
     axes = list(result.axes)
     for i in numbers.out_spec[2:]:
-        axes[i] = context.fresh(equation.out_sizes[0][i])
+        axes[i] = context.fixed(equation.out_sizes[0][i])
     axes[numbers.out_spec[1]] = Axis(kernel.axes[out].term, result.axes[numbers.out_spec[1]].const)
     return result.with_axes(axes)
 
