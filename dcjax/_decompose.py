@@ -44,7 +44,7 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
       L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186.
     """
     subnets = check_subnets(subnets)
-    if isinstance(network, type) or not dataclasses.is_dataclass(network):
+    if not _is_module(network):
         raise TypeError(f"the network is a Flax Linen module (an instance), got {network!r}")
     if subnets == 1:
         return network
@@ -66,6 +66,10 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     # A Flax module that is another's field has a parent; the copy is nobody's yet.
     free = {"parent": None} if "parent" in names else {}
     return dataclasses.replace(network, **divided, **free)
+
+
+def _is_module(network: Any) -> bool:
+    return dataclasses.is_dataclass(network) and not isinstance(network, type)
 
 
 def _divided(name: str, value: Any, subnets: int) -> Any:
