@@ -74,7 +74,10 @@ def test_equinox_modules():
         (wide_arrays, x),
         3,
     )
-    composed = eqx.combine(dcjax.compose(dcjax.stack(arrays, like=layout)), wide_static)
+    leaves = jax.tree.leaves(dcjax.compose(dcjax.stack(arrays, like=layout)))
+    # Equinox keeps sizes in the tree's structure: the wide one's is needed for the wide leaves.
+    composed = jax.tree.unflatten(jax.tree.structure(wide_arrays), leaves)
+    composed = eqx.combine(composed, wide_static)
     separate = np.mean([net(x) for net in subnets], axis=0)
     np.testing.assert_allclose(composed(x), separate, rtol=1e-5, atol=1e-6)
 
