@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +123,9 @@ def init(
     found = layout(network, subnets, x, samples=samples, fields=fields, **kwargs)
     subnet = decompose(network, subnets, fields)
     xs = samples_for(samples, subnets).split(jnp.asarray(x))
-    initialise = _initialiser(subnet, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), kwargs)
+    # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
+    options = {"xla_backend_optimization_level": 1}
+    initialise = jax.jit(_init(subnet, kwargs), compiler_options=options)
     keys = [jax.random.fold_in(key, k) for k in range(subnets)]
     variables = [initialise(key_k, x_k) for key_k, x_k in zip(keys, xs, strict=True)]
     return stack(variables, like=found)
@@ -196,27 +197,12 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _initialiser(subnet: Any, x: jax.ShapeDtypeStruct, kwargs: dict[str, Any]) -> Any:
-    """A compiled function (key, x) -> variables; runs the network only where they depend on x."""
-
-    def lazily(key: Array, _: Array) -> PyTree:
-        return _init(subnet, kwargs, "lazy_init")(key, x)
-
-    try:
-        jax.eval_shape(lazily, jax.random.key(0), x)
-        initialise = lazily
-    except flax.errors.LazyInitError:
-        initialise = _init(subnet, kwargs)
-    # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
-    return jax.jit(initialise, compiler_options={"xla_backend_optimization_level": 1})
-
-
-def _init(network: Any, kwargs: dict[str, Any], method: str = "init") -> Any:
-    """`network.init` (or `lazy_init`) as a function of a key and an input alone."""
+def _init(network: Any, kwargs: dict[str, Any]) -> Any:
+    """`network.init` as a function of a key and an input alone."""
     others = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
     rngs = kwargs.get("rngs", {})
 
     def initialise(key: Array, x: Any) -> PyTree:
-        return getattr(network, method)({**rngs, "params": key} if rngs else key, x, **others)
+        return network.init({**rngs, "params": key} if rngs else key, x, **others)
 
     return initialise

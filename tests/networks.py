@@ -338,6 +338,19 @@ class PaddedShortcut(nn.Module):
         return nn.Dense(CLASSES)(nn.relu(x + y).mean((1, 2)))
 
 
+class Branches(nn.Module):
+    """Branches stacked along an axis of their own, and taken apart again."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        branches = [nn.Conv(self.width, (size, size))(x) for size in (1, 3)]
+        both = nn.relu(jnp.stack(branches, axis=1))
+        a, b = jnp.unstack(both, axis=1)
+        return nn.Dense(CLASSES)((a * nn.sigmoid(b)).mean((1, 2)))
+
+
 class Row(NamedTuple):
     """One network of the contract: its width (divisible by 2 and 4), and the shape of its input."""
 
@@ -377,4 +390,5 @@ ROWS = [
     Row("scan and remat", Scanned),
     Row("channels first", ChannelsFirst),
     Row("padded shortcut", PaddedShortcut),
+    Row("stacked branches", Branches),
 ]

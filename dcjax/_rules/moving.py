@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from dcjax._rules.along import resized, within
-from dcjax._rules.elementwise import one_of
+from dcjax._rules.elementwise import either, one_of
 from dcjax._rules.registry import register_rule
 from dcjax._terms import Size, repeat, scale
 from dcjax._values import Axis, Context, Equation, Inseparable, Value, refuse_own
@@ -104,6 +104,22 @@ def _concatenate(context: Context, equation: Equation, *values: Value) -> Value:
         constant = i != along or all(value.zero for value in values)
         axes.append(Axis(term, constant and all(axis.const for axis in meeting)))
     return one_of(context, values, axes)
+
+
+@register_rule("unstack")
+def _unstack(context: Context, equation: Equation, value: Value) -> list[Value]:
+    along = equation.same("axis")
+    within(context, equation, value, [along])
+    part = value.with_axes(axis for i, axis in enumerate(value.axes) if i != along)
+    return [part] * len(equation.out_sizes)
+
+
+@register_rule("stack")
+def _stack(context: Context, equation: Equation, *values: Value) -> Value:
+    along = equation.same("axis")
+    one = either(context, values)
+    count = context.fixed(equation.out_sizes[0][along])
+    return one.with_axes((*one.axes[:along], count, *one.axes[along:]))
 
 
 @register_rule("pad")
