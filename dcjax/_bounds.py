@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Num, Shaped
+
+from dcjax._shares import check_weights, is_known
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -181,7 +182,7 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
     Traceback (most recent call last):
     ValueError: no samples to take the means of: ...
     """
-    if _is_known(sums.samples) and sums.samples == 0:
+    if is_known(sums.samples) and sums.samples == 0:
         raise ValueError("no samples to take the means of: add a batch with bounds_update first")
     samples = jnp.asarray(sums.samples, jnp.float32)
     return Bounds(
@@ -306,11 +307,6 @@ def _is_right(logits: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Bool[
     return jnp.where(earlier, logits < logit, logits <= logit).all(-1)
 
 
-def _is_known(x: ArrayLike | None) -> bool:
-    """Whether x can be looked at: not while JAX traces it, nor where other hosts have parts."""
-    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
-
-
 def _check(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, mask: ArrayLike | None
 ) -> None:
@@ -326,8 +322,7 @@ def _check(
     if mask is not None:
         _check_vector("mask", mask, samples, jnp.bool_)
     if weights is not None:
-        _check_vector("weights", weights, subnets, jnp.floating)
-        _check_convex(weights)
+        check_weights("bounds: weights", weights, subnets)
     _check_labels(labels, classes, mask)
 
 
@@ -339,18 +334,9 @@ def _check_vector(name: str, x: ArrayLike, length: int, kind: type) -> None:
         raise ValueError(f"bounds: {name} must have shape ({length},), got {jnp.shape(x)}")
 
 
-def _check_convex(weights: ArrayLike) -> None:
-    """Raise unless the weights are those of a convex combination, if they are known."""
-    if not _is_known(weights):
-        return
-    values = np.asarray(weights, np.float64)
-    if not (values.min() >= 0 and abs(values.sum() - 1) <= 1e-6):
-        raise ValueError(f"bounds: weights must be at least 0 and sum to 1, got {values.tolist()}")
-
-
 def _check_labels(labels: ArrayLike, classes: int, mask: ArrayLike | None) -> None:
     """Raise where a label that counts is not a class, if the labels are known."""
-    if not (_is_known(labels) and _is_known(mask)):
+    if not (is_known(labels) and is_known(mask)):
         return
     values = np.asarray(labels)[... if mask is None else np.asarray(mask)]
     outside = np.unique(values[(values < 0) | (values >= classes)])

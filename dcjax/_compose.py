@@ -1,30 +1,43 @@
 """Composing sub-networks into the global network, and its inverse."""
 
-import functools
-import itertools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float, Key
 
+from dcjax._blocks import compose_leaf, extract_leaf
 from dcjax._layout import Layout, LeafLayout, Path, path_of
+from dcjax._shares import shares_of
 from dcjax._stacked import Stacked
 
 PyTree = Any
+Initializer = Callable[[Key[Array, ""], tuple[int, ...], Any], Array]
 
 
-def compose(params: PyTree, *, like: Layout | Stacked | None = None, into: PyTree = None) -> PyTree:
+def compose(
+    params: PyTree,
+    *,
+    like: Layout | Stacked | None = None,
+    into: PyTree = None,
+    head: Literal["mean", "sum"] = "mean",
+    weights: Float[Array, " K"] | None = None,
+    off_diagonal: Literal["zeros"] | Initializer = "zeros",
+    off_diagonal_scale: float = 1.0,
+    key: Key[Array, ""] | None = None,
+) -> PyTree:
     """The global network's variables from K sub-networks' variables.
 
     Sub-network k's kernel W_k of every layer becomes the k-th block of a block-diagonal kernel,
     biases, normalisation parameters and running statistics are concatenated (both in the order that
     the layout says), so that every feature map of the global network is made of the sub-networks'
-    feature maps. The head's kernel is the concatenation of the heads' kernels divided by K and its
-    bias their mean, so that the global logits are (1/K) Σ_k z_k. A pure function of its arrays: it
-    jits, differentiates, vmaps, and keeps dtypes. Leaves that are no floating-point numbers and do
-    not grow (counters) are sub-network 0's.
+    feature maps. The head's kernel is the concatenation of w_k·(the heads' kernels) and its bias
+    the sum of w_k·(their biases), so that the global logits are Σ_k w_k z_k, with w_k = 1/K unless
+    told otherwise. A pure function of its arrays: it jits, differentiates, vmaps, and keeps dtypes.
+    Leaves that are no floating-point numbers and do not grow (counters) are sub-network 0's.
 
     Args:
       params: what `init`, `stack` or training returned: a `Stacked`, a collection of it
@@ -33,13 +46,22 @@ def compose(params: PyTree, *, like: Layout | Stacked | None = None, into: PyTre
       like: the layout (or a `Stacked` that has it) of a plain pytree.
       into: variables of the global network. Their off-diagonal blocks are kept, and the
         sub-networks' blocks written over the others; without it the off-diagonal blocks are zero.
+      head: `"mean"`: the global logits are the sub-networks' mean, to which the bounds apply;
+        `"sum"`: their sum, K times the mean, so the same classes with less doubt.
+      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too.
+      off_diagonal: what connects different sub-networks: `"zeros"`, which keeps the composed
+        network exact, or an initialiser such as `jax.nn.initializers.he_normal()`, called for the
+        global leaf's shape, so that its fan-in is the global layer's.
+      off_diagonal_scale: a factor of the initialiser's values.
+      key: the initialiser's random key; each leaf's is folded with the leaf's path.
 
     Returns:
       The global network's variables: the same structure, without the stacked nodes.
 
     Raises:
       ValueError: `params` has no layout (remedy: `like`), or structures, shapes or dtypes disagree;
-        lists every disagreement.
+        lists every disagreement. The weights are not convex, or go with `head="sum"`; an
+        initialiser goes without a key, or with `into`.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -47,19 +69,32 @@ def compose(params: PyTree, *, like: Layout | Stacked | None = None, into: PyTre
     >>> stacked = dcjax.init(network, 4, jax.random.key(0), x)
     >>> network.apply(dcjax.compose(stacked), x).shape
     (2, 10)
+    >>> trusted = dcjax.compose(stacked, weights=jax.numpy.array([0.4, 0.3, 0.2, 0.1]))
 
     References:
-      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186.
+      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, composes by the mean; the other
+      heads and the initialised off-diagonal blocks are ours.
     """
     if like is not None:
         params = Stacked(params, layout_of(like))
     _require_layouts(params)
+    fill = _filling(off_diagonal, off_diagonal_scale, key, into)
+
+    def node(stacked: Stacked, into: PyTree = None) -> PyTree:
+        return _compose_node(stacked, into, shares_of(head, weights, len(stacked)), fill)
+
     if into is None:
-        return jax.tree.map(_compose_node, params, is_leaf=_is_stacked)
-    return jax.tree.map(_compose_node, params, into, is_leaf=_is_stacked)
+        return jax.tree.map(node, params, is_leaf=_is_stacked)
+    return jax.tree.map(node, params, into, is_leaf=_is_stacked)
 
 
-def extract(variables: PyTree, *, like: Layout | Stacked) -> Stacked:
+def extract(
+    variables: PyTree,
+    *,
+    like: Layout | Stacked,
+    head: Literal["mean", "sum"] = "mean",
+    weights: Float[Array, " K"] | None = None,
+) -> Stacked:
     """The sub-networks in a global network: the inverse of `compose`.
 
     Every sub-network gets its diagonal blocks and the head's bias, and K times its part of the
@@ -69,12 +104,16 @@ def extract(variables: PyTree, *, like: Layout | Stacked) -> Stacked:
     Args:
       variables: the global network's variables, or a collection of them with the layout of it.
       like: the layout, or a `Stacked` that has it.
+      head: how the head merges, as in `compose`; for a sum, each gets its part as it is, and 1/K of
+        the bias.
+      weights: those it was composed with, all positive: each gets 1/w_k times its part.
 
     Returns:
       The K sub-networks' variables, a `Stacked`.
 
     Raises:
-      ValueError: structure or shapes disagree with the layout; lists every disagreement.
+      ValueError: structure or shapes disagree with the layout; lists every disagreement. A weight
+        is 0, so that the sub-network's head is lost.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -84,17 +123,15 @@ def extract(variables: PyTree, *, like: Layout | Stacked) -> Stacked:
     True
     """
     layout = layout_of(like)
+    shares = shares_of(head, weights, layout.subnets, positive=True)
     shapes = {path: leaf.global_shape(layout.subnets) for path, leaf in layout.leaves}
-    _check_shapes(variables, shapes, "global network")
-    return Stacked(
-        jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _extract_leaf(
-                leaf, layout=layout.by_path[path_of(path)], subnets=layout.subnets
-            ),
-            variables,
-        ),
-        layout,
-    )
+    check_shapes(variables, shapes, "global network")
+
+    def at(path: Any, leaf: Array) -> Array:
+        rule = layout.by_path[path_of(path)]
+        return extract_leaf(leaf, _own(shares, rule), layout=rule, subnets=layout.subnets)
+
+    return Stacked(jax.tree_util.tree_map_with_path(at, variables), layout)
 
 
 def layout_of(like: Layout | Stacked) -> Layout:
@@ -122,25 +159,63 @@ def _require_layouts(params: PyTree) -> None:
         )
 
 
-def _compose_node(stacked: Stacked, into: PyTree = None) -> PyTree:
-    layout = stacked.layout
-    shapes = {path: (layout.subnets, *leaf.narrow_shape) for path, leaf in layout.leaves}
-    _check_shapes(stacked.tree, shapes, f"stack of {layout.subnets} sub-networks")
+def _compose_node(
+    stacked: Stacked,
+    into: PyTree,
+    shares: Float[Array, " K"],
+    fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
+) -> PyTree:
+    layout, subnets = stacked.layout, len(stacked)
+    shapes = {path: (subnets, *leaf.narrow_shape) for path, leaf in layout.leaves}
+    check_shapes(stacked.tree, shapes, f"stack of {subnets} sub-networks")
 
-    def leaf_at(path: Any, leaf: Array, *old: Array) -> Array:
-        return _compose_leaf(
-            leaf, *old, layout=layout.by_path[path_of(path)], subnets=layout.subnets
-        )
+    def at(path: Any, leaf: Array, old: Array | None = None) -> Array:
+        rule = layout.by_path[path_of(path)]
+        if fill is not None and rule.has_off_diagonal:
+            old = fill(path_of(path), rule.global_shape(subnets), leaf.dtype)
+        factors = shares if rule.head else None
+        return compose_leaf(leaf, old, _own(shares, rule), factors, layout=rule, subnets=subnets)
 
     if into is None:
-        return jax.tree_util.tree_map_with_path(leaf_at, stacked.tree)
-    wide = {path: leaf.global_shape(layout.subnets) for path, leaf in layout.leaves}
-    _check_shapes(into, wide, "global network (into=)")
+        return jax.tree_util.tree_map_with_path(at, stacked.tree)
+    wide = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
+    check_shapes(into, wide, "global network (into=)")
     check_dtypes([stacked.tree, into], ["the sub-networks", "into="])
-    return jax.tree_util.tree_map_with_path(leaf_at, stacked.tree, into)
+    return jax.tree_util.tree_map_with_path(at, stacked.tree, into)
 
 
-def _check_shapes(tree: PyTree, expected: dict[Path, tuple[int, ...]], what: str) -> None:
+def _own(shares: Float[Array, " K"], rule: LeafLayout) -> Float[Array, " K"]:
+    """A leaf's shares: what the logits do not depend on is averaged, whatever the head does."""
+    return shares if rule.used else shares_of("mean", None, len(shares))
+
+
+def _filling(
+    off_diagonal: Literal["zeros"] | Initializer,
+    scale: float,
+    key: Key[Array, ""] | None,
+    into: PyTree,
+) -> Callable[[Path, tuple[int, ...], Any], Array] | None:
+    """What makes the off-diagonal entries, where they are not zero."""
+    if isinstance(off_diagonal, str):
+        if off_diagonal != "zeros":
+            raise ValueError(
+                f'off_diagonal is "zeros" or an initialiser, got {off_diagonal!r}; for example '
+                "off_diagonal=jax.nn.initializers.he_normal(), key=jax.random.key(0)"
+            )
+        return None
+    if into is not None:
+        raise ValueError("into= keeps its own off-diagonal blocks: leave off_diagonal= out")
+    if key is None:
+        raise ValueError("an off-diagonal initialiser needs key=, such as jax.random.key(0)")
+
+    def fill(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
+        own = jax.random.fold_in(key, np.uint32(zlib.crc32("/".join(path).encode())))
+        return (scale * off_diagonal(own, shape, dtype)).astype(dtype)
+
+    return fill
+
+
+def check_shapes(tree: PyTree, expected: dict[Path, tuple[int, ...]], what: str) -> None:
     """A `ValueError` that lists every leaf which is missing, unknown or of another shape."""
     got = {path_of(p): jnp.shape(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     wrong = [f"{_name(p)}: missing" for p in expected if p not in got]
@@ -172,80 +247,3 @@ def check_dtypes(trees: list[PyTree], names: list[str]) -> None:
 
 def _name(path: Path) -> str:
     return "/".join(path) or "the leaf"
-
-
-class _Block(NamedTuple):
-    """A rectangle of entries: whose it is, its place in a sub-network's leaf and the global one."""
-
-    subnet: int | None  # None: shared by all, the mean
-    narrow: tuple[slice, ...]
-    wide: tuple[slice, ...]
-
-
-def _blocks(layout: LeafLayout, subnets: int) -> Iterator[_Block]:
-    """The rectangles of a leaf, in its factored shape (`_factored`)."""
-    for runs in itertools.product(*(order.spans(subnets) for order in layout.axes)):
-        owners = [None] if all(run.shared for run, _, _ in runs) else range(subnets)
-        for k in owners:
-            narrow, wide = [], []
-            for (run, at, place), order in zip(runs, layout.axes, strict=True):
-                if order.repeat > 1:
-                    narrow.append(slice(None))
-                    wide.append(slice(None))
-                start = place + (0 if run.shared or k is None else k * run.units)
-                narrow.append(slice(at, at + run.units))
-                wide.append(slice(start, start + run.units))
-            yield _Block(k, tuple(narrow), tuple(wide))
-
-
-def _factored(layout: LeafLayout, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which an axis of repeated runs is two: the repeats, and one period."""
-    shape: list[int] = []
-    for order, size in zip(layout.axes, sizes, strict=True):
-        shape += [order.repeat, size // order.repeat] if order.repeat > 1 else [size]
-    return tuple(shape)
-
-
-@functools.partial(jax.jit, static_argnames=("layout", "subnets"))
-def _compose_leaf(
-    stacked: Array, into: Array | None = None, *, layout: LeafLayout, subnets: int
-) -> Array:
-    """One global leaf: K·(blocks) slices written into zeros, or into the old leaf."""
-    if layout.is_mean:
-        return _mean(stacked)
-    shape = layout.global_shape(subnets)
-    parts = stacked.reshape(subnets, *_factored(layout, layout.narrow_shape))
-    out = jnp.zeros(shape, stacked.dtype) if into is None else into
-    out = out.reshape(_factored(layout, shape))
-    for block in _blocks(layout, subnets):
-        if block.subnet is None:
-            part = _mean(parts[(slice(None), *block.narrow)])
-        else:
-            part = parts[(block.subnet, *block.narrow)]
-            part = (part / subnets).astype(part.dtype) if layout.head else part
-        out = out.at[block.wide].set(part)
-    return out.reshape(shape)
-
-
-def _mean(parts: Array) -> Array:
-    """The mean over the sub-networks; of what cannot be averaged (counters), the first."""
-    if not jnp.issubdtype(parts.dtype, jnp.inexact):
-        return parts[0]
-    return jnp.mean(parts, axis=0).astype(parts.dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("layout", "subnets"))
-def _extract_leaf(leaf: Array, *, layout: LeafLayout, subnets: int) -> Array:
-    """One stacked leaf from a global one."""
-    if layout.is_mean:
-        return jnp.broadcast_to(leaf, (subnets, *leaf.shape))
-    wide = leaf.reshape(_factored(layout, layout.global_shape(subnets)))
-    shape = _factored(layout, layout.narrow_shape)
-    out = jnp.zeros((subnets, *shape), leaf.dtype)
-    for block in _blocks(layout, subnets):
-        part = wide[block.wide]
-        if layout.head and block.subnet is not None:
-            part = part * subnets
-        owner = slice(None) if block.subnet is None else block.subnet
-        out = out.at[(owner, *block.narrow)].set(part)
-    return out.reshape(subnets, *layout.narrow_shape)

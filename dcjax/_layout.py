@@ -22,15 +22,25 @@ class LeafLayout:
       such a leaf.
     * `head` marks a kernel that merges the sub-networks: its blocks are divided by K, so that the
       global logits are the mean of the sub-networks' logits.
+    * `used` says whether the network's result depends on the leaf in the call that was traced. What
+      it does not use (random counters, an auxiliary head) is composed by its shape alone: side by
+      side where it grows, the mean where it does not, and sub-network 0's where there is no mean
+      (integers, keys).
     """
 
     axes: tuple[Order, ...]
     head: bool = False
+    used: bool = True
 
     @property
     def is_mean(self) -> bool:
         """Whether the leaf does not grow: composition takes the mean over the sub-networks."""
         return all(order.is_shared for order in self.axes)
+
+    @property
+    def has_off_diagonal(self) -> bool:
+        """Whether some entries of the global leaf connect different sub-networks."""
+        return sum(not order.is_shared for order in self.axes) > 1
 
     @property
     def narrow_shape(self) -> tuple[int, ...]:
@@ -43,7 +53,8 @@ class LeafLayout:
 
     def __str__(self) -> str:
         rule = "mean" if self.is_mean else "1/K" if self.head else "block"
-        return f"{rule:5}  {' , '.join(map(str, self.axes)) or 'scalar'}"
+        rule = rule if self.used else "unused"
+        return f"{rule:6} {' , '.join(map(str, self.axes)) or 'scalar'}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +63,8 @@ class Layout:
 
     Static and hashable. `layout["params"]` is the part below one key; `print(layout)` is a table:
     path, shape in a sub-network, shape in the global network, rule (`block`: block-diagonal or
-    concatenated; `1/K`: concatenated and divided by K; `mean`), and the runs of every axis.
+    concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the call that
+    was traced), and the runs of every axis.
     """
 
     subnets: int

@@ -104,6 +104,17 @@ class Order:
         starts = np.arange(self.repeat) * sum(run.width(subnets) for run in self.runs)
         return (starts[:, None] + period[:, None, :]).reshape(subnets, -1)
 
+    def entries(self, subnets: int) -> Int[np.ndarray, " width"]:
+        """The sub-network's entry that stands at every global place, whosever it is.
+
+        >>> Order((Run(2),)).entries(2)
+        array([0, 1, 0, 1])
+        """
+        places = self.indices(subnets)
+        entries = np.zeros(self.width(subnets), int)
+        entries[places] = np.arange(self.narrow)
+        return entries
+
     def __str__(self) -> str:
         terms = [f"{run.units} shared" if run.shared else f"K×{run.units}" for run in self.runs]
         if self.is_shared:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+from jax.interpreters import partial_eval
 
 # Primitives that only run the program they hold: jit, remat, functions with their own derivatives.
 CALLS = (
@@ -31,6 +32,12 @@ def trace_program(function: Callable[..., Any], *args: Any) -> Program:
     """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); no array is allocated."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     return Program(closed, jax.tree.structure(out))
+
+
+def used_arguments(program: Program) -> list[bool]:
+    """Which of the program's arguments (flat) its results depend on."""
+    jaxpr = program.jaxpr.jaxpr
+    return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 
 def inner_program(params: dict[str, Any]) -> jex.ClosedJaxpr:

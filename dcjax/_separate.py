@@ -7,7 +7,7 @@ import jax
 
 from dcjax._layout import Layout, LeafLayout, Path, path_of
 from dcjax._order import shared
-from dcjax._programs import Program, trace_program
+from dcjax._programs import Program, trace_program, used_arguments
 from dcjax._terms import Conflict, Orders, Size
 from dcjax._trace import NotSeparableError, PairTracer, Tap, Violation
 from dcjax._values import Axis, Value
@@ -58,10 +58,13 @@ def separate(
         if tracer.wanted <= heads:
             break
         heads = heads | tracer.wanted
-    axes = zip(leaves, values, strict=False)
+    used = used_arguments(programs[0])
     settled = tuple(
-        (path, LeafLayout(tuple(tracer.orders.settle(a.term) for a in v.axes), path in heads))
-        for (path, _), v in axes
+        (
+            path,
+            LeafLayout(tuple(tracer.orders.settle(a.term) for a in v.axes), path in heads, is_used),
+        )
+        for (path, _), v, is_used in zip(leaves, values, used, strict=False)
     )
     return Separation(Layout(subnets, settled), *programs, tracer.taps, outputs, tracer.orders)
 

@@ -1,12 +1,12 @@
 """The check that composition was exact: every layer's feature map against the sub-networks'."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from dcjax._compose import compose
 from dcjax._decompose import DEFAULT_FIELDS
@@ -14,6 +14,7 @@ from dcjax._evaluate import Place, evaluate
 from dcjax._network import samples_for, separation
 from dcjax._order import Order
 from dcjax._separate import Separation
+from dcjax._shares import shares_of
 from dcjax._stacked import Stacked
 from dcjax.samples import Samples
 
@@ -56,13 +57,16 @@ def verify(
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
     tolerance: float | None = None,
+    head: Literal["mean", "sum"] = "mean",
+    weights: Float[Array, " K"] | None = None,
     **kwargs: Any,
 ) -> Report:
     """Compare every layer's feature map of the composed network with the K sub-networks' own.
 
     A layer is a module of the network (and the network's own operations outside its modules); its
     feature map is the last array it computes. Layers inside `nn.scan` are compared in every round.
-    After the merge the composed network's arrays are compared with the sub-networks' mean.
+    After the merge the composed network's arrays are compared with the sub-networks' mean (or what
+    `head` and `weights` say).
 
     Args:
       network: the global network, a Flax Linen module.
@@ -72,6 +76,8 @@ def verify(
       fields: the module's fields that carry width (see `decompose`).
       tolerance: the largest relative error that is accepted; by default 1e-4, or 0.1 where the
         network computes in half precision (one rounding of bfloat16 is 4e-3).
+      head: how the composed network merges them, as in `compose`.
+      weights: as in `compose`.
       **kwargs: what else the network's call needs.
 
     Returns:
@@ -89,7 +95,7 @@ def verify(
     True
     """
     subnets = len(stacked)
-    variables = compose(stacked)
+    variables = compose(stacked, head=head, weights=weights)
     if subnets == 1:
         return Report((), 0.0)  # one sub-network is the global network
     found = separation(network, subnets, x, samples=samples, fields=fields, **kwargs)
@@ -105,7 +111,8 @@ def verify(
     composed = jax.jit(
         lambda variables, x: evaluate(found.wide.jaxpr, jax.tree.leaves((variables, x)), layers)
     )(variables, samples.join(x))[1]
-    report = _report(found, layers, own, composed)
+    shares = np.asarray(shares_of(head, weights, subnets), np.float64)
+    report = _report(found, layers, own, composed, shares)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
     limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
     if not report.error <= limit:
@@ -130,13 +137,15 @@ def _report(
     layers: dict[Place, str],
     own: list[dict[Place, list[Array]]],
     composed: dict[Place, list[Array]],
+    shares: np.ndarray,
 ) -> Report:
     rows = []
     for place, name in layers.items():
         value = found.taps[place].value
         orders = [found.orders.settle(axis.term) for axis in value.axes]
         rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
-        errors = [_difference(wide, parts, orders, bool(value.own)) for wide, *parts in rounds]
+        merged = shares if value.own else None
+        errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
         if errors:
             worst = np.max(np.array(errors), axis=0)  # NaN stays NaN
             absolute, relative = map(float, worst)
@@ -145,13 +154,13 @@ def _report(
 
 
 def _difference(
-    wide: Array, parts: Sequence[Array], orders: Sequence[Order], merged: bool
+    wide: Array, parts: Sequence[Array], orders: Sequence[Order], shares: np.ndarray | None
 ) -> tuple[float, float]:
     """The largest difference of one feature map, and its ratio to the largest magnitude."""
     subnets = len(parts)
     whole, own = np.asarray(wide, np.float64), [np.asarray(part, np.float64) for part in parts]
-    if merged:
-        own = [np.mean(own, axis=0)]
+    if shares is not None:
+        own = [np.tensordot(shares, np.stack(own), 1)]
     places = [order.indices(subnets) for order in orders]
     blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
     absolute = max(

@@ -319,7 +319,9 @@ class ChannelsFirst(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), (self.width, 3, 3, 3))
         order = ("NCHW", "OIHW", "NCHW")
         x = x.transpose(0, 3, 1, 2)
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=order)
+        x = jax.lax.conv_general_dilated(
+            x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=order
+        )
         x = nn.max_pool(nn.relu(x).transpose(0, 2, 3, 1), (2, 2), (2, 2)).transpose(0, 3, 1, 2)
         return nn.Dense(CLASSES)(x.reshape(x.shape[0], -1))
 
@@ -349,6 +351,21 @@ class Branches(nn.Module):
         both = nn.relu(jnp.stack(branches, axis=1))
         a, b = jnp.unstack(both, axis=1)
         return nn.Dense(CLASSES)((a * nn.sigmoid(b)).mean((1, 2)))
+
+
+class Frequencies(nn.Module):
+    """A global filter: features weighted at every frequency, and channels tiled before the head."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.width, (3, 3))(x)
+        filters = self.param("filters", nn.initializers.normal(1.0), (self.width, 8, 5))
+        spectrum = jnp.fft.rfft2(x.astype(jnp.float32).transpose(0, 3, 1, 2))
+        x = jnp.fft.irfft2(spectrum * filters.astype(jnp.float32)).transpose(0, 2, 3, 1)
+        x = jnp.tile(nn.relu(x).mean((1, 2)), (1, 2))
+        return nn.Dense(CLASSES)(x)
 
 
 class Row(NamedTuple):
@@ -391,4 +408,5 @@ ROWS = [
     Row("channels first", ChannelsFirst),
     Row("padded shortcut", PaddedShortcut),
     Row("stacked branches", Branches),
+    Row("frequencies, tiled channels", Frequencies),
 ]

@@ -1,6 +1,9 @@
 """compose, extract, stack: pure functions of their arrays, exact inverses, clear errors."""
 
+import functools
+
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 import dcjax
 from tests.networks import DenseNet, ImageConcat, LeNet
-from tests.test_contract import random_stacked
+from tests.test_contract import images, random_stacked
 
 X = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 
@@ -76,6 +79,119 @@ def test_into_keeps_the_off_diagonal_blocks(stacked):
     off = np.asarray(composed["params"]["Conv_1"]["kernel"]) == 0
     np.testing.assert_array_equal(np.asarray(kernel)[off], np.asarray(old)[off])
     chex.assert_trees_all_equal(dcjax.compose(dcjax.extract(back, like=stacked)), composed)
+
+
+@pytest.mark.parametrize("build", [LeNet, ImageConcat])
+def test_weighted_heads_compose_the_weighted_mean(build):
+    network, x, weights = build(6), images((2, 8, 8, 3)), jnp.array([0.5, 0.5, 0.0])
+    stacked = random_stacked(network, 3, x)
+    logits = dcjax.apply(dcjax.decompose(network, 3), stacked, jnp.stack([x] * 3))
+    composed = network.apply(dcjax.compose(stacked, weights=weights), x)
+    np.testing.assert_allclose(composed, jnp.tensordot(weights, logits, 1), rtol=1e-4, atol=1e-5)
+    together = network.apply(dcjax.compose(stacked, head="sum"), x)
+    np.testing.assert_allclose(together, logits.sum(0), rtol=1e-4, atol=1e-5)
+    dcjax.verify(network, stacked, x, weights=weights, tolerance=1e-5)
+    dcjax.verify(network, stacked, x, head="sum", tolerance=1e-5)
+    labels = jnp.array([1, 3])
+    found = dcjax.bounds(logits, labels, weights=weights)
+    cost = optax.softmax_cross_entropy_with_integer_labels(composed, labels).mean()
+    assert found.cost_lower <= cost <= found.cost_upper
+
+
+@pytest.mark.parametrize("how", [{"weights": jnp.array([0.7, 0.3])}, {"head": "sum"}])
+def test_extract_undoes_every_head(stacked, how):
+    back = dcjax.extract(dcjax.compose(stacked, **how), like=stacked, **how)
+    for (path, got), own in zip(
+        jax.tree_util.tree_leaves_with_path(back.tree["params"]),
+        jax.tree.leaves(stacked["params"]),
+        strict=True,
+    ):
+        if jax.tree_util.keystr(path) != "['Dense_0']['bias']":  # it is a mean, or a sum
+            np.testing.assert_allclose(got, own, rtol=1e-6)
+    again = dcjax.compose(back, **how)
+    chex.assert_trees_all_close(again, dcjax.compose(stacked, **how), rtol=1e-6)
+
+
+def test_off_diagonal_blocks_are_initialised_where_there_are_any(stacked):
+    ones = jax.nn.initializers.constant(2.0)
+    key = jax.random.key(0)
+    plain = dcjax.compose(stacked)
+    filled = dcjax.compose(stacked, off_diagonal=ones, off_diagonal_scale=0.25, key=key)
+    for path, rule in stacked.layout.leaves:
+        was, now = (functools.reduce(lambda t, k: t[k], path, t) for t in (plain, filled))
+        places = [order.indices(2) for order in rule.axes]
+        expected = np.full(was.shape, 0.5 if rule.has_off_diagonal else np.nan, np.float32)
+        for k in range(2):
+            block = np.ix_(*(p[k] for p in places))
+            expected[block] = np.asarray(was)[block]
+        np.testing.assert_array_equal(now, expected, err_msg="/".join(path))
+    chex.assert_trees_all_equal(dcjax.compose(dcjax.extract(filled, like=stacked)), plain)
+
+
+def test_off_diagonal_draws_differ_by_leaf_and_follow_the_key(stacked):
+    normal = jax.nn.initializers.normal(1.0)
+
+    def off(key):
+        params = stacked["params"]
+        out = jax.jit(lambda p, k: dcjax.compose(p, off_diagonal=normal, key=k))(params, key)
+        plain = dcjax.compose(params)
+        return [np.asarray(out[n]["kernel"])[np.asarray(plain[n]["kernel"]) == 0] for n in out
+                if "Conv" in n and n != "Conv_0"]  # fmt: skip
+
+    first, again, other = off(jax.random.key(0)), off(jax.random.key(0)), off(jax.random.key(1))
+    chex.assert_trees_all_equal(first, again)
+    assert all(abs(draws.std() - 1) < 0.3 for draws in first)
+    heads = [tuple(draws[:5]) for draws in first]
+    assert len(set(heads)) == len(heads)
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_controls_that_do_not_fit_are_refused(stacked):
+    normal = jax.nn.initializers.normal(1.0)
+    for words, controls in {
+        '"mean" or "sum"': {"head": "max"},
+        "sum to 1": {"weights": jnp.array([0.5, 0.6])},
+        "at least 0": {"weights": jnp.array([1.5, -0.5])},
+        r"shape \(2,\)": {"weights": jnp.ones(3) / 3},
+        "leave head=": {"weights": jnp.array([0.5, 0.5]), "head": "sum"},
+        "an initialiser, got": {"off_diagonal": "ones"},
+        "needs key=": {"off_diagonal": normal},
+        "into= keeps": {"off_diagonal": normal, "into": dcjax.compose(stacked)},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            dcjax.compose(stacked, **controls)
+    with pytest.raises(TypeError, match="floating"):
+        dcjax.compose(stacked, weights=np.array([1, 0]))
+    with pytest.raises(ValueError, match="weight 0"):
+        dcjax.extract(dcjax.compose(stacked), like=stacked, weights=jnp.array([1.0, 0.0]))
+
+
+def test_leaves_that_the_call_does_not_use_are_named_and_averaged():
+    class Net(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.relu(nn.Conv(self.width, (3, 3))(x)).mean((1, 2))
+            auxiliary = nn.Dense(5, name="auxiliary")(x)
+            counter = self.variable("counters", "calls", lambda: jnp.int32(0))
+            if self.is_mutable_collection("counters"):
+                counter.value += 1
+            logits = nn.Dense(5, name="head")(x)
+            return (logits, auxiliary) if train else logits
+
+    stacked = random_stacked(Net(), 2, images((1, 4, 4, 3)))
+    rules = {"/".join(path[:2]): rule for path, rule in stacked.layout.leaves}
+    assert {name for name, rule in rules.items() if not rule.used} == {
+        "params/auxiliary", "counters/calls",
+    }  # fmt: skip
+    assert str(stacked.layout).count("unused") == 3
+    stacked.tree["counters"]["calls"] = jnp.array([3, 5])
+    for head in ("mean", "sum"):
+        composed = dcjax.compose(stacked, head=head)
+        assert composed["counters"]["calls"] == 3
+        bias = stacked["params"].tree["auxiliary"]["bias"]
+        np.testing.assert_allclose(composed["params"]["auxiliary"]["bias"], bias.mean(0), rtol=1e-6)
 
 
 def test_compose_is_pure(stacked):

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dcjax
-from tests.networks import CLASSES, ROWS, DenseNet, LeNet, Row, Transformer
+from tests.networks import (
+    CLASSES,
+    GLU,
+    ROWS,
+    DenseNet,
+    LeNet,
+    ResNeXt,
+    Row,
+    ShuffleNet,
+    SqueezeExcite,
+    Transformer,
+    UNet,
+)
 
 
 def images(shape):
@@ -67,10 +79,11 @@ def test_any_number_of_subnets(build, subnets):
     assert_same(*composed_and_separate(build(4 * subnets), subnets, x))
 
 
-@pytest.mark.parametrize("build", [LeNet, DenseNet, Transformer])
-def test_composes_in_bfloat16(build):
-    x = images((2, 8, 8, 3)).astype(jnp.bfloat16)
-    composed, separate = composed_and_separate(build(4), 2, x, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_composes_in_bfloat16(row: Row):
+    x = row.input()
+    x = x if row.tokens else x.astype(jnp.bfloat16)
+    composed, separate = composed_and_separate(row.build(row.width), 2, x, dtype=jnp.bfloat16)
     assert_same(composed, separate, tolerance=0.05)  # a few roundings of 2^-8 each
 
 
@@ -122,6 +135,22 @@ def test_drawn_networks_compose_exactly(subnets, narrow, depth, height, width, c
     x = images((2, height, width, 2))
     network = Drawn(subnets * narrow, depth, concatenate)
     assert_same(*composed_and_separate(network, subnets, x))
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    build=st.sampled_from([DenseNet, UNet, ResNeXt, SqueezeExcite, GLU, ShuffleNet, Transformer]),
+    subnets=st.integers(2, 4),
+    narrow=st.sampled_from([2, 4]),
+    height=st.sampled_from([4, 8, 12]),
+    width=st.sampled_from([4, 8]),
+    channels=st.integers(1, 5),
+)
+def test_user_written_networks_of_drawn_sizes(build, subnets, narrow, height, width, channels):
+    if build is ShuffleNet:  # every shuffle halves the channels that stay together
+        narrow *= 4
+    x = images((2, height, width, channels))
+    assert_same(*composed_and_separate(build(subnets * narrow), subnets, x))
 
 
 def test_feature_maps_agree_in_training_mode_when_all_see_one_batch():

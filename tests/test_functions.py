@@ -1,6 +1,7 @@
-"""Networks that are no Linen modules: NNX states, Equinox modules, plain functions."""
+"""Networks that are no Linen modules: NNX states, Equinox modules, Haiku transforms."""
 
 import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +38,11 @@ def test_nnx_states_split_and_merge():
         (wide_state, x),
         2,
     )
+    unused = {"/".join(path): leaf for path, leaf in layout.leaves if not leaf.used}
+    assert {name.removesuffix("/value") for name in unused} == {
+        "dropout/rngs/key",
+        "dropout/rngs/count",
+    }
     stacked = dcjax.stack(states, like=layout)
     composed = dcjax.compose(stacked)
     assert isinstance(composed, nnx.State)
@@ -80,6 +86,32 @@ def test_equinox_modules():
     composed = eqx.combine(composed, wide_static)
     separate = np.mean([net(x) for net in subnets], axis=0)
     np.testing.assert_allclose(composed(x), separate, rtol=1e-5, atol=1e-6)
+
+
+def test_haiku_transforms():
+    def build(width):
+        def network(x, is_training):
+            x = jax.nn.relu(hk.Conv2D(width, 3)(x))
+            x = hk.BatchNorm(True, True, 0.9)(x, is_training)
+            return hk.Linear(5)(hk.Flatten()(x))
+
+        return hk.without_apply_rng(hk.transform_with_state(network))
+
+    x = images((2, 4, 4, 3))
+    narrow, wide = build(2), build(4)
+    variables = [narrow.init(jax.random.key(k), x, True) for k in range(2)]
+    layout = dcjax.layout_of_functions(
+        lambda variables, x: narrow.apply(*variables, x, False)[0],
+        lambda variables, x: wide.apply(*variables, x, False)[0],
+        (variables[0], x),
+        (jax.eval_shape(lambda key: wide.init(key, x, True), jax.random.key(0)), x),
+        2,
+    )
+    composed = dcjax.compose(dcjax.stack(variables, like=layout))
+    separate = np.mean([narrow.apply(*own, x, False)[0] for own in variables], axis=0)
+    np.testing.assert_allclose(wide.apply(*composed, x, False)[0], separate, rtol=1e-5, atol=1e-6)
+    unused = {path for path, leaf in layout.leaves if not leaf.used}
+    assert any("counter" in path for path in unused)  # of its moving averages
 
 
 def test_trees_of_two_structures_are_refused():

@@ -83,3 +83,10 @@ def _top_k(context: Context, equation: Equation, value: Value) -> list[Value]:
     within(context, equation, value, [equation.narrow.get("axis", len(value.axes) - 1)])
     combined = nonlinear(context, [value], context.spread(value)).with_axes(value.axes)
     return [resized(context, equation, combined)] * 2
+
+
+@register_rule("fft")
+def _fft(context: Context, equation: Equation, value: Value) -> Value:
+    axes = len(value.axes)
+    within(context, equation, value, range(axes - len(equation.same("fft_lengths")), axes))
+    return resized(context, equation, value)

@@ -185,8 +185,11 @@ def _select(context: Context, equation: Equation, which: Value, *cases: Value) -
 
 
 _KINDS = {
-    _additive: "add sub add_any",
-    _linear: "neg copy copy_p real reduce_precision sharding_constraint stop_gradient",
+    _additive: "add sub add_any complex",
+    _linear: (
+        "neg copy copy_p real imag conj reduce_precision sharding_constraint stop_gradient name "
+        "device_put"
+    ),
     _product: "mul",
     _quotient: "div",
     _zero_keeping: (
@@ -194,9 +197,10 @@ _KINDS = {
         "round floor ceil"
     ),
     nonlinear: (
-        "exp exp2 log logistic cos acos acosh cosh rsqrt erfc erf_inv lgamma digamma pow rem atan2 "
-        "nextafter clamp is_finite not and or xor eq ne lt le gt ge shift_left shift_right_logical "
-        "shift_right_arithmetic population_count clz imag complex conj"
+        "exp exp2 log log2 logistic one_minus_square cos acos acosh cosh rsqrt erfc erf_inv lgamma "
+        "digamma igamma igammac polygamma zeta bessel_i0e bessel_i1e pow rem atan2 nextafter clamp "
+        "is_finite not and or xor eq ne lt le gt ge shift_left shift_right_logical "
+        "shift_right_arithmetic population_count clz"
     ),
 }
 for _kind, _names in _KINDS.items():

@@ -106,6 +106,15 @@ def _concatenate(context: Context, equation: Equation, *values: Value) -> Value:
     return one_of(context, values, axes)
 
 
+@register_rule("tile")
+def _tile(context: Context, equation: Equation, value: Value) -> Value:
+    reps = equation.same("reps")
+    return value.with_axes(
+        Axis(repeat(n, axis.term), axis.const) if context.grows(axis) else context.fixed(size)
+        for n, axis, size in zip(reps, value.axes, equation.out_sizes[0], strict=True)
+    )
+
+
 @register_rule("unstack")
 def _unstack(context: Context, equation: Equation, value: Value) -> list[Value]:
     along = equation.same("axis")
