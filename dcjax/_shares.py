@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -25,7 +24,8 @@ def shares_of(
     if head not in ("mean", "sum"):
         raise ValueError(f'head is "mean" or "sum", got {head!r}; a weighted mean takes weights=')
     if weights is None:
-        return np.full(subnets, 1 / subnets if head == "mean" else 1.0, _float())
+        # JAX's widest float, so that float64 leaves do not meet a rounded 1/K.
+        return np.full(subnets, 1 / subnets if head == "mean" else 1.0, jnp.result_type(float))
     if head == "sum":
         raise ValueError('weights= are those of a mean: leave head="sum" out')
     check_weights("weights", weights, subnets)
@@ -52,8 +52,3 @@ def check_weights(name: str, weights: Any, subnets: int) -> None:
 def is_known(x: Any) -> bool:
     """Whether x can be looked at: not while JAX traces it, nor where other hosts have parts."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
-
-
-def _float() -> Any:
-    """JAX's widest float, so that float64 leaves are not divided by a rounded K."""
-    return np.float64 if jax.config.jax_enable_x64 else np.float32

@@ -84,7 +84,7 @@ class PairTracer:
             return self._recovered(_sizes(narrow.jaxpr.outvars, wide.jaxpr.outvars))
         known: dict[Any, Value] = dict(zip(narrow.jaxpr.invars, values, strict=True))
         for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
-            known[var] = self._constant(n, w, path)
+            known[var] = self._constant(n, w, _below(path, _first_use(narrow.jaxpr, var)))
         for i, (n, w) in enumerate(zip(narrow.jaxpr.eqns, wide.jaxpr.eqns, strict=True)):
             name = _below(path, str(n.source_info.name_stack))
             operands = [
@@ -317,6 +317,12 @@ def _shape(var: Any) -> tuple[int, ...]:
 def _below(path: str, name: str) -> str:
     """The module path of an operation inside a program that stands at `path`."""
     return "/".join(part for part in (path, name) if part)
+
+
+def _first_use(jaxpr: jex.Jaxpr, var: Any) -> str:
+    """The module path of the first operation that uses a closed-over array."""
+    users = (eqn for eqn in jaxpr.eqns if any(operand is var for operand in eqn.invars))
+    return next((str(eqn.source_info.name_stack) for eqn in users), "")
 
 
 def _plain(constant: Any) -> np.ndarray:

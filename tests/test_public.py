@@ -9,6 +9,7 @@ import sys
 import dcjax
 
 ROOT = pathlib.Path(dcjax.__file__).parent
+API = ROOT.parent / "docs" / "api.md"
 MODULES = {"": dcjax, "samples.": dcjax.samples, "models.": dcjax.models,
            "training.": dcjax.training}  # fmt: skip
 
@@ -41,6 +42,12 @@ def test_what_the_readme_names_exists():
         thing = dcjax
         for part in name.split("."):
             thing = getattr(thing, part)
+
+
+def test_the_list_of_public_names_is_complete():
+    """Each name with the first line of its docstring."""
+    listed = dict(re.findall(r"^\| `dcjax\.(.+?)` \| (.*) \|$", API.read_text(), re.MULTILINE))
+    assert listed == {name: inspect.getdoc(thing).splitlines()[0] for name, thing in public_names()}
 
 
 def test_the_library_needs_only_its_own_dependencies():

@@ -64,7 +64,8 @@ REFUSED = {
     "tied": (lambda net, x: x, tied, "Net", "kernel of its own"),
     "closed-over array": (lambda net, x: x * jnp.arange(x.shape[-1]), None, "iota", "parameter"),
     "closed-over constant": (
-        lambda net, x: x * np.arange(x.shape[-1], dtype=np.float32), None, "constant", "parameter",
+        lambda net, x: x * np.arange(x.shape[-1], dtype=np.float32), None, "Net (constant)",
+        "parameter",
     ),
     "merge before the head": (
         lambda net, x: nn.relu(nn.Conv(7, (1, 1), name="neck")(x)), None, "Net/neck", "grow",
@@ -73,6 +74,7 @@ REFUSED = {
     "scale that depends on the width": (
         lambda net, x: x * net.width, None, "constant", "independent of the width",
     ),
+    "one channel": (lambda net, x: x * x[..., :1], None, "from 0 to 1 of 2→8", "width // 2"),
     "sort": (lambda net, x: jnp.sort(x, -1), None, "sort", "group"),
     "unknown primitive": (
         lambda net, x: x + jnp.linalg.qr(x)[0].sum(), None, "no rule", "register_rule",

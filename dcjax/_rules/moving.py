@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dcjax._rules.along import resized, within
 from dcjax._rules.elementwise import either, one_of
 from dcjax._rules.registry import register_rule
-from dcjax._terms import Size, repeat, scale
+from dcjax._terms import Conflict, Size, repeat, scale
 from dcjax._values import Axis, Context, Equation, Inseparable, Value, refuse_own
 
 
@@ -172,9 +172,15 @@ def _part(context: Context, axis: Axis, start: Size, stop: Size, step: int):
         if start.grows or start.narrow >= step:
             raise Inseparable("a strided slice of channels", "reshape, then index the last axis")
         return every
-    part = fresh(stop - start)
-    rest = fresh(context.orders.size(axis.term) - stop)
-    unify(axis.term, (*fresh(start), *part, *rest))
+    size = context.orders.size(axis.term)
+    try:
+        before, part, rest = (fresh(piece) for piece in (start, stop - start, size - stop))
+    except Conflict as conflict:
+        raise Inseparable(
+            f"it cuts channels out of proportion to the width, from {start} to {stop} of {size}",
+            "take the same fraction of the channels in both networks, such as x[..., : width // 2]",
+        ) from conflict
+    unify(axis.term, (*before, *part, *rest))
     return part
 
 
