@@ -29,9 +29,7 @@ OPTIMIZERS = {
     "amsgrad": optax.amsgrad(0.0),
     "adagrad": optax.adagrad(0.0, initial_accumulator_value=0.0),
     "rmsprop, accumulated": optax.MultiSteps(optax.rmsprop(0.0), 2).gradient_transformation(),
-    "masked": optax.masked(
-        optax.adam(0.0), lambda p: jax.tree_util.tree_map_with_path(is_kernel, p)
-    ),
+    "masked": optax.masked(optax.adam(0.0), kernels),
     "scheduled": optax.chain(optax.clip(1e9), optax.lion(optax.constant_schedule(0.0))),
 }
 

@@ -118,8 +118,8 @@ def test_verify_finds_what_is_wrong(monkeypatch):
     network, x = LeNet(4), images((2, 8, 8, 3))
     stacked = random_stacked(network, 2, x)
 
-    def wrong(stacked):
-        variables = dcjax.compose(stacked)
+    def wrong(stacked, **head):
+        variables = dcjax.compose(stacked, **head)
         variables["params"]["Conv_1"]["bias"] = variables["params"]["Conv_1"]["bias"][::-1]
         return variables
 
