@@ -24,7 +24,6 @@ from dcjax._decompose import decompose as decompose
 from dcjax._functions import layout_of_functions as layout_of_functions
 from dcjax._layout import Layout as Layout
 from dcjax._layout import LeafLayout as LeafLayout
-from dcjax._moments import MOMENTS as MOMENTS
 from dcjax._moments import compose_opt_state as compose_opt_state
 from dcjax._network import apply as apply
 from dcjax._network import init as init

@@ -160,6 +160,8 @@ def bounds_update(
     >>> print(sums.samples, bounds_finish(sums).accuracy)
     6 0.5
     """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    weights = None if weights is None else jnp.asarray(weights)
     _check(logits, labels, weights, mask)
     subnets, samples, _ = jnp.shape(logits)
     convex = np.full(subnets, 1 / subnets, np.float32) if weights is None else weights

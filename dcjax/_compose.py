@@ -47,7 +47,8 @@ def compose(
       into: variables of the global network. Their off-diagonal blocks are kept, and the
         sub-networks' blocks written over the others; without it the off-diagonal blocks are zero.
       head: `"mean"`: the global logits are the sub-networks' mean, to which the bounds apply;
-        `"sum"`: their sum, K times the mean, so the same classes with less doubt.
+        `"sum"`: the merging layer gives the sub-networks' sum, so the same classes with less doubt
+        (what is added behind that layer is added once, not K times).
       weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too.
       off_diagonal: what connects different sub-networks: `"zeros"`, which keeps the composed
         network exact, or an initialiser such as `jax.nn.initializers.he_normal()`, called for the
@@ -60,8 +61,9 @@ def compose(
 
     Raises:
       ValueError: `params` has no layout (remedy: `like`), or structures, shapes or dtypes disagree;
-        lists every disagreement. The weights are not convex, or go with `head="sum"`; an
-        initialiser goes without a key, or with `into`.
+        lists every disagreement. The weights are not convex (under `jit` that cannot be seen), or
+        go with `head="sum"`; an initialiser goes without a key, or with `into`.
+      TypeError: an argument is of another kind.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -203,6 +205,11 @@ def _filling(
                 "off_diagonal=jax.nn.initializers.he_normal(), key=jax.random.key(0)"
             )
         return None
+    if not callable(off_diagonal):
+        raise TypeError(
+            "off_diagonal is an initialiser (key, shape, dtype) -> array, such as "
+            f"jax.nn.initializers.he_normal(), got {off_diagonal!r}"
+        )
     if into is not None:
         raise ValueError("into= keeps its own off-diagonal blocks: leave off_diagonal= out")
     if key is None:
@@ -210,7 +217,14 @@ def _filling(
 
     def fill(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
         own = jax.random.fold_in(key, np.uint32(zlib.crc32("/".join(path).encode())))
-        return (scale * off_diagonal(own, shape, dtype)).astype(dtype)
+        drawn = off_diagonal(own, shape, dtype)
+        if not hasattr(drawn, "dtype") or drawn.shape != shape:
+            raise ValueError(
+                f"{'/'.join(path)}: the off-diagonal initialiser gave "
+                f"{getattr(drawn, 'shape', drawn)}, expected an array of shape {shape}; mind the "
+                "call in jax.nn.initializers.he_normal()"
+            )
+        return (scale * drawn).astype(dtype)
 
     return fill
 

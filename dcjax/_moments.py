@@ -1,147 +1,226 @@
 """Composing the sub-networks' optimiser states into the global network's."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from dcjax._blocks import compose_leaf, spread_leaf
-from dcjax._layout import LeafLayout, path_of
+from dcjax._compose import compose
+from dcjax._layout import Layout, LeafLayout, Path, path_of
 from dcjax._shares import shares_of
 from dcjax._stacked import Stacked
 
 PyTree = Any
 
-# The fields of optax's states that hold something of the parameters' shape, and the power of the
-# gradient that it is an average of.
-MOMENTS: Mapping[str, int] = MappingProxyType(
-    {"trace": 1, "mu": 1, "ema": 1, "acc_grads": 1, "nu": 2, "nu_max": 2, "sum_of_squares": 2}
-)
-
 
 def compose_opt_state(
+    optimizer: optax.GradientTransformation,
     opt_state: PyTree,
+    params: Stacked,
     *,
     weights: Float[Array, " K"] | None = None,
-    moments: Mapping[str, int] = MOMENTS,
 ) -> PyTree:
     """The global network's optimiser state from the K sub-networks' states.
 
     Not the parameters' map. With the logits z̄ = Σ_k w_k z_k, where the sub-networks agree the
     gradient of the global cost is w_k times sub-network k's own in the body (its blocks reach the
-    cost through w_k z_k), and equal to it in the head (whose blocks hold w_k already). So first
-    moments are composed with the factor w_k in the body and 1 in the head, second moments with
-    w_k² and 1; what all share (the head's bias) gets Σ_k w_k times the sub-networks' moments.
+    cost through w_k z_k), and equal to it in the head (whose blocks hold w_k already). A part of
+    the state that grows as the p-th power of the gradients (p = 1 for momenta, 2 for Adam's second
+    moments) is therefore composed with the factor w_k^p in the body and 1 in the head; what all
+    share (the head's bias) gets Σ_k w_k times the sub-networks' own. p is measured, for each part,
+    by running the optimiser on small gradients and on multiples of them.
 
     Off the diagonal first moments are zero, for the gradients there have no past. Zero second
-    moments beside a large count would make Adam's first step there 1 − β₁ over √(1 − β₂), 3.2 times
-    the rate for its defaults: they are filled with the mean of the sub-networks' (composed) second
-    moments in the same place of their blocks, which is exact where all sub-networks are equal.
-    Exact for averages that start from zero, of gradients alone: weight decay inside a momentum, or
-    Adagrad's first value, are scaled along. To start the optimiser anew instead:
-    `optimizer.init(dcjax.compose(params))`.
+    moments beside a large count would make Adam's first step there (1 − β₁)/√(1 − β₂) = 3.2 times
+    the rate for its defaults: where p = 2 they are filled with the mean of the sub-networks' (times
+    w_k²) in the same place of their blocks, which is exact where all sub-networks are equal.
 
-    Counts, keys and what else is no moment must be a scalar, or K of them (from sub-networks with a
-    state each, as `dcjax.training` has them): then sub-network 0's is taken, of real numbers the
-    mean.
+    Weight decay that is added to the gradients before a momentum counts as part of them. To start
+    the optimiser anew instead: `optimizer.init(dcjax.compose(params))`; do so too after
+    `compose(head="sum")`, whose gradients have nothing to do with the sub-networks'.
 
     Args:
-      opt_state: an optax state made from a `Stacked`: `optimizer.init(stacked["params"])`.
+      optimizer: the optax optimiser that made the state, with any states within it.
+      opt_state: its state for the sub-networks: `optimizer.init(params)`, or one for each of them,
+        stacked, as `jax.vmap(optimizer.init)(params)` and `dcjax.training` make them. Counts and
+        what else is no array of a parameter's shape are then sub-network 0's, of real numbers the
+        mean.
+      params: the sub-networks' parameters that are trained, `stacked["params"]`; only shapes count.
       weights: those that the head is composed with; 1/K each by default.
-      moments: the power of the gradient in each field of a state: optax's usual ones by default.
-        For others add them: `{**dcjax.MOMENTS, "field": 1}`.
 
     Returns:
-      The state for `dcjax.compose(params)`, as from the same optimiser's `init`, dtypes kept.
+      The state for `dcjax.compose(params)`, of the structure, shapes and dtypes that the
+      optimiser's `init` gives.
 
     Raises:
-      ValueError: a field is not in `moments`, something has neither a layout nor the leading axis
-        K, or shapes disagree with the layout.
+      TypeError: `params` is no `Stacked`, or `optimizer` no optax optimiser.
+      ValueError: the state is not one of this optimiser and these parameters, or a part of it is no
+        power of the gradients (copies of parameters, as in schedule-free methods; sums that do not
+        start from zero, as Adagrad's; gradients clipped by their norm); lists every such part.
 
     >>> import dcjax, jax, optax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
     >>> stacked = dcjax.init(network, 4, jax.random.key(0), jax.numpy.ones((2, 16, 16, 3)))
-    >>> optimizer = optax.adam(1e-3)
-    >>> state = dcjax.compose_opt_state(optimizer.init(stacked["params"]))
+    >>> params, optimizer = stacked["params"], optax.adam(1e-3)
+    >>> state = dcjax.compose_opt_state(optimizer, optimizer.init(params), params)
     >>> state[0].nu["head"]["kernel"].shape
     (32, 10)
 
     References:
       The derivation is ours. D. P. Kingma, J. Ba, *Adam*, ICLR 2015, for the moments.
     """
-    nodes = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_stacked)
-    counts = {len(node) for _, node in nodes if _is_stacked(node)}
-    if len(counts) > 1:
-        raise ValueError(f"the state is of different numbers of sub-networks: {sorted(counts)}")
-    subnets = counts.pop() if counts else None
-
-    def node(path: Any, node: Any) -> Any:
-        if not _is_stacked(node):
-            return _one_of(path, node, subnets)
-        shares = shares_of("mean", weights, len(node))
-        return _compose_moment(node, shares, _power(path, moments))
-
-    return jax.tree_util.tree_map_with_path(node, opt_state, is_leaf=_is_stacked)
-
-
-def _is_stacked(node: Any) -> bool:
-    return isinstance(node, Stacked)
-
-
-def _power(path: Any, moments: Mapping[str, int]) -> int:
-    """The power of the gradient in the innermost named field above a node."""
-    field = next((key.name for key in reversed(path) if hasattr(key, "name")), "")
-    if field not in moments:
-        raise ValueError(
-            f"{jax.tree_util.keystr(path) or 'the state'}: expected one of the fields "
-            f"{sorted(moments)}, got {field!r}, of which it is not known what it holds. Add it: "
-            'moments={**dcjax.MOMENTS, "'
-            f'{field}": 1}} for an average of gradients, 2 for one of their squares'
+    if not isinstance(params, Stacked):
+        raise TypeError(
+            f"params is a Stacked, such as stacked['params'], got {type(params).__name__}"
         )
-    return moments[field]
-
-
-def _compose_moment(moment: Stacked, shares: Float[Array, " K"], power: int) -> PyTree:
-    layout, subnets = moment.layout, len(moment)
-
-    def at(path: Any, leaf: Array) -> Array:
-        rule = layout.by_path.get(path_of(path))
-        shape = jnp.shape(leaf)
-        if rule is None or shape != (subnets, *rule.narrow_shape):
-            raise ValueError(
-                f"{'/'.join(path_of(path))}: expected a moment of the parameter's shape, "
-                f"{rule and (subnets, *rule.narrow_shape)}, got {shape}. States of other shapes "
-                "(Adafactor) have no composition: start anew with optimizer.init(compose(params))"
-            )
-        factors = None if rule.head else shares**power
-        old = _off_diagonal(leaf, shares**power, rule, subnets) if power == 2 else None
-        return compose_leaf(leaf, old, shares, factors, layout=rule, subnets=subnets)
-
-    return jax.tree_util.tree_map_with_path(at, moment.tree)
-
-
-def _off_diagonal(
-    leaf: Array, factors: Float[Array, " K"], rule: LeafLayout, subnets: int
-) -> Array | None:
-    """A global leaf with the sub-networks' mean in every block."""
-    if not rule.has_off_diagonal:
-        return None
-    mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
-    return spread_leaf(mean, layout=rule, subnets=subnets)
-
-
-def _one_of(path: Any, leaf: Any, subnets: int | None) -> Any:
-    """What is no moment: common to all sub-networks, or one for each."""
-    shape = jnp.shape(leaf)
-    if shape == ():
-        return leaf
-    if len(shape) > 1 or (subnets is not None and shape != (subnets,)):
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer is an optax optimiser, got {type(optimizer).__name__}")
+    shares = shares_of("mean", weights, len(params))
+    whole = jax.eval_shape(lambda params: optimizer.init(compose(params)), params)
+    expected = jax.tree_util.tree_leaves_with_path(whole)
+    leaves = jax.tree.leaves(opt_state)
+    powers = _powers(optimizer, params)
+    if not len(leaves) == len(expected) == len(powers):
         raise ValueError(
-            f"{jax.tree_util.keystr(path)}: expected a scalar, K scalars or a Stacked, got shape "
-            f"{shape}. Make the optimiser's state from a Stacked: optimizer.init(stacked['params'])"
+            f"the state has {len(leaves)} arrays, the optimiser's for the global network "
+            f"{len(expected)}: expected a state of this optimiser for these parameters. If it "
+            "masks parameters by their number of axes, make it with jax.vmap(optimizer.init)"
         )
-    real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.mean(leaf, axis=0) if real else leaf[0]
+    parts = [
+        _Part(path_of(path), new, leaf, _rule(path_of(path), new.shape, params.layout), power)
+        for (path, new), leaf, power in zip(expected, leaves, powers, strict=True)
+    ]
+    problems = [("/".join(part.path), part.problem(len(params))) for part in parts]
+    wrong = [f"{path}: {problem}" for path, problem in problems if problem]
+    if wrong:
+        raise ValueError(
+            "this optimiser's state cannot be composed:\n  "
+            + "\n  ".join(wrong)
+            + "\nStart it anew: optimizer.init(dcjax.compose(params))"
+        )
+    return jax.tree.unflatten(
+        jax.tree.structure(whole), [part.composed(shares, len(params)) for part in parts]
+    )
+
+
+class _Part(NamedTuple):
+    """One array of the state.
+
+    Attributes:
+      path: its place.
+      new: its shape and dtype for the global network.
+      leaf: the sub-networks'.
+      rule: how the parameter is composed that it belongs to; None if it belongs to none.
+      power: of the gradient, or why there is none.
+    """
+
+    path: Path
+    new: jax.ShapeDtypeStruct
+    leaf: Array
+    rule: LeafLayout | None
+    power: int | str
+
+    def problem(self, subnets: int) -> str:
+        """Why it cannot be composed, or nothing."""
+        got = jnp.shape(self.leaf)
+        if self.rule is not None:
+            fitting = [(subnets, *self.rule.narrow_shape)]
+        else:
+            fitting = [self.new.shape, (subnets, *self.new.shape)]
+        if got not in fitting:
+            return f"expected shape {' or '.join(map(str, fitting))}, got {got}"
+        if self.rule is None:
+            return ""
+        return self.power if isinstance(self.power, str) else ""
+
+    def composed(self, shares: Float[Array, " K"], subnets: int) -> Array:
+        """The global network's."""
+        leaf, rule = jnp.asarray(self.leaf), self.rule
+        if rule is None:
+            if leaf.shape == self.new.shape:
+                return leaf
+            real = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jnp.mean(leaf, axis=0) if real else leaf[0]
+        assert not isinstance(self.power, str)
+        factors = shares**self.power
+        old = None
+        if self.power == 2 and rule.has_off_diagonal:
+            mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
+            old = spread_leaf(mean, layout=rule, subnets=subnets)
+        own = None if rule.head else factors
+        return compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
+
+
+def _rule(path: Path, shape: tuple[int, ...], layout: Layout) -> LeafLayout | None:
+    """The layout of the parameter whose path ends this one, and whose shape this is."""
+    tails = (layout.by_path.get(path[i:]) for i in range(len(path)))
+    rule = next((rule for rule in tails if rule is not None), None)
+    return rule if rule and shape == rule.global_shape(layout.subnets) else None
+
+
+# Gradients of the probe, one a step; more steps than gradients are usually accumulated for.
+_PROBE = (1.0, -0.5, 2.0, 1.5, -1.0, 0.5, 1.0, 3.0, -2.0, 1.0)
+_FACTOR = 64.0
+
+
+def _powers(optimizer: optax.GradientTransformation, params: Stacked) -> list[int | str]:
+    """The power of the gradients in every array of the state, measured on parameters of size 1.
+
+    Gradients are multiplied by a factor, with parameters of zero (so that weight decay, which is no
+    gradient, is none) and of one (so that what starts as a copy of them shows).
+    """
+    paths = jax.tree_util.tree_leaves_with_path(params.tree)
+    shapes = [(1,) * len(params.layout.by_path[path_of(path)].narrow_shape) for path, _ in paths]
+
+    def tree(value: float) -> PyTree:
+        ones = [jnp.full(s, value, x.dtype) for s, (_, x) in zip(shapes, paths, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(params.tree), ones)
+
+    update = jax.jit(lambda gradient, state, at: optimizer.update(gradient, state, at)[1])
+
+    def history(at: float, factor: float) -> list[list[float]]:
+        state, states = optimizer.init(tree(at)), []
+        for gradient in _PROBE:
+            state = update(tree(factor * gradient), state, tree(at))
+            states.append([_magnitude(leaf) for leaf in jax.tree.leaves(state)])
+        return [list(values) for values in zip(*states, strict=True)]
+
+    with jax.ensure_compile_time_eval():
+        first = jax.tree.leaves(optimizer.init(tree(1.0)))
+        runs = [(history(at, low), history(at, low * _FACTOR)) for at, low in _RANGES]
+    return [_power(leaf, [(low[i], high[i]) for low, high in runs]) for i, leaf in enumerate(first)]
+
+
+# Where the probes are: the parameters' values, and the smaller gradients.
+_RANGES = ((0.0, 1 / _FACTOR), (0.0, 1.0), (1.0, 1.0))
+
+
+def _power(first: Any, runs: list[tuple[list[float], list[float]]]) -> int | str:
+    """The one power that explains all, or why there is none."""
+    if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
+        return 0
+    if np.any(np.asarray(first) != 0):
+        return "it does not start from zero, so that it is no average of gradients alone"
+    found = set()
+    for low, high in runs:
+        for a, b in zip(low, high, strict=True):
+            if a > 0 and b > 0:
+                found.add(math.log(b / a, _FACTOR))
+    if not found:
+        return f"it stays zero for {len(_PROBE)} steps, so that it is not known what it holds"
+    power = round(min(found))
+    if max(abs(value - power) for value in found) > 0.05:
+        return "it is no power of the gradients"
+    return power
+
+
+def _magnitude(leaf: Any) -> float:
+    """The largest entry; of what is no real number (counts, keys), nothing."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return 0.0
+    return float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0.0))

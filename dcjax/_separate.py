@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from dcjax._layout import Layout, LeafLayout, Path, path_of
 from dcjax._order import shared
@@ -59,6 +60,7 @@ def separate(
             break
         heads = heads | tracer.wanted
     used = used_arguments(programs[0])
+    _refuse_integers(wide_args[0], heads, values, used)
     settled = tuple(
         (
             path,
@@ -75,6 +77,28 @@ def identity_layout(variables: PyTree) -> Layout:
     return Layout(
         1, tuple((path_of(p), LeafLayout(tuple(map(shared, x.shape)))) for p, x in leaves)
     )
+
+
+def _refuse_integers(
+    variables: PyTree, heads: frozenset[Path], values: Sequence[Value], used: Sequence[bool]
+) -> None:
+    """Integers that the result depends on have neither a mean nor a K-th part."""
+    wrong = [
+        Violation(
+            "/".join(path_of(path)),
+            "leaf",
+            f"the result depends on it, it needs a mean or a division by K, and it is {leaf.dtype}",
+            "make it floating point",
+        )
+        for (path, leaf), value, is_used in zip(
+            jax.tree_util.tree_leaves_with_path(variables), values, used, strict=False
+        )
+        if is_used
+        and not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and (value.own or path_of(path) in heads)
+    ]
+    if wrong:
+        raise NotSeparableError(wrong)
 
 
 _TIED_OUTPUT = Violation(

@@ -28,12 +28,13 @@ def shares_of(
         return np.full(subnets, 1 / subnets if head == "mean" else 1.0, jnp.result_type(float))
     if head == "sum":
         raise ValueError('weights= are those of a mean: leave head="sum" out')
+    weights = jnp.asarray(weights)
     check_weights("weights", weights, subnets)
     if positive and is_known(weights) and not np.all(np.asarray(weights) > 0):
         raise ValueError(
             f"a sub-network of weight 0 has left nothing in the head, got {np.asarray(weights)}"
         )
-    return jnp.asarray(weights)
+    return weights
 
 
 def check_weights(name: str, weights: Any, subnets: int) -> None:

@@ -21,6 +21,9 @@ from typing import NamedTuple, TypeAlias
 
 from dcjax._order import Order, Run
 
+# A ResNet takes a few hundred; without a limit, tangled shuffles can take forever.
+_MOST_STEPS = 100_000
+
 
 class Size(NamedTuple):
     """Entries of a sub-network's axis, and of the global network's."""
@@ -99,6 +102,7 @@ class Orders:
 
     def __init__(self, subnets: int):
         self.subnets = subnets
+        self.steps = 0
 
     def fresh(self, size: Size) -> Term:
         """A new axis of a size: fixed if it does not grow, otherwise of unknown order."""
@@ -158,6 +162,9 @@ class Orders:
             raise Conflict(f"sizes {self.size(left)} and {self.size(right)} differ")
         a, b = list(reversed(left)), list(reversed(right))
         while a and b:
+            self.steps += 1
+            if self.steps > _MOST_STEPS:
+                raise Conflict("too many equations to be solved")
             self._unify_heads(_pop(a), _pop(b), a, b)
 
     def _unify_heads(self, p: Piece, q: Piece, a: list[Piece], b: list[Piece]) -> None:
@@ -182,13 +189,11 @@ class Orders:
             case Repeat(), Repeat():
                 self._unify_repeats(p, q, a, b)
             case Repeat(times, term), _:
-                a.append(Repeat(times - 1, term))
-                _push(a, term)
+                _push(a, (*term, Repeat(times - 1, term)))
                 b.append(q)
             case (_, Repeat(times, term)):
                 a.append(p)
-                b.append(Repeat(times - 1, term))
-                _push(b, term)
+                _push(b, (*term, Repeat(times - 1, term)))
             case (_, Units(Unknown() as v, each)):
                 raise Conflict(f"{nq} entries against a block of {np}")
             case _:
@@ -199,6 +204,8 @@ class Orders:
         match piece:
             case Units(leaf, other) if leaf is v:
                 pass  # equal sizes: the same piece
+            case _ if _holds(piece, v):
+                raise Conflict("the same channels in two orders")
             case Units(leaf, other) if other % each == 0:
                 v.value = (Units(leaf, other // each),)
             case Units(Unknown() as w, other):
@@ -225,10 +232,8 @@ class Orders:
             _push(a, (Repeat(p.times - count, p.term),))
             _push(b, (Repeat(q.times - count * ratio, q.term),))
         else:
-            _push(a, (Repeat(p.times - 1, p.term),))
-            _push(a, p.term)
-            _push(b, (Repeat(q.times - 1, q.term),))
-            _push(b, q.term)
+            _push(a, (*p.term, Repeat(p.times - 1, p.term)))
+            _push(b, (*q.term, Repeat(q.times - 1, q.term)))
 
     def settle(self, term: Term) -> Order:
         """The term as runs; what no use has decided becomes one block for each sub-network."""
@@ -305,17 +310,25 @@ def _pop(pieces: list[Piece]) -> Piece:
 
 def _push(pieces: list[Piece], term: Term) -> None:
     """Put a term back in front, leaving out its empty pieces."""
-    pieces.extend(piece for piece in reversed(term) if _present(piece))
+    for piece in reversed(term):
+        match piece:
+            case Fixed(0) | Repeat(0, _):
+                pass
+            case Repeat(1, inner):
+                _push(pieces, inner)
+            case _:
+                pieces.append(piece)
 
 
-def _present(piece: Piece) -> bool:
+def _holds(piece: Piece, v: Unknown) -> bool:
+    """Whether an unknown is in a piece."""
     match piece:
-        case Fixed(n):
-            return n > 0
-        case Repeat(times, _):
-            return times > 0
+        case Repeat(_, term):
+            return any(_holds(inner, v) for inner in _resolve(term))
+        case Units(leaf, _):
+            return leaf is v
         case _:
-            return True
+            return False
 
 
 def _resolve(term: Term) -> Term:

@@ -6,6 +6,7 @@ ties together, and collects every operation that cannot be separated.
 """
 
 import dataclasses
+import enum
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -110,6 +111,7 @@ class PairTracer:
             _sizes(n.outvars, w.outvars),
         )
         try:
+            _refuse_other_kinds(equation)
             control = _CONTROL.get(equation.name)
             if control is not None:
                 results = control(self, equation, operands, at)
@@ -266,6 +268,13 @@ _CONTROL: dict[str, Callable[..., list[Value]]] = {
     "cond": PairTracer._cond,
     **dict.fromkeys(CALLS, PairTracer._call),
 }
+
+
+def _refuse_other_kinds(equation: Equation) -> None:
+    """Flags, modes and kinds of an operation are no sizes: they must not depend on the width."""
+    for name, value in equation.narrow.items():
+        if isinstance(value, (bool, str, enum.Enum)) and name != "name":
+            equation.same(name)
 
 
 def _decided(context: Context, choice: Value) -> None:

@@ -98,10 +98,16 @@ def verify(
     variables = compose(stacked, head=head, weights=weights)
     if subnets == 1:
         return Report((), 0.0)  # one sub-network is the global network
+    x = jnp.asarray(x)
     found = separation(network, subnets, x, samples=samples, fields=fields, **kwargs)
+    if found.layout != stacked.layout:
+        raise ValueError(
+            f"stacked is not of this network with these samples and this input: expected\n"
+            f"{found.layout}\ngot\n{stacked.layout}\n"
+            "Pass all of the variables, as dcjax.init gives them for this network"
+        )
     layers = _layers(found)
     samples = samples_for(samples, subnets)
-    x = jnp.asarray(x)
 
     @jax.jit
     def features(variables: PyTree, x: Array) -> tuple[list[Array], dict[Place, list[Array]]]:

@@ -368,6 +368,18 @@ class Frequencies(nn.Module):
         return nn.Dense(CLASSES)(x)
 
 
+class TiledGates(nn.Module):
+    """Channels gated by copies of themselves: one order, met in two ways."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.glu(jnp.tile(nn.Conv(self.width, (3, 3))(x), (1, 1, 1, 2)))
+        pairs = jnp.stack([x, jnp.sin(x)], -2).reshape(*x.shape[:-1], -1)
+        return nn.Dense(CLASSES)(nn.glu(pairs).mean((1, 2)))
+
+
 class Row(NamedTuple):
     """One network of the contract: its width (divisible by 2 and 4), and the shape of its input."""
 
@@ -408,5 +420,6 @@ ROWS = [
     Row("channels first", ChannelsFirst),
     Row("padded shortcut", PaddedShortcut),
     Row("stacked branches", Branches),
+    Row("gates by copies", TiledGates),
     Row("frequencies, tiled channels", Frequencies),
 ]

@@ -1,7 +1,6 @@
 """Composed optimiser states: what the global network's optimiser would have come to by itself."""
 
 import functools
-from typing import NamedTuple
 
 import chex
 import jax
@@ -11,6 +10,7 @@ import optax
 import pytest
 
 import dcjax
+from dcjax import training
 from tests.networks import ImageConcat, LeNet, WideGroups
 from tests.test_contract import images, random_stacked
 
@@ -70,7 +70,7 @@ def states_after_batches(network, optimizer, subnets, weights=None):
     update = jax.jit(optimizer.update)
     for mine, theirs in steps:
         own, whole = update(mine, own, equal)[1], update(theirs, whole, composed)[1]
-    return own, whole
+    return own, whole, equal
 
 
 def diagonal(tree, layout):
@@ -80,8 +80,8 @@ def diagonal(tree, layout):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_equal_subnetworks_compose_to_the_global_optimizer_s_own_state(name):
-    own, whole = states_after_batches(LeNet(6), OPTIMIZERS[name], 3)
-    composed = dcjax.compose_opt_state(own)
+    own, whole, equal = states_after_batches(LeNet(6), OPTIMIZERS[name], 3)
+    composed = dcjax.compose_opt_state(OPTIMIZERS[name], own, equal)
     assert jax.tree.structure(composed) == jax.tree.structure(whole)
     leaves = zip(jax.tree_util.tree_leaves_with_path(composed), jax.tree.leaves(whole), strict=True)
     second = 0
@@ -103,9 +103,10 @@ def test_equal_subnetworks_compose_to_the_global_optimizer_s_own_state(name):
 
 @pytest.mark.parametrize("network", [WideGroups(6), ImageConcat(6)])
 def test_weighted_heads_scale_each_body_by_its_weight(network):
-    own, whole = states_after_batches(network, optax.trace(0.9), 3, WEIGHTS)
-    composed = dcjax.compose_opt_state(own, weights=WEIGHTS)
-    layout = own.trace.layout
+    optimizer = optax.trace(0.9)
+    own, whole, equal = states_after_batches(network, optimizer, 3, WEIGHTS)
+    composed = dcjax.compose_opt_state(optimizer, own, equal, weights=WEIGHTS)
+    layout = equal.layout
     on = jax.tree.map(lambda leaf: leaf != 0, composed.trace)
     expected = jax.tree.map(lambda leaf, here: jnp.where(here, leaf, 0), whole.trace, on)
     chex.assert_trees_all_close(composed.trace, expected, rtol=1e-3, atol=1e-5)
@@ -129,50 +130,110 @@ def test_adam_s_first_step_off_the_diagonal_is_no_larger_than_the_rate():
         change = optimizer.update(gradient, state)[0]["Conv_1"]["kernel"]
         return np.abs(np.where(composed["Conv_1"]["kernel"] == 0, change, 0)).max()
 
-    filled = dcjax.compose_opt_state(state)
+    filled = dcjax.compose_opt_state(optimizer, state, stacked)
     nu = jax.tree.map(lambda n, p: jnp.where(p == 0, 0, n), filled[0].nu, composed)
     unfilled = (filled[0]._replace(nu=nu), *filled[1:])
     assert largest(unfilled) > 3
     assert largest(filled) < 1.5
 
 
-def test_a_state_for_each_subnetwork():
-    """As from vmap or pmap: counts and keys have the leading axis K."""
-    stacked = random_stacked(LeNet(4), 2, images((1, 8, 8, 3)))["params"]
-    optimizer = optax.chain(optax.adam(0.1), optax.add_noise(0.1, 0.5, key=jax.random.key(0)))
-    state = jax.vmap(optimizer.init)(stacked)
-    composed = dcjax.compose_opt_state(state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(composed, optimizer.init(dcjax.compose(stacked)))
-    hyper = jax.vmap(optax.inject_hyperparams(optax.adam)(0.5).init)(stacked)
-    assert dcjax.compose_opt_state(hyper).hyperparams["learning_rate"] == 0.5
+def small_params():
+    return random_stacked(LeNet(4), 2, images((1, 8, 8, 3)))["params"]
 
 
-def test_it_is_pure():
-    stacked = random_stacked(LeNet(4), 2, images((1, 8, 8, 3)))["params"]
-    state = optax.adam(0.1).init(stacked)
-    chex.assert_trees_all_equal(
-        jax.jit(dcjax.compose_opt_state)(state), dcjax.compose_opt_state(state)
+@pytest.mark.parametrize("each", [False, True], ids=["one state", "a state for each"])
+def test_structure_shapes_and_dtypes_are_the_optimizer_s_own(each):
+    """Counts and keys too, which have the leading axis K where every sub-network has a state."""
+    params = small_params()
+    optimizer = optax.chain(
+        optax.inject_hyperparams(optax.adamw)(0.5),
+        optax.add_noise(0.1, 0.5, key=jax.random.key(0)),
+    )
+    init = jax.vmap(optimizer.init) if each else optimizer.init
+    composed = dcjax.compose_opt_state(optimizer, init(params), params)
+    expected = optimizer.init(dcjax.compose(params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(composed, expected)
+    assert composed[0].hyperparams["learning_rate"] == 0.5
+
+
+def test_the_state_of_side_by_side_training():
+    params = small_params()
+    recipe = training.Recipe(training.sgd(0.1, 10), batch_size=4, train_kwargs={}, eval_kwargs={})
+    subnet = dcjax.decompose(LeNet(4), 2)
+    phase = training.side_by_side(subnet, dcjax.samples.replicate(2), recipe, 2)
+    variables = dcjax.Stacked(
+        {"params": params.tree}, dcjax.layout(LeNet(4), 2, images((1, 8, 8, 3)))
+    )
+    state = phase.gather(phase.start(variables, jax.random.key(0)))
+    composed = dcjax.compose_opt_state(recipe.optimizer, state.opt_state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        composed, recipe.optimizer.init(dcjax.compose(params))
     )
 
 
-class Odd(NamedTuple):
-    """A state with a field that optax has not."""
+@pytest.mark.parametrize(
+    ("optimizer", "power"),
+    [
+        (optax.adam(0.1), 2),
+        (optax.adamax(0.1), 1),  # its second moment is a maximum norm
+        (optax.chain(optax.scale_by_sign(), optax.trace(0.9)), 0),
+        (optax.rmsprop(0.1, momentum=0.9), 2),
+        (optax.chain(optax.scale_by_adam(), optax.trace(0.9)), 2),
+    ],
+)
+def test_powers_are_measured_and_not_guessed_from_names(optimizer, power):
+    params = small_params()
+    ones = jax.tree.map(jnp.ones_like, optimizer.init(params))
+    composed = dcjax.compose_opt_state(optimizer, ones, params)
+    bias = {
+        "/".join(str(key) for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(composed)
+        if "['Conv_0']['bias']" in jax.tree_util.keystr(path)
+    }
+    values = {float(np.unique(leaf)[0]) for leaf in bias.values()}
+    expected = {
+        "adam": {0.5, 0.25}, "adamax": {0.5}, "sign": {1.0}, "rmsprop": {0.25, 1.0},
+        "adam, trace": {0.5, 0.25, 1.0},
+    }  # fmt: skip
+    assert values in expected.values()
+    assert 0.5**power in values
 
-    gradient: dcjax.Stacked
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (optax.adagrad(0.1), "does not start from zero"),
+        (optax.contrib.schedule_free_sgd(0.1), "does not start from zero"),
+        (optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9)), "no power"),
+        (optax.lars(0.1), "no power"),
+        (optax.MultiSteps(optax.adam(0.1), 32), "stays zero"),
+    ],
+)
+def test_what_is_no_power_of_the_gradients_is_refused(optimizer, words):
+    params = small_params()
+    with pytest.raises(ValueError, match=words) as error:
+        dcjax.compose_opt_state(optimizer, optimizer.init(params), params)
+    assert "optimizer.init(dcjax.compose(params))" in str(error.value)
 
 
-def test_what_is_not_known_is_refused_by_name():
-    stacked = random_stacked(LeNet(4), 2, images((1, 8, 8, 3)))["params"]
-    with pytest.raises(ValueError, match=r"'gradient'.*dcjax.MOMENTS"):
-        dcjax.compose_opt_state({"a": Odd(gradient=stacked)})
-    known = dcjax.compose_opt_state(Odd(stacked), moments={**dcjax.MOMENTS, "gradient": 1})
-    chex.assert_trees_all_equal_shapes(known.gradient, dcjax.compose(stacked))
-    with pytest.raises(ValueError, match=r"optimizer.init\(stacked\['params'\]\)"):
-        dcjax.compose_opt_state(optax.adam(0.1).init(stacked.tree))
-    with pytest.raises(ValueError, match="Adafactor"):
-        dcjax.compose_opt_state(optax.trace(0.9).init(jax.tree.map(lambda x: x[:1], stacked)))
+def test_it_is_pure():
+    params, optimizer = small_params(), optax.adam(0.1)
+    state = optimizer.init(params)
+    jitted = jax.jit(lambda state, params: dcjax.compose_opt_state(optimizer, state, params))
+    chex.assert_trees_all_equal(
+        jitted(state, params), dcjax.compose_opt_state(optimizer, state, params)
+    )
+
+
+def test_wrong_arguments_are_refused():
+    params, adam, trace = small_params(), optax.adam(0.1), optax.trace(0.9)
+    with pytest.raises(ValueError, match="arrays"):
+        dcjax.compose_opt_state(trace, adam.init(params), params)
+    with pytest.raises(ValueError, match="trace/Conv_0/kernel: expected shape"):
+        dcjax.compose_opt_state(trace, trace.init(dcjax.compose(params)), params)
     with pytest.raises(ValueError, match="sum to 1"):
-        dcjax.compose_opt_state(optax.trace(0.9).init(stacked), weights=jnp.array([0.5, 0.6]))
-    other = random_stacked(LeNet(6), 3, images((1, 8, 8, 3)))["params"]
-    with pytest.raises(ValueError, match=r"\[2, 3\]"):
-        dcjax.compose_opt_state([optax.trace(0.9).init(stacked), optax.trace(0.9).init(other)])
+        dcjax.compose_opt_state(trace, trace.init(params), params, weights=jnp.array([0.5, 0.6]))
+    with pytest.raises(TypeError, match="Stacked"):
+        dcjax.compose_opt_state(trace, trace.init(params.tree), params.tree)
+    with pytest.raises(TypeError, match="optax"):
+        dcjax.compose_opt_state("adam", trace.init(params), params)

@@ -131,6 +131,16 @@ def test_verify_finds_what_is_wrong(monkeypatch):
         dcjax.verify(network, stacked, x)
 
 
+def test_verify_refuses_variables_of_another_network():
+    network, x = LeNet(4), images((2, 8, 8, 3))
+    stacked = random_stacked(network, 2, x)
+    for wrong, y in ((LeNet(8), x), (network, images((2, 12, 8, 3)))):
+        with pytest.raises(ValueError, match="not of this network"):
+            dcjax.verify(wrong, stacked, y)
+    with pytest.raises(ValueError, match="all of the variables"):
+        dcjax.verify(network, stacked["params"], x)
+
+
 def test_verify_does_not_accept_nan():
     network, x = LeNet(4), images((2, 8, 8, 3))
     stacked = jax.tree.map(lambda leaf: leaf * jnp.nan, random_stacked(network, 2, x))

@@ -40,6 +40,16 @@ def tied(net, x):
     return (x.mean((1, 2)) + nn.relu(table[0])) @ table.T
 
 
+def integer_head(net, x):
+    kernel = net.param("whole", lambda _, shape: jnp.ones(shape, jnp.int32), (net.width, 5))
+    return x.mean((1, 2)) @ kernel.astype(jnp.float32)
+
+
+def integer_bias(net, x):
+    bias = net.param("whole", lambda _, shape: jnp.ones(shape, jnp.int32), (5,))
+    return nn.Dense(5)(x.mean((1, 2))) + bias
+
+
 def two_heads_deep(net, x):
     x = nn.Dense(16, name="merge")(x.mean((1, 2)))
     return nn.Dense(5, name="head")(nn.relu(x))
@@ -75,6 +85,16 @@ REFUSED = {
         lambda net, x: x * net.width, None, "constant", "independent of the width",
     ),
     "one channel": (lambda net, x: x * x[..., :1], None, "from 0 to 1 of 2→8", "width // 2"),
+    "integers as the head": (lambda net, x: x, integer_head, "params/whole", "floating point"),
+    "integers that are shared": (lambda net, x: x, integer_bias, "params/whole", "floating point"),
+    "filled gather": (
+        lambda net, x: jnp.take(x, jnp.array([0, 9]), axis=1, mode="fill", fill_value=1.0),
+        None, "gather", "clip",
+    ),
+    "another operation in the global network": (
+        lambda net, x: jnp.real((jnp.fft.fft if net.width > 4 else jnp.fft.ifft)(x, axis=1)),
+        None, "fft_type", "independent of the width",
+    ),
     "sort": (lambda net, x: jnp.sort(x, -1), None, "sort", "group"),
     "unknown primitive": (
         lambda net, x: x + jnp.linalg.qr(x)[0].sum(), None, "no rule", "register_rule",

@@ -221,6 +221,12 @@ def _unmoved(context: Context, equation: Equation, *values: Value) -> None:
 def _gather(context: Context, equation: Equation, value: Value, indices: Value) -> Value:
     _unmoved(context, equation, indices)
     numbers = equation.same("dimension_numbers")
+    fillings = [params.get("fill_value") for params in (equation.narrow, equation.wide)]
+    if any(fill is not None and fill == fill and fill != 0 for fill in fillings):
+        raise Inseparable(
+            "positions outside the array are filled with a number of their own",
+            'let them be 0, or clip the positions (mode="clip")',
+        )
     removed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     whole = [i for i in range(len(value.axes)) if i not in removed]
     sizes = equation.out_sizes[0]
