@@ -1,5 +1,6 @@
 """Composing sub-networks into the global network, and its inverse."""
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -129,11 +130,7 @@ def extract(
     shapes = {path: leaf.global_shape(layout.subnets) for path, leaf in layout.leaves}
     check_shapes(variables, shapes, "global network")
 
-    def at(path: Any, leaf: Array) -> Array:
-        rule = layout.by_path[path_of(path)]
-        return extract_leaf(leaf, _own(shares, rule), layout=rule, subnets=layout.subnets)
-
-    return Stacked(jax.tree_util.tree_map_with_path(at, variables), layout)
+    return Stacked(_extract_tree(variables, shares, layout=layout), layout)
 
 
 def layout_of(like: Layout | Stacked) -> Layout:
@@ -171,24 +168,48 @@ def _compose_node(
     shapes = {path: (subnets, *leaf.narrow_shape) for path, leaf in layout.leaves}
     check_shapes(stacked.tree, shapes, f"stack of {subnets} sub-networks")
 
-    def at(path: Any, leaf: Array, old: Array | None = None) -> Array:
+    if into is not None:
+        wide = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
+        check_shapes(into, wide, "global network (into=)")
+        check_dtypes([stacked.tree, into], ["the sub-networks", "into="])
+    elif fill is not None:
+
+        def filled(path: Any, leaf: Array) -> Array | None:
+            rule = layout.by_path[path_of(path)]
+            shape = rule.global_shape(subnets)
+            return fill(path_of(path), shape, leaf.dtype) if rule.has_off_diagonal else None
+
+        into = jax.tree_util.tree_map_with_path(filled, stacked.tree)
+    return _compose_tree(stacked.tree, into, shares, layout=layout)
+
+
+# One program for all leaves: a call for each would take longer than the copying.
+@functools.partial(jax.jit, static_argnames="layout")
+def _compose_tree(
+    tree: PyTree, into: PyTree, shares: Float[Array, " K"], *, layout: Layout
+) -> PyTree:
+    def at(path: Any, leaf: Array, old: Array | None) -> Array:
         rule = layout.by_path[path_of(path)]
-        if fill is not None and rule.has_off_diagonal:
-            old = fill(path_of(path), rule.global_shape(subnets), leaf.dtype)
-        factors = shares if rule.head else None
-        return compose_leaf(leaf, old, _own(shares, rule), factors, layout=rule, subnets=subnets)
+        own, factors = _own(shares, rule), shares if rule.head else None
+        return compose_leaf(leaf, old, own, factors, layout=rule, subnets=layout.subnets)
 
     if into is None:
-        return jax.tree_util.tree_map_with_path(at, stacked.tree)
-    wide = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
-    check_shapes(into, wide, "global network (into=)")
-    check_dtypes([stacked.tree, into], ["the sub-networks", "into="])
-    return jax.tree_util.tree_map_with_path(at, stacked.tree, into)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: at(path, leaf, None), tree)
+    return jax.tree_util.tree_map_with_path(at, tree, into)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _extract_tree(variables: PyTree, shares: Float[Array, " K"], *, layout: Layout) -> PyTree:
+    def at(path: Any, leaf: Array) -> Array:
+        rule = layout.by_path[path_of(path)]
+        return extract_leaf(leaf, _own(shares, rule), layout=rule, subnets=layout.subnets)
+
+    return jax.tree_util.tree_map_with_path(at, variables)
 
 
 def _own(shares: Float[Array, " K"], rule: LeafLayout) -> Float[Array, " K"]:
     """A leaf's shares: what the logits do not depend on is averaged, whatever the head does."""
-    return shares if rule.used else shares_of("mean", None, len(shares))
+    return shares if rule.used else jnp.full_like(shares, 1 / len(shares))
 
 
 def _filling(

@@ -113,4 +113,10 @@ class Layout:
 
 def path_of(keys: Iterable[Any]) -> Path:
     """A leaf's path as plain strings: jax's keys without their decoration."""
+    return _plain(tuple(keys))
+
+
+# The same paths come with every call, and making the strings would take longer than composing.
+@functools.lru_cache(maxsize=2**16)
+def _plain(keys: tuple[Any, ...]) -> Path:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)

@@ -1,14 +1,13 @@
 """The command line: flags to settings, mistakes to one message and exit code 2."""
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Sequence
 
 import tyro
 from rich.console import Console
 
-from experiments import config, data, progress, report, workdir
+from experiments import config, data, progress, report, startup, workdir
 from experiments.config import PRESETS, Settings
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -70,7 +69,7 @@ def study(settings: Settings) -> None:
         voice.say(f"this run is finished; its results, from {folder}:")
     else:
         dataset = load(settings, voice)
-        start_jax(settings.subnets)
+        startup.start_jax(settings.subnets)
         from experiments import pipeline
 
         with workdir.opened(folder, flags) as log:
@@ -93,17 +92,6 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     train = data.subset(loaded.train, size, settings.seed, len(loaded.classes))
     _refuse(config.data_problems(settings, *train.images.shape[:3]))
     return loaded._replace(train=train)
-
-
-def start_jax(subnets: int) -> None:
-    """Have JAX make as many host devices as sub-networks where it runs on the CPU.
-
-    The setting is the CPU backend's alone, and a backend that runs already keeps what it has.
-    """
-    import jax
-
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", subnets)
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from dcjax.models._conv import conv_general_dilated
+
 
 class ConvNorm(nn.Module):
     """Convolution without bias, then batch normalisation (momentum 0.9, ε = 1e-5)."""
@@ -25,6 +27,7 @@ class ConvNorm(nn.Module):
             use_bias=False,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name="conv",
         )(x)
         return nn.BatchNorm(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dcjax.training._data import batcher, placer
-from dcjax.training._devices import AXIS, Device, choose_devices, sharding
+from dcjax.training._devices import AXIS, Device, choose_devices, on_mesh, sharding
 from dcjax.training._learner import learner
 from dcjax.training._phase import Phase
 from dcjax.training._recipe import Recipe
@@ -71,7 +71,9 @@ def data_parallel(
         spread=spread,
         gather=gather,
         shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, AXIS)),
-        step=jax.jit(traced_once(one.step), out_shardings=replicated, donate_argnums=0),
+        step=jax.jit(
+            traced_once(on_mesh(one.step, devices)), out_shardings=replicated, donate_argnums=0
+        ),
         batch=batcher(recipe.batch_size, sharding(devices, AXIS)),
         forward=jax.jit(traced_once(one.forward)),
         batch_size=recipe.batch_size,

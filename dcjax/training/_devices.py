@@ -1,5 +1,6 @@
 """Where the work runs: the choice of devices, and the one place that maps members over them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dcjax._mesh import DEVICES
 from dcjax.training._trace import traced_once
 
 PyTree = Any
 Device = Any  # a jax.Device: a name in a compiled module, which type checkers do not resolve
 
-AXIS = "devices"
+AXIS = DEVICES
 
 
 def physical_devices(devices: Sequence[Device]) -> int:
@@ -51,6 +53,21 @@ def choose_devices(parts: int, devices: Sequence[Device] | None = None) -> tuple
 def sharding(devices: Sequence[Device], *axes: str | None) -> NamedSharding:
     """Arrays over the devices: an axis named AXIS is cut; without any, each device has a copy."""
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
+
+
+def on_mesh(function: Callable[..., Any], devices: Sequence[Device]) -> Callable[..., Any]:
+    """The function, traced with the devices as the mesh in context.
+
+    So operations that XLA would not partition well can see that the batch is cut over it
+    (`dcjax.models.conv_general_dilated`).
+    """
+
+    @functools.wraps(function)
+    def within(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(sharding(devices).mesh.abstract_mesh):
+            return function(*args)
+
+    return within
 
 
 class Members(NamedTuple):

@@ -1,0 +1,3 @@
+"""The name of the mesh axis over which members and batches are spread."""
+
+DEVICES = "devices"

@@ -1,0 +1,100 @@
+"""Run the benchmarks and rewrite the tables of BENCHMARKS.md."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import startup
+
+TABLES = ("steps", "convolutions", "copies", "scaling")
+DEVICES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure, side by side in one process, and rewrite the tables of BENCHMARKS.md.
+
+    Rows that the results file has already are not measured again, so that an interrupted benchmark
+    goes on where it was. PyTorch is compared with where it is installed (`pip install -e
+    '.[bench]'`).
+    """
+
+    only: tuple[str, ...] = TABLES
+    """The tables: steps, convolutions, copies, scaling."""
+    runs: int = 7
+    """Runs of each row, after one that does not count; medians are quoted."""
+    full: bool = False
+    """All depths, widths and numbers of sub-networks: hours on two cores."""
+    results: Path = Path("runs/benchmark.json")
+    """The measured rows."""
+    output: Path = Path("BENCHMARKS.md")
+    """The document whose tables are rewritten, between their markers."""
+    fresh: bool = False
+    """Measure all rows again."""
+
+
+def main() -> int:
+    """The exit code: 0 done, 2 bad input."""
+    options = tyro.cli(Options, prog="python -m experiments.benchmark")
+    unknown = set(options.only) - set(TABLES)
+    if unknown or options.runs < 1 or not options.output.is_file():
+        print(
+            f"python -m experiments.benchmark: error: expected --only of {TABLES}, --runs ≥ 1 and "
+            f"an existing --output, got {sorted(unknown)}, {options.runs}, {options.output}",
+            file=sys.stderr,
+        )
+        return 2
+    startup.start_jax(DEVICES)
+    from experiments.benchmark import tables
+    from experiments.benchmark.store import Store
+
+    store = Store(options.results, fresh=options.fresh)
+    for table, name, measure in cases(options):
+        if store.has(table, name):
+            continue
+        print(f"{table}: {name}", file=sys.stderr, flush=True)
+        store.add(table, name, measure())
+        tables.rewrite(options.output, store.rows, options.runs)
+    tables.rewrite(options.output, store.rows, options.runs)
+    return 0
+
+
+def cases(options: Options) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """What is to be measured: table, row, function."""
+    from experiments.benchmark import convolutions, copies, scaling, steps
+
+    runs = options.runs
+    if "convolutions" in options.only:
+        for size, channels in ((32, 8), (16, 16), (8, 32), (32, 16), (16, 32), (8, 64), (32, 32)):
+            yield (
+                "convolutions",
+                f"{size}×{size}×{channels}",
+                lambda s=size, c=channels: convolutions.convolution_row(s, c, runs),
+            )
+    if "copies" in options.only:
+        for name in copies.LAYOUTS:
+            yield "copies", name, lambda n=name: copies.copy_row(n, runs)
+    if "steps" in options.only:
+        some = [(8, 8, k) for k in (1, 2, 4, 8)] + [(8, 16, 4), (20, 8, 4), (32, 8, 4)]
+        every = [(d, w, k) for d in (8, 20, 32) for w in (8, 16) for k in (1, 2, 4, 8)]
+        for depth, width, subnets in every if options.full else some:
+            yield (
+                "steps",
+                f"ResNet-{depth}, width {width}, K = {subnets}",
+                lambda d=depth, w=width, k=subnets: steps.step_row(d, w, k, runs),
+            )
+    if "scaling" in options.only:
+        for subnets in (1, 2, 4, 8):
+            yield (
+                "scaling",
+                f"ResNet-8, width 8, K = {subnets}",
+                lambda k=subnets: scaling.scaling_row(8, 8, k, runs),
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

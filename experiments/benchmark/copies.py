@@ -1,0 +1,83 @@
+"""compose and extract against a plain copy of the same bytes, and the memory they take."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import dcjax
+from dcjax import Layout, LeafLayout, Order, Run, Stacked
+from experiments.benchmark.timing import in_turns
+
+
+def dense_layout(subnets: int, width: int, layers: int) -> Layout:
+    """Square kernels of so many global units."""
+    order = Order((Run(width // subnets),))
+    return Layout(
+        subnets, tuple(((f"kernel{i}",), LeafLayout((order, order))) for i in range(layers))
+    )
+
+
+def paper_layout() -> Layout:
+    """The paper's network: ResNet-32, width 64, K = 4."""
+    network = dcjax.models.ResNet(32, 64, 10)
+    return dcjax.layout(network, 4, jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
+
+
+LAYOUTS = {
+    "ResNet-32, width 64 (30 MB)": paper_layout,
+    "4 dense layers of 8192 (1 GB)": lambda: dense_layout(4, 8192, 4),
+}
+
+
+def ones(layout: Layout) -> Stacked:
+    """Sub-networks of that layout."""
+    tree: dict[str, Any] = {}
+    for path, leaf in layout.leaves:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = jnp.ones((layout.subnets, *leaf.narrow_shape))
+    return Stacked(tree, layout)
+
+
+def copy_row(name: str, runs: int) -> dict[str, Any]:
+    """Seconds of a copy of the global tree, of compose and of extract; peak memory of compose."""
+    layout = LAYOUTS[name]()
+    stacked = ones(layout)
+    whole = dcjax.compose(stacked)
+    plain = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    found = in_turns(
+        {
+            "copy": lambda: jax.block_until_ready(plain(whole)),
+            "compose": lambda: jax.block_until_ready(dcjax.compose(stacked)),
+            "extract": lambda: jax.block_until_ready(dcjax.extract(whole, like=layout)),
+            "copy_of_stack": lambda: jax.block_until_ready(plain(stacked)),
+        },
+        runs,
+    )
+    row: dict[str, Any] = {key: timing._asdict() for key, timing in found.items()}
+    row["bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+    command = [sys.executable, "-m", "experiments.benchmark.copies", name]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    row["peak_bytes"] = int(printed.split()[-1])
+    return row
+
+
+def _peak() -> int:
+    """The process' highest resident memory (getrusage's would be the parent's too)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    # In a process of its own, since a process' peak never falls. The small network first, so that
+    # what JAX itself takes is there already.
+    jax.block_until_ready(dcjax.compose(ones(dense_layout(4, 64, 1))))
+    subnets_tree = jax.block_until_ready(ones(LAYOUTS[sys.argv[1]]()))
+    before = _peak()
+    jax.block_until_ready(dcjax.compose(subnets_tree))
+    print(_peak() - before)

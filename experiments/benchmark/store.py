@@ -1,0 +1,66 @@
+"""The measured rows in one file, written after each."""
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import environment
+
+
+class Store:
+    """Rows by table and name, each with the machine, the versions and the date it was measured on.
+
+    Rows of another machine or other versions do not count as measured.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False):
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.is_file() and not fresh:
+            self.rows = json.loads(path.read_text())
+
+    def has(self, table: str, name: str) -> bool:
+        """Whether the row has been measured here."""
+        row = self.rows.get(table, {}).get(name)
+        return row is not None and row["on"] == conditions()
+
+    def add(self, table: str, name: str, row: dict[str, Any]) -> None:
+        """Keep a row; the file is replaced as a whole."""
+        today = datetime.date.today().isoformat()
+        self.rows.setdefault(table, {})[name] = row | {"on": conditions(), "date": today}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text(json.dumps(self.rows, indent=1))
+        os.replace(draft, self.path)
+
+
+def conditions() -> dict[str, Any]:
+    """What a figure depends on beside the code."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "versions": environment.versions() | _torch(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def _torch() -> dict[str, str]:
+    try:
+        import torch
+    except ImportError:
+        return {}
+    return {"torch": torch.__version__}

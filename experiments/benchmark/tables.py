@@ -1,0 +1,135 @@
+"""The measured rows as tables, put between their markers in a document."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmark.steps import step_ratios
+
+Rows = dict[str, dict[str, Any]]
+
+
+def rewrite(document: Path, rows: dict[str, Rows], runs: int) -> None:
+    """Put every table that has rows between `<!-- NAME -->` and `<!-- end -->`."""
+    text = document.read_text()
+    for name, table in TABLES.items():
+        if not rows.get(name):
+            continue
+        body = "\n\n".join([_conditions(rows[name], runs, name), table(rows[name])])
+        marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not marked.search(text):
+            raise ValueError(f"{document} has no place <!-- {name} --> … <!-- end -->")
+        text = marked.sub(lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text)
+    draft = document.with_suffix(".tmp")
+    draft.write_text(text)
+    os.replace(draft, document)
+
+
+def _conditions(rows: Rows, runs: int, name: str) -> str:
+    """The command and what the rows were measured on."""
+    conditions = {
+        (
+            f"{row['on']['device']}: {row['on']['processor']}, {row['on']['cores']} cores",
+            ", ".join(f"{k} {v}" for k, v in row["on"]["versions"].items() if k != "dcjax"),
+            row["date"],
+        )
+        for row in rows.values()
+    }
+    lines = "\n".join("; ".join(condition) + "." for condition in sorted(conditions))
+    return f"    python -m experiments.benchmark --only {name} --runs {runs}\n\n{lines}"
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ms(timing: dict[str, float]) -> str:
+    """Median and range in milliseconds."""
+    median, fastest, slowest = (1e3 * timing[key] for key in ("median", "fastest", "slowest"))
+    return f"{median:.0f} ({fastest:.0f}–{slowest:.0f})"
+
+
+def _steps(rows: Rows) -> str:
+    columns = ["side_by_side", "single", "global", "torch_loop", "torch_vmap", "torch_global"]
+    body = []
+    for name, row in rows.items():
+        subnets = int(name.rsplit("= ", 1)[1])
+        ratios = step_ratios({key: row[key] for key in columns if key in row}, subnets)
+        body.append(
+            [name]
+            + [_ms(row[key]) if key in row else "–" for key in columns]
+            + [
+                f"{ratios[key]:.2f}" if key in ratios else "–"
+                for key in ("single", "torch", "ideal", "torch_global")
+            ]
+        )
+    head = ["sub-networks", "side by side, ms", "one alone", "global", "PyTorch loop"]
+    head += ["PyTorch vmap", "PyTorch global", "(a) ≤ 1", "(b) ≤ 1", "(c) ≤ 1.3", "global ≤ 1"]
+    return _table(head, body)
+
+
+def _convolutions(rows: Rows) -> str:
+    columns = ["forward", "by_image", "by_kernel_lax", "by_kernel_dcjax"]
+    body = [
+        [name, *(f"{row[key]:.0f}" for key in columns), _times(row)] for name, row in rows.items()
+    ]
+    head = ["3×3, 128 images", "forward, GF/s", "by the image", "by the kernel, lax", "dcjax"]
+    return _table([*head, "times faster"], body)
+
+
+_COPIES = ("copy", "compose", "copy_of_stack", "extract")
+
+
+def _times(row: dict[str, float]) -> str:
+    return f"{row['by_kernel_dcjax'] / row['by_kernel_lax']:.1f}"
+
+
+def _copies(rows: Rows) -> str:
+    body = []
+    for name, row in rows.items():
+        seconds = {
+            key: row[key]["median"] for key in ("copy", "compose", "extract", "copy_of_stack")
+        }
+        body.append(
+            [
+                name,
+                *(_ms(row[key]) for key in ("copy", "compose")),
+                f"{seconds['copy'] / seconds['compose']:.2f}",
+                *(_ms(row[key]) for key in ("copy_of_stack", "extract")),
+                f"{seconds['copy_of_stack'] / seconds['extract']:.2f}",
+                f"{row['peak_bytes'] / row['bytes']:.2f}",
+            ]
+        )
+    head = ["network", "copy of the global tree, ms", "compose", "copy/compose ≥ 0.5"]
+    head += ["copy of the stack", "extract", "copy/extract ≥ 0.5", "peak memory / global tree"]
+    return _table(head, body)
+
+
+def _scaling(rows: Rows) -> str:
+    body = [
+        [
+            name,
+            str(row["devices"]),
+            _ms(row["step"]),
+            f"{row['step']['median'] / row['devices'] * 1e3:.0f}",
+            f"{row['augmented']['median'] / row['step']['median'] - 1:+.1%}",
+            f"{row['device_bytes'] / 2**20:.0f}",
+            f"{row['state_bytes'] / 2**20:.2f}",
+            str(row["collectives"]),
+            f"{row['compile_seconds']:.1f}",
+        ]
+        for name, row in rows.items()
+    ]
+    head = ["sub-networks", "host devices", "step, ms", "step / devices", "augmentation adds"]
+    head += ["MiB a device", "MiB of state a member", "collectives", "compilation, s"]
+    return _table(head, body)
+
+
+TABLES = {
+    "steps": _steps,
+    "convolutions": _convolutions,
+    "copies": _copies,
+    "scaling": _scaling,
+}

@@ -1,0 +1,109 @@
+"""The same work in PyTorch: K residual networks in a loop, or as one vmapped ensemble."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+
+class ResNet(nn.Module):
+    """`dcjax.models.ResNet`, layer by layer."""
+
+    def __init__(self, depth: int, width: int, classes: int = 10):
+        super().__init__()
+        self.stem = _conv_norm(3, width, 3, 1)
+        blocks, channels = [], width
+        for stage in range(3):
+            for block in range((depth - 2) // 6):
+                stride = 2 if stage and not block else 1
+                blocks.append(_Block(channels, width * 2**stage, stride))
+                channels = width * 2**stage
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits of images (N, 3, H, W)."""
+        x = self.blocks(torch.relu(self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.first = _conv_norm(before, after, 3, stride)
+        self.second = _conv_norm(after, after, 3, 1)
+        self.shortcut = _conv_norm(before, after, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+
+
+def _conv_norm(before: int, after: int, kernel: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(after, momentum=0.1),
+    )
+
+
+def loop_step(
+    depth: int, width: int, networks: int, images: np.ndarray, labels: np.ndarray
+) -> Callable[[], Any]:
+    """One step of SGD with Nesterov momentum of each network, one after another."""
+    x, y = _batch(images, labels)
+    nets: list[Any] = [ResNet(depth, width) for _ in range(networks)]
+    nets = [net.to(memory_format=torch.channels_last) for net in nets]
+    optimizers = [
+        torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        for net in nets
+    ]
+
+    def step() -> None:
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+    return step
+
+
+def vmap_step(
+    depth: int, width: int, networks: int, images: np.ndarray, labels: np.ndarray
+) -> Callable[[], Any]:
+    """The same for all networks at once, by `torch.func.stack_module_state` and `vmap`."""
+    x, y = _batch(images, labels)
+    nets = [ResNet(depth, width) for _ in range(networks)]
+    params, buffers = stack_module_state(nets)
+    params = {name: value.detach().requires_grad_() for name, value in params.items()}
+    momenta = {name: torch.zeros_like(value) for name, value in params.items()}
+    # vmap cannot update running statistics in place: here they are left as they are.
+    skeleton = ResNet(depth, width)
+    for module in skeleton.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    kept = {
+        name: value for name, value in buffers.items() if name in dict(skeleton.named_buffers())
+    }
+
+    def cost(own: dict[str, Any], fixed: dict[str, Any]) -> torch.Tensor:
+        return nn.functional.cross_entropy(functional_call(skeleton, (own, fixed), (x,)), y)
+
+    gradients = vmap(grad(cost))
+
+    def step() -> None:
+        found = gradients(params, kept)
+        with torch.no_grad():
+            for name, value in params.items():
+                gradient = found[name] + 5e-4 * value
+                momenta[name].mul_(0.9).add_(gradient)
+                value.sub_(0.1 * (gradient + 0.9 * momenta[name]))
+
+    return step
+
+
+def _batch(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return x.to(memory_format=torch.channels_last), torch.from_numpy(labels.astype(np.int64))
