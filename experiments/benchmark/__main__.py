@@ -10,7 +10,7 @@ import tyro
 
 from experiments import startup
 
-TABLES = ("steps", "convolutions", "copies", "scaling")
+TABLES = ("machine", "convolutions", "copies", "steps", "scaling")
 DEVICES = 8
 
 
@@ -24,7 +24,7 @@ class Options:
     """
 
     only: tuple[str, ...] = TABLES
-    """The tables: steps, convolutions, copies, scaling."""
+    """The tables: machine, convolutions, copies, steps, scaling."""
     runs: int = 7
     """Runs of each row, after one that does not count; medians are quoted."""
     full: bool = False
@@ -65,9 +65,11 @@ def main() -> int:
 
 def cases(options: Options) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What is to be measured: table, row, function."""
-    from experiments.benchmark import convolutions, copies, scaling, steps
+    from experiments.benchmark import convolutions, copies, machine, scaling, steps
 
     runs = options.runs
+    if "machine" in options.only:
+        yield "machine", "this machine", lambda: machine.machine_row(runs)
     if "convolutions" in options.only:
         for size, channels in ((32, 8), (16, 16), (8, 32), (32, 16), (16, 32), (8, 64), (32, 32)):
             yield (

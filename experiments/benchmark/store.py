@@ -1,6 +1,7 @@
 """The measured rows in one file, written after each."""
 
 import datetime
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -60,7 +61,6 @@ def _processor() -> str:
 
 def _torch() -> dict[str, str]:
     try:
-        import torch
-    except ImportError:
+        return {"torch": importlib.metadata.version("torch")}
+    except importlib.metadata.PackageNotFoundError:
         return {}
-    return {"torch": torch.__version__}

@@ -107,6 +107,11 @@ def _copies(rows: Rows) -> str:
     return _table(head, body)
 
 
+def _machine(rows: Rows) -> str:
+    body = [[name, f"{row['gflops']:.0f}", f"{row['gbytes']:.1f}"] for name, row in rows.items()]
+    return _table(["", "matrix product 4096³, GF/s", "copy of 256 MiB, GB/s written"], body)
+
+
 def _scaling(rows: Rows) -> str:
     body = [
         [
@@ -128,6 +133,7 @@ def _scaling(rows: Rows) -> str:
 
 
 TABLES = {
+    "machine": _machine,
     "steps": _steps,
     "convolutions": _convolutions,
     "copies": _copies,

@@ -4,9 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.func import (  # pyright: ignore[reportMissingImports]
+    functional_call,
+    grad,
+    stack_module_state,
+    vmap,
+)
 
 
 class ResNet(nn.Module):

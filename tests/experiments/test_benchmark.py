@@ -1,0 +1,80 @@
+"""The benchmark's bookkeeping: what is measured once, kept, and written into the document."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmark import store, tables
+from experiments.benchmark.timing import in_turns
+
+ROOT = Path(__file__).parents[2]
+SECONDS = {"median": 0.2, "fastest": 0.1, "slowest": 0.3}
+
+
+def rows():
+    on = store.conditions()
+    step = dict.fromkeys(("side_by_side", "single", "global"), SECONDS)
+    return {"steps": {"ResNet-8, width 8, K = 4": step | {"on": on, "date": "2000-01-01"}}}
+
+
+def test_ways_are_run_in_turns_and_warmed_up():
+    calls = []
+    found = in_turns({name: lambda n=name: calls.append(n) for name in "ab"}, runs=3)
+    assert calls == list("ab" + "ab" * 3)
+    assert found["a"].fastest <= found["a"].median <= found["a"].slowest
+
+
+def test_rows_are_kept_for_the_same_conditions_only(tmp_path):
+    path = tmp_path / "deep" / "rows.json"
+    kept = store.Store(path)
+    kept.add("steps", "one", {"value": 1})
+    again = store.Store(path)
+    assert again.has("steps", "one")
+    assert not again.has("steps", "two")
+    assert not store.Store(path, fresh=True).has("steps", "one")
+    other = json.loads(path.read_text())
+    other["steps"]["one"]["on"]["versions"]["jax"] = "0"
+    path.write_text(json.dumps(other))
+    assert not store.Store(path).has("steps", "one")
+
+
+def test_tables_replace_what_stands_between_their_markers(tmp_path):
+    document = tmp_path / "doc.md"
+    document.write_text(
+        "before\n<!-- steps -->\nold\n<!-- end -->\nafter\n<!-- scaling -->\n<!-- end -->\n"
+    )
+    tables.rewrite(document, rows(), runs=3)
+    tables.rewrite(document, rows(), runs=3)  # a second time changes nothing
+    text = document.read_text()
+    assert text.startswith("before\n<!-- steps -->\n")
+    assert "old" not in text
+    assert "after\n<!-- scaling -->\n<!-- end -->" in text
+    assert "--only steps --runs 3" in text
+    # 200 ms side by side, against 4 × 200 alone and 200 / 4 of the global network's
+    assert (
+        "| 200 (100–300) | 200 (100–300) | 200 (100–300) | – | – | – | 0.25 | – | 4.00 | – |"
+        in text
+    )
+
+
+def test_a_document_without_the_place_is_an_error(tmp_path):
+    document = tmp_path / "doc.md"
+    document.write_text("nothing")
+    with pytest.raises(ValueError, match="<!-- steps -->"):
+        tables.rewrite(document, rows(), runs=3)
+    assert document.read_text() == "nothing"
+
+
+def test_the_repository_s_document_has_every_place():
+    text = (ROOT / "BENCHMARKS.md").read_text()
+    assert all(f"<!-- {name} -->\n" in text for name in tables.TABLES)
+
+
+def test_wrong_flags_are_answered_before_anything_is_measured():
+    command = [sys.executable, "-m", "experiments.benchmark", "--only", "nothing", "--runs", "0"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.returncode == 2
+    assert "nothing" in ran.stderr
