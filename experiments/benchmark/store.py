@@ -15,17 +15,22 @@ from experiments import environment
 class Store:
     """Rows by table and name, each with the machine, the versions and the date it was measured on.
 
-    Rows of another machine or other versions do not count as measured.
+    Rows of another machine or other versions do not count as measured; with `fresh`, nor do those
+    of earlier runs, which stay until they are measured again.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False):
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
-        if path.is_file() and not fresh:
+        if path.is_file():
             self.rows = json.loads(path.read_text())
+        self._stale = fresh
+        self._added: set[tuple[str, str]] = set()
 
     def has(self, table: str, name: str) -> bool:
         """Whether the row has been measured here."""
+        if self._stale and (table, name) not in self._added:
+            return False
         row = self.rows.get(table, {}).get(name)
         return row is not None and row["on"] == conditions()
 
@@ -33,6 +38,7 @@ class Store:
         """Keep a row; the file is replaced as a whole."""
         today = datetime.date.today().isoformat()
         self.rows.setdefault(table, {})[name] = row | {"on": conditions(), "date": today}
+        self._added.add((table, name))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".tmp")
         draft.write_text(json.dumps(self.rows, indent=1))

@@ -34,7 +34,11 @@ def test_rows_are_kept_for_the_same_conditions_only(tmp_path):
     again = store.Store(path)
     assert again.has("steps", "one")
     assert not again.has("steps", "two")
-    assert not store.Store(path, fresh=True).has("steps", "one")
+    fresh = store.Store(path, fresh=True)
+    assert not fresh.has("steps", "one")
+    fresh.add("steps", "two", {"value": 2})
+    assert fresh.has("steps", "two")
+    assert store.Store(path).has("steps", "one")
     other = json.loads(path.read_text())
     other["steps"]["one"]["on"]["versions"]["jax"] = "0"
     path.write_text(json.dumps(other))
