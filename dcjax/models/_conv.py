@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from dcjax._mesh import DEVICES
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _CHUNK_BYTES = 2**20  # what a chunk's patches may take, so that they stay in a core's cache
-
-Pads = tuple[tuple[int, int], ...]
 
 
 def conv_general_dilated(
@@ -62,7 +60,7 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    return _conv(lhs, rhs, strides, pads, options.get("precision"))
+    return _conv(lhs, rhs, _Window(rhs.shape[:2], strides, pads, options.get("precision")))
 
 
 def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
@@ -89,39 +87,42 @@ _UNDERSTOOD = (
 )
 
 
-def _plain(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, precision: Any) -> Array:
+class _Window(NamedTuple):
+    """How the kernel goes over the images: its size, steps, the zeros around, dot's precision."""
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    precision: Any
+
+
+def _plain(x: Array, kernel: Array, window: _Window) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=_LAYOUT, precision=precision
+        x,
+        kernel,
+        window.strides,
+        window.pads,
+        dimension_numbers=_LAYOUT,
+        precision=window.precision,
     )
 
 
-_conv = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4))
+_conv = jax.custom_vjp(_plain, nondiff_argnums=(2,))
 
 
-def _forward(
-    x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, precision: Any
-) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, strides, pads, precision), (x, kernel)
+def _forward(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, window), (x, kernel)
 
 
-def _backward(
-    strides: tuple[int, ...], pads: Pads, precision: Any, saved: tuple[Array, Array], y: Array
-) -> tuple[Array, Array]:
+def _backward(window: _Window, saved: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    plain = functools.partial(_plain, strides=strides, pads=pads, precision=precision)
-    (of_x,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(y)
+    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, window), x)(y)
 
     def by_lax(x: Array, y: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(y)[0]
+        return jax.linear_transpose(lambda kernel: _plain(x, kernel, window), kernel)(y)[0]
 
     def by_products(x: Array, y: Array) -> Array:
-        local = functools.partial(
-            _kernel_gradient,
-            window=kernel.shape[:2],
-            strides=strides,
-            pads=pads,
-            precision=precision,
-        )
+        local = functools.partial(_kernel_gradient, window=window)
         return _on_shards(local, x, y).astype(kernel.dtype)
 
     return of_x, lax.platform_dependent(x, y, cpu=by_products, default=by_lax)
@@ -149,78 +150,50 @@ def _on_shards(local: Callable[[Array, Array], Array], x: Array, y: Array) -> Ar
 
 
 def _kernel_gradient(
-    x: Float[Array, "N H W C"],
-    y: Float[Array, "N h w O"],
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: Pads,
-    precision: Any,
+    x: Float[Array, "N H W C"], y: Float[Array, "N h w O"], window: _Window
 ) -> Float[Array, "kh kw C O"]:
     """The sum over chunks of the batch, so that what is made of a chunk stays in the cache."""
-    gradient = functools.partial(
-        _of_strided if max(strides) > 1 else _of_shifted,
-        window=window,
-        strides=strides,
-        pads=pads,
-        precision=precision,
-    )
+    gradient = _of_strided if max(window.strides) > 1 else _of_shifted
     images = x.shape[0]
-    columns = window[1] * x.shape[3] + window[0] * y.shape[3]
+    columns = window.size[1] * x.shape[3] + window.size[0] * y.shape[3]
     chunk = _chunk(images, columns * math.prod(x.shape[1:3]) * 4)
     if chunk == images:
-        return gradient(x, y)
+        return gradient(x, y, window)
     shape = (images // chunk, chunk)
     chunks = x.reshape(*shape, *x.shape[1:]), y.reshape(*shape, *y.shape[1:])
-    total = jnp.zeros((*window, x.shape[3], y.shape[3]), jnp.float32)
-    return lax.scan(lambda sum, chunk: (sum + gradient(*chunk), None), total, chunks)[0]
+    total = jnp.zeros((*window.size, x.shape[3], y.shape[3]), jnp.float32)
+    return lax.scan(lambda sum, chunk: (sum + gradient(*chunk, window), None), total, chunks)[0]
 
 
 def _chunk(images: int, image_bytes: int) -> int:
     """The largest divisor of the batch that fits."""
-    most = max(1, _CHUNK_BYTES // image_bytes)
-    return next(size for size in range(min(most, images), 0, -1) if images % size == 0)
+    most = max(1, _CHUNK_BYTES // max(1, image_bytes))
+    return next((n for n in range(min(most, images), 0, -1) if images % n == 0), images)
 
 
-def _of_shifted(
-    x: Array,
-    y: Array,
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: Pads,
-    precision: Any,
-) -> Array:
+def _of_shifted(x: Array, y: Array, window: _Window) -> Array:
     """Stride 1: x shifted along W against y shifted along H, all pairs of shifts in one product."""
-    (kh, kw), (rows, columns) = window, pads
+    (kh, kw), (rows, columns) = window.size, window.pads
     height, width, channels = x.shape[1], y.shape[2], x.shape[3]
     x = _padded(x, (0, 0), columns)
     y = _padded(y, (kh - 1 - rows[0], kh - 1 - rows[1]), (0, 0))
     xs = [x[:, :, j : j + width] for j in range(kw)]
     ys = [y[:, kh - 1 - i : kh - 1 - i + height] for i in range(kh)]
-    product = _product(xs, ys, precision).reshape(kw, channels, kh, -1)
+    product = _product(xs, ys, window.precision).reshape(kw, channels, kh, y.shape[3])
     return product.transpose(2, 0, 1, 3)
 
 
-def _of_strided(
-    x: Array,
-    y: Array,
-    *,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: Pads,
-    precision: Any,
-) -> Array:
+def _of_strided(x: Array, y: Array, window: _Window) -> Array:
     """Any stride: all patches of x against y."""
-    (kh, kw), (sh, sw), (height, width) = window, strides, y.shape[1:3]
+    (kh, kw), (sh, sw), (height, width) = window.size, window.strides, y.shape[1:3]
     channels = x.shape[3]
-    x = _padded(x, *pads)
+    x = _padded(x, *window.pads)
     xs = [
         x[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
         for i in range(kh)
         for j in range(kw)
     ]
-    return _product(xs, [y], precision).reshape(kh, kw, channels, -1)
+    return _product(xs, [y], window.precision).reshape(kh, kw, channels, y.shape[3])
 
 
 def _padded(x: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
@@ -234,7 +207,7 @@ def _product(xs: Sequence[Array], ys: Sequence[Array], precision: Any) -> Array:
     left, right = (
         (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)) for parts in (xs, ys)
     )
-    left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
+    left, right = (a.reshape(math.prod(a.shape[:3]), a.shape[3]) for a in (left, right))
     over_rows = (((0,), (0,)), ((), ()))
     return lax.dot_general(
         left, right, over_rows, precision=precision, preferred_element_type=jnp.float32
