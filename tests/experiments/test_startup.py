@@ -16,10 +16,10 @@ import jax, resource, jax.numpy as jnp
 print(len(jax.devices("cpu")), jax.config.jax_compilation_cache_dir)
 step = jax.jit(lambda x: jnp.sin(x).reshape(2, -1))
 x = jnp.ones(2**24)
-for _ in range(4):
+for _ in range(8):
     jax.block_until_ready(step(x))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(40):
     jax.block_until_ready(step(x))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -45,7 +45,8 @@ def test_host_devices_cache_and_memory_that_stays(tmp_path):
     devices, cache, faults = started(XDG_CACHE_HOME=str(tmp_path))
     assert devices == 3
     assert cache == str(tmp_path / "dcjax")
-    assert faults < 4 * 2**24 * 4 // 4096 / 2  # of the pages that were written; one buffer may be new
+    written = 40 * 2**24 * 4 // 4096  # pages
+    assert faults < written / 10
 
 
 def test_the_user_s_own_cache_is_kept(tmp_path):
