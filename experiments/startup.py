@@ -32,8 +32,8 @@ def keep_memory() -> bool:
     """Have the C library keep freed memory instead of giving it back to the system.
 
     XLA takes the memory of a step's intermediate results anew at every step on the CPU. With
-    glibc's defaults that is mapped, cleared page by page and unmapped again: 70,000 page faults a
-    step of four ResNet-8, a quarter of its processor time. Must come before other threads start.
+    glibc's defaults that is mapped, cleared page by page and unmapped again, all of it at every
+    step. Must come before other threads start.
 
     Returns:
       Whether the C library can be told (glibc only).

@@ -9,6 +9,7 @@ from dcjax.training._augment import no_augment as no_augment
 from dcjax.training._augment import standardise as standardise
 from dcjax.training._data import Data as Data
 from dcjax.training._data_parallel import data_parallel as data_parallel
+from dcjax.training._devices import Engine as Engine
 from dcjax.training._devices import physical_devices as physical_devices
 from dcjax.training._fit import Epoch as Epoch
 from dcjax.training._fit import Fit as Fit

@@ -40,8 +40,7 @@ def crop_and_flip(
     margin = (padding, padding)
     padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
 
-    # One gather does crop and flip; on two CPU cores it was faster than dynamic slices, one-hot
-    # matrices, and a select among all shifts.
+    # One gather does crop and flip.
     def view(image: Array, shift: Array, flip: Array) -> Array:
         rows, columns = jnp.arange(height), jnp.arange(width)
         columns = jnp.where(flip, columns[::-1], columns)

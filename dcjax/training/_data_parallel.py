@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from dcjax._mesh import DEVICES
 from dcjax.training._data import batcher, placer
-from dcjax.training._devices import AXIS, Device, choose_devices, on_mesh, sharding
+from dcjax.training._devices import Device, Engine, choose_devices, engine_for, on_mesh, sharding
 from dcjax.training._learner import learner
 from dcjax.training._phase import Phase
 from dcjax.training._recipe import Recipe
@@ -25,6 +26,7 @@ def data_parallel(
     recipe: Recipe,
     *,
     devices: Sequence[Device] | None = None,
+    engine: Engine | None = None,
 ) -> Phase:
     """The phase that trains one network, each batch spread over the devices.
 
@@ -39,6 +41,8 @@ def data_parallel(
       recipe: how it is trained.
       devices: those to use, `jax.devices()` by default; the largest divisor of the batch size that
         they allow are used.
+      engine: how they are kept busy, by default what is fastest on them; here only whether an epoch
+        is one call.
 
     Returns:
       The phase. `start` takes plain variables.
@@ -50,6 +54,7 @@ def data_parallel(
     ()
     """
     devices = choose_devices(recipe.batch_size, devices)
+    engine = engine or engine_for(devices[0].platform)
     replicated = sharding(devices)
     one = learner(network, recipe, lambda x, _: samples.join(x))
 
@@ -63,6 +68,10 @@ def data_parallel(
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         return spread(one.init(variables, key))
 
+    def trained(function: Any) -> Any:
+        function = traced_once(on_mesh(function, devices))
+        return jax.jit(function, out_shardings=replicated, donate_argnums=0)
+
     # Only the order and the evaluation's batches are cut over the devices; from there XLA follows.
     return Phase(
         place=placer(devices),
@@ -70,11 +79,10 @@ def data_parallel(
         finish=lambda state: gather(state.variables),
         spread=spread,
         gather=gather,
-        shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, AXIS)),
-        step=jax.jit(
-            traced_once(on_mesh(one.step, devices)), out_shardings=replicated, donate_argnums=0
-        ),
-        batch=batcher(recipe.batch_size, sharding(devices, AXIS)),
+        shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, DEVICES)),
+        step=trained(one.step),
+        epoch=trained(one.epoch) if engine.whole_epochs else None,
+        batch=batcher(recipe.batch_size, sharding(devices, DEVICES)),
         forward=jax.jit(traced_once(one.forward)),
         batch_size=recipe.batch_size,
         lead=(),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,6 @@ from dcjax.training._trace import traced_once
 
 PyTree = Any
 Device = Any  # a jax.Device: a name in a compiled module, which type checkers do not resolve
-
-AXIS = DEVICES
 
 
 def physical_devices(devices: Sequence[Device]) -> int:
@@ -40,8 +38,8 @@ def choose_devices(parts: int, devices: Sequence[Device] | None = None) -> tuple
     Four sub-networks on three devices run on two, two on each; five on four devices run on one. A
     batch of 128 examples takes any power of two up to 128.
 
-    It holds for the host devices of a CPU too, although XLA uses all cores for one of them: in
-    smaller parts the kernel gradient is less work.
+    The host devices of a CPU share its cores, and are used all the same: what is tested on them is
+    the program that many devices run.
     """
     devices = tuple(jax.devices() if devices is None else devices)
     if parts < 1 or not devices:
@@ -50,9 +48,34 @@ def choose_devices(parts: int, devices: Sequence[Device] | None = None) -> tuple
     return devices[: next(size for size in sizes if parts % size == 0)]
 
 
+class Engine(NamedTuple):
+    """How a backend is kept busy.
+
+    * `members`: how a device runs its sub-networks: `"unrolled"`, one after another in one program;
+      `"vmap"`, batched; `"map"`, in a compiled loop.
+    * `whole_epochs`: whether an epoch is one call, a compiled loop over its steps.
+    """
+
+    members: Literal["unrolled", "vmap", "map"]
+    whole_epochs: bool
+
+
+def engine_for(platform: str) -> Engine:
+    """The engine of a backend, by what `python -m experiments.benchmark --only engines` measures.
+
+    On the CPU convolutions under `vmap` or in the body of a loop are several times slower. On
+    accelerators, unmeasured so far, the choice is the usual one: large batched operations, and the
+    host out of the way.
+
+    >>> engine_for("cpu")
+    Engine(members='unrolled', whole_epochs=False)
+    """
+    return Engine("unrolled", False) if platform == "cpu" else Engine("vmap", True)
+
+
 def sharding(devices: Sequence[Device], *axes: str | None) -> NamedSharding:
-    """Arrays over the devices: an axis named AXIS is cut; without any, each device has a copy."""
-    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
+    """Arrays over the devices: an axis named DEVICES is cut; without it each device has a copy."""
+    return NamedSharding(Mesh(np.array(devices), (DEVICES,)), PartitionSpec(*axes))
 
 
 def on_mesh(function: Callable[..., Any], devices: Sequence[Device]) -> Callable[..., Any]:
@@ -84,35 +107,39 @@ class Members(NamedTuple):
     map: Callable[..., Any]
 
 
-def spread_members(members: int, devices: Sequence[Device]) -> Members:
-    """Members over devices by `jax.pmap`: the only place that knows about it.
-
-    Each device runs its members one after another, unrolled: XLA is several times slower on the CPU
-    for convolutions under `vmap` or in the body of a loop.
-    """
+def spread_members(members: int, devices: Sequence[Device], form: str) -> Members:
+    """Members over devices by `jax.pmap`, on each in the engine's form: the one place for it."""
     shape = (len(devices), members // len(devices))
 
     def put(tree: PyTree) -> PyTree:
         tree = jax.tree.map(lambda leaf: jnp.reshape(leaf, shape + leaf.shape[1:]), tree)
-        return jax.device_put(tree, sharding(devices, AXIS))
+        return jax.device_put(tree, sharding(devices, DEVICES))
 
     def get(tree: PyTree) -> PyTree:
         tree = jax.device_put(tree, devices[0])
         return jax.tree.map(lambda leaf: leaf.reshape((members, *leaf.shape[2:])), tree)
 
     def over_devices(function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
-        def unrolled(*args: Any) -> Any:
-            results = [function(*_member(args, in_axes, j)) for j in range(shape[1])]
+        @functools.wraps(function)
+        def on_device(*args: Any) -> Any:
+            if form == "vmap":
+                return jax.vmap(function, in_axes)(*args)
+
+            def member(j: Any) -> Any:
+                return function(*_member(args, in_axes, j))
+
+            if form == "map":
+                return jax.lax.map(member, jnp.arange(shape[1]))
+            results = [member(j) for j in range(shape[1])]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
-        unrolled.__name__ = function.__name__
-        mapped = traced_once(unrolled)
-        return jax.pmap(mapped, AXIS, in_axes=in_axes, devices=devices, **options)
+        mapped = traced_once(on_device)
+        return jax.pmap(mapped, DEVICES, in_axes=in_axes, devices=devices, **options)
 
     return Members(put, get, over_devices)
 
 
-def _member(args: Any, in_axes: Any, member: int) -> Any:
+def _member(args: Any, in_axes: Any, member: Any) -> Any:
     """The arguments of one of a device's members; what has the axis None is shared by all."""
 
     def pick(axis: int | None, part: PyTree) -> PyTree:

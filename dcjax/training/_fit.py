@@ -13,7 +13,7 @@ from dcjax.training._data import Data
 from dcjax.training._devices import physical_devices
 from dcjax.training._phase import Phase, compile
 from dcjax.training._recipe import steps_per_epoch
-from dcjax.training._state import TrainState
+from dcjax.training._state import TrainState, steps_done
 
 # Steps given to the devices ahead of their completion. Two keep them busy; on the CPU, where memory
 # for a step is taken when it is given, JAX would let 32 of them pile up.
@@ -64,8 +64,9 @@ def fit(
       train: the training split, from `phase.place`.
       epochs: the epochs to be done in all.
       on_epoch: called with the record and the state after each epoch, outside the measured time.
-      on_step: called with the number of steps done and the state after each step has been given to
-        the devices. It must not wait for them, and the state is valid only during the call.
+      on_step: called with the number of steps done and the state after each call has been given to
+        the devices: a step's, or a whole epoch's where the phase has `epoch`. It must not wait for
+        them, and the state is valid only during the call.
 
     Returns:
       The last state, the history, and the seconds spent compiling.
@@ -86,29 +87,45 @@ def fit(
     """
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
     phase, compile_seconds = compile(phase, state, train)
-    done = int(np.ravel(jax.device_get(state.step))[0])
+    done = steps_done(state)
     history: list[Epoch] = []
     seconds = 0.0
     for epoch in range(done // steps, epochs):
         started = time.perf_counter()
         span = range(max(done, epoch * steps), (epoch + 1) * steps)
-        state, losses = _epoch(phase, state, train, span, on_step)
+        whole = phase.epoch is not None and len(span) == steps
+        run = _whole_epoch if whole else _single_steps
+        state, losses = run(phase, state, train, span, on_step)
         seconds += time.perf_counter() - started
         device_seconds = seconds * physical_devices(phase.devices)
-        losses = np.stack(losses).reshape(len(span), *phase.lead)
+        losses = losses.reshape(len(span), *phase.lead)
         history.append(Epoch(epoch + 1, seconds, device_seconds, losses))
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
 
 
-def _epoch(
+def _whole_epoch(
     phase: Phase,
     state: TrainState,
     train: Data,
     steps: range,
     on_step: Callable[[int, TrainState], Any] | None,
-) -> tuple[TrainState, list[np.ndarray]]:
+) -> tuple[TrainState, np.ndarray]:
+    """Runs the steps in one call."""
+    state, losses = phase.epoch(state, train, phase.shuffle(state, train))
+    if on_step is not None:
+        on_step(steps.stop, state)
+    return jax.block_until_ready(state), np.moveaxis(jax.device_get(losses), -1, 0)
+
+
+def _single_steps(
+    phase: Phase,
+    state: TrainState,
+    train: Data,
+    steps: range,
+    on_step: Callable[[int, TrainState], Any] | None,
+) -> tuple[TrainState, np.ndarray]:
     """Runs the steps; nothing goes between host and devices before the last has been given."""
     order = phase.shuffle(state, train)
     losses = []
@@ -118,7 +135,7 @@ def _epoch(
         jax.block_until_ready(losses[-1 - AHEAD : -AHEAD])
         if on_step is not None:
             on_step(step + 1, state)
-    return jax.block_until_ready(state), jax.device_get(losses)
+    return jax.block_until_ready(state), np.stack(jax.device_get(losses))
 
 
 def evaluate(phase: Phase, state: TrainState, data: Data) -> Float[np.ndarray, "*K N C"]:

@@ -25,6 +25,7 @@ class Learner(NamedTuple):
     init: Callable[[PyTree, Key[Array, ""]], TrainState]
     shuffle: Callable[[TrainState, Data], Int[Array, "steps batch"]]
     step: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
+    epoch: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
     forward: Callable[[PyTree, Data], Float[Array, "batch classes"]]
 
 
@@ -55,12 +56,15 @@ def learner(
         x = view(recipe.normalise(images), data.members)
         return _update(network, recipe, state, x, data.labels[chosen])
 
+    def epoch(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:
+        return jax.lax.scan(lambda s, _: step(s, data, order), state, length=len(order))
+
     def forward(variables: PyTree, batch: Data) -> Float[Array, "batch classes"]:
         x = view(recipe.normalise(batch.images), batch.members)
         logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
         return logits
 
-    return Learner(init, shuffle, step, forward)
+    return Learner(init, shuffle, step, epoch, forward)
 
 
 def _update(

@@ -9,7 +9,8 @@ from jaxtyping import Array, Key
 
 from dcjax.training._data import Data
 from dcjax.training._devices import Device
-from dcjax.training._state import TrainState
+from dcjax.training._recipe import steps_per_epoch
+from dcjax.training._state import TrainState, steps_done
 
 PyTree = Any
 
@@ -27,6 +28,8 @@ class Phase(NamedTuple):
       that a gathered state outlives the next step. A checkpoint is `gather(state)`.
     * `shuffle(state, data)`: the order of the epoch that the state is in.
     * `step(state, data, order)`: the state after one step, and the loss; consumes the old state.
+    * `epoch(state, data, order)`: a whole epoch in one call, and the losses with its steps in the
+      last axis; None where single steps are faster.
     * `batch(data, index)`: batch number `index` of a split, in order; a last one is filled up.
     * `forward(variables, batch)`: a batch's logits in evaluation mode; `variables` on the devices.
     * `batch_size`; `lead`: `()`, or `(K,)` side by side; `devices`: those that are used.
@@ -37,8 +40,9 @@ class Phase(NamedTuple):
     finish: Callable[[TrainState], PyTree]
     spread: Callable[[PyTree], PyTree]
     gather: Callable[[PyTree], PyTree]
-    shuffle: Any  # (TrainState, Data) -> order; these three are jax.stages.Wrapped or Compiled
+    shuffle: Any  # (TrainState, Data) -> order; these are jax.stages.Wrapped or Compiled
     step: Any  # (TrainState, Data, order) -> (TrainState, loss)
+    epoch: Any  # (TrainState, Data, order) -> (TrainState, losses), or None
     forward: Any  # (variables, Data) -> logits
     batch: Callable[[Data, int], Data]
     batch_size: int
@@ -73,10 +77,16 @@ def compile(
     True
     """
     started = time.perf_counter()
-    if not _is_compiled(phase.step):
-        shuffle = phase.shuffle.lower(state, train).compile()
-        step = phase.step.lower(state, train, shuffle(state, train)).compile()
-        phase = phase._replace(shuffle=shuffle, step=step)
+    if not _is_compiled(phase.shuffle):
+        phase = phase._replace(shuffle=phase.shuffle.lower(state, train).compile())
+    whole = phase.epoch is not None
+    steps = steps_per_epoch(len(train.labels), phase.batch_size)
+    names = {"step": not whole or steps_done(state) % steps > 0, "epoch": whole}
+    for name, needed in names.items():
+        function = getattr(phase, name)
+        if needed and not _is_compiled(function):
+            order = phase.shuffle(state, train)
+            phase = phase._replace(**{name: function.lower(state, train, order).compile()})
     if test is not None and not _is_compiled(phase.forward):
         forward = phase.forward.lower(state.variables, phase.batch(test, 0)).compile()
         phase = phase._replace(forward=forward)

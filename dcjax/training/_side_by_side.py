@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dcjax.training._data import Data, batcher, placer
-from dcjax.training._devices import Device, choose_devices, sharding, spread_members
+from dcjax.training._devices import (
+    Device,
+    Engine,
+    choose_devices,
+    engine_for,
+    sharding,
+    spread_members,
+)
 from dcjax.training._learner import learner
 from dcjax.training._phase import Phase
 from dcjax.training._recipe import Recipe
@@ -26,6 +33,7 @@ def side_by_side(
     *,
     members: Sequence[int] | None = None,
     devices: Sequence[Device] | None = None,
+    engine: Engine | None = None,
 ) -> Phase:
     """The phase that trains K sub-networks in one `jax.pmap` across the devices.
 
@@ -42,7 +50,10 @@ def side_by_side(
       members: the numbers of the sub-networks to train, all by default. States and variables have
         as many entries in their leading axis.
       devices: those to use, `jax.devices()` by default. As many of them as the largest divisor of
-        K allows are used; several sub-networks on a device run one after another.
+        K allows are used.
+      engine: how each device runs its sub-networks, and whether an epoch is one call; by default
+        what is fastest on it. Bitwise the same alone as together is promised for `"unrolled"`, the
+        CPU's.
 
     Returns:
       The phase. `start` takes a `Stacked`, or any pytree of variables with that leading axis.
@@ -63,7 +74,8 @@ def side_by_side(
             f"expected members to be different numbers from 0 to {subnets - 1}, got {members}"
         )
     devices = choose_devices(len(numbers), devices)
-    spread = spread_members(len(numbers), devices)
+    engine = engine or engine_for(devices[0].platform)
+    spread = spread_members(len(numbers), devices, engine.members)
 
     def view(x: Array, member: Any) -> Array:
         views = samples.split(x)
@@ -90,6 +102,9 @@ def side_by_side(
         gather=spread.get,
         shuffle=spread.map(one.shuffle, (0, shared)),
         step=spread.map(one.step, (0, shared, 0), donate_argnums=0),
+        epoch=spread.map(one.epoch, (0, shared, 0), donate_argnums=0)
+        if engine.whole_epochs
+        else None,
         batch=batcher(recipe.batch_size, sharding(devices)),
         forward=spread.map(one.forward, (0, shared)),
         batch_size=recipe.batch_size,

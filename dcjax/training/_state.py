@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 PyTree = Any
@@ -23,3 +25,8 @@ class TrainState(NamedTuple):
     key: Key[Array, "*K"]
     variables: PyTree
     opt_state: PyTree
+
+
+def steps_done(state: TrainState) -> int:
+    """The steps done, the same for all sub-networks; waits for the state."""
+    return int(np.ravel(jax.device_get(state.step))[0])

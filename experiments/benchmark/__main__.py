@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import tyro
 
 from experiments import startup
 
-TABLES = ("machine", "convolutions", "copies", "steps", "scaling")
+TABLES = ("machine", "copies", "engines", "convolutions", "profile", "steps", "scaling")
 DEVICES = 8
 
 
@@ -24,7 +25,7 @@ class Options:
     """
 
     only: tuple[str, ...] = TABLES
-    """The tables: machine, convolutions, copies, steps, scaling."""
+    """The tables: machine, copies, engines, convolutions, profile, steps, scaling."""
     runs: int = 7
     """Runs of each row, after one that does not count; medians are quoted."""
     full: bool = False
@@ -35,6 +36,8 @@ class Options:
     """The document whose tables are rewritten, between their markers."""
     fresh: bool = False
     """Measure all rows again."""
+    minutes: float | None = None
+    """Begin no row after so many minutes; the same command goes on from there."""
 
 
 def main() -> int:
@@ -49,13 +52,20 @@ def main() -> int:
         )
         return 2
     startup.start_jax(DEVICES)
+    import jax
+
     from experiments.benchmark import tables
     from experiments.benchmark.store import Store
 
     store = Store(options.results, fresh=options.fresh)
-    for table, name, measure in cases(options):
+    started, platform = time.monotonic(), jax.default_backend()
+    for plain, name, measure in cases(options, platform):
+        table = tables.named(plain, platform)
         if store.has(table, name):
             continue
+        if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
+            print(f"{table}: {name}: no time left; the same command goes on", file=sys.stderr)
+            break
         print(f"{table}: {name}", file=sys.stderr, flush=True)
         store.add(table, name, measure())
         tables.rewrite(options.output, store.rows, options.runs)
@@ -63,14 +73,42 @@ def main() -> int:
     return 0
 
 
-def cases(options: Options) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+def cases(
+    options: Options, platform: str
+) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What is to be measured: table, row, function."""
-    from experiments.benchmark import convolutions, copies, machine, scaling, steps
+    from experiments.benchmark import (
+        convolutions,
+        copies,
+        engines,
+        machine,
+        profile,
+        scaling,
+        steps,
+    )
 
-    runs = options.runs
+    runs, on_cpu = options.runs, platform == "cpu"
     if "machine" in options.only:
         yield "machine", "this machine", lambda: machine.machine_row(runs)
-    if "convolutions" in options.only:
+    if "engines" in options.only:
+        sizes = [(8, 8, 4)] if on_cpu else [(8, 8, 4), (32, 16, 4), (8, 8, 8)]
+        for dtype in ("float32",) if on_cpu else ("float32", "bfloat16"):
+            for depth, width, subnets in sizes:
+                yield (
+                    "engines",
+                    f"ResNet-{depth}, width {width}, K = {subnets}, {dtype}",
+                    lambda d=depth, w=width, k=subnets, t=dtype: engines.engine_row(
+                        d, w, k, t, runs
+                    ),
+                )
+    if "profile" in options.only and on_cpu:
+        for depth, width in ((8, 8), (20, 8), (8, 32), (8, 64)):
+            yield (
+                "profile",
+                f"ResNet-{depth}, width {width}",
+                lambda d=depth, w=width: profile.profile_row(d, w, runs),
+            )
+    if "convolutions" in options.only and on_cpu:
         for size, channels in ((32, 8), (16, 16), (8, 32), (32, 16), (16, 32), (8, 64), (32, 32)):
             yield (
                 "convolutions",
@@ -82,6 +120,7 @@ def cases(options: Options) -> Iterator[tuple[str, str, Callable[[], dict[str, A
             yield "copies", name, lambda n=name: copies.copy_row(n, runs)
     if "steps" in options.only:
         some = [(8, 8, k) for k in (1, 2, 4, 8)] + [(8, 16, 4), (20, 8, 4), (32, 8, 4)]
+        some += [] if on_cpu else [(32, 16, 4)]
         every = [(d, w, k) for d in (8, 20, 32) for w in (8, 16) for k in (1, 2, 4, 8)]
         for depth, width, subnets in every if options.full else some:
             yield (

@@ -1,6 +1,7 @@
 """Training steps: K sub-networks side by side, one alone, the global network; and PyTorch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -9,10 +10,10 @@ import numpy as np
 
 import dcjax
 from dcjax import training
-from experiments.benchmark.timing import Timing, in_turns
+from experiments.benchmark.timing import Timing, Ways, in_turns
 
 BATCH = 128
-Ways = dict[str, Callable[[], Any]]
+Made = tuple[training.Phase, Any]  # a phase, and its variables
 
 
 def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
@@ -24,17 +25,37 @@ def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
     network = dcjax.models.ResNet(depth, width * subnets, 10)
     subnet = dcjax.decompose(network, subnets)
     one = jax.devices()[:1]
-    ways: Ways = {
-        "side_by_side": runner(side_by_side(network, subnets)),
-        "single": runner(data_parallel(subnet, one)),
-        "global": runner(data_parallel(network)),
+    made = {
+        "side_by_side": side_by_side(network, subnets),
+        "single": data_parallel(subnet, one),
+        "global": data_parallel(network),
     }
-    ways |= _torch_ways(depth, width, subnets)
+    return step_times(made, runs, torch_ways(depth, width, subnets))
+
+
+def step_times(
+    made: Mapping[str, Made], runs: int, others: Ways = MappingProxyType({})
+) -> dict[str, Any]:
+    """Seconds a step of the phases, and a call of the others, all in turns."""
+    ready = {name: compiled(*one) for name, one in made.items()}
+    ways = {name: runner(*one[:3]) for name, one in ready.items()} | dict(others)
     found = in_turns(ways, runs)
-    return {name: timing._asdict() for name, timing in found.items()}
+    a_call = {n: _epoch_steps() for n, one in ready.items() if one[0].epoch is not None}
+    return {
+        name: {key: seconds / a_call.get(name, 1) for key, seconds in timing._asdict().items()}
+        for name, timing in found.items()
+    }
 
 
-def _torch_ways(depth: int, width: int, subnets: int) -> Ways:
+def _epoch_steps() -> int:
+    """On an accelerator enough that a call's overhead is the small part that it is in training."""
+    return 4 if jax.default_backend() == "cpu" else 32
+
+
+def torch_ways(depth: int, width: int, subnets: int) -> Ways:
+    """PyTorch's steps, where it is installed and runs on the same device."""
+    if jax.default_backend() != "cpu":
+        return {}
     try:
         from experiments.benchmark import torch_steps
     except ImportError:
@@ -55,16 +76,16 @@ def recipe(augment: Any = training.no_augment) -> training.Recipe:
 
 
 def side_by_side(
-    network: Any, subnets: int, how: training.Recipe | None = None
-) -> tuple[training.Phase, Any]:
+    network: Any, subnets: int, how: training.Recipe | None = None, **options: Any
+) -> Made:
     """The phase of all sub-networks, and its variables."""
     stacked = dcjax.init(network, subnets, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     subnet = dcjax.decompose(network, subnets)
     samples = dcjax.samples.replicate(subnets)
-    return training.side_by_side(subnet, samples, how or recipe(), subnets), stacked
+    return training.side_by_side(subnet, samples, how or recipe(), subnets, **options), stacked
 
 
-def data_parallel(network: Any, devices: Any = None) -> tuple[training.Phase, Any]:
+def data_parallel(network: Any, devices: Any = None) -> Made:
     """The phase of one network, and its variables."""
     phase = training.data_parallel(network, dcjax.samples.replicate(1), recipe(), devices=devices)
     variables = dcjax.init(network, 1, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))[0]
@@ -76,21 +97,23 @@ def compiled(
 ) -> tuple[training.Phase, training.TrainState, training.Data, float]:
     """The phase compiled for random images, its state, the images, the seconds of compilation."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4 * BATCH, 32, 32, 3)).astype(np.uint8)
+    images = rng.integers(0, 256, (_epoch_steps() * BATCH, 32, 32, 3)).astype(np.uint8)
     data = phase.place(images, rng.integers(0, 10, len(images)))
     state = phase.start(variables, jax.random.key(1))
     phase, seconds = training.compile(phase, state, data)
     return phase, state, data, seconds
 
 
-def runner(made: tuple[training.Phase, Any]) -> Callable[[], Any]:
-    """One step after another of a phase."""
-    phase, state, data, _ = compiled(*made)
+def runner(
+    phase: training.Phase, state: training.TrainState, data: training.Data
+) -> Callable[[], Any]:
+    """One call after another of a compiled phase: a step, or an epoch where those are compiled."""
     order = phase.shuffle(state, data)
+    call = phase.step if phase.epoch is None else phase.epoch
     box = [state]
 
     def step() -> None:
-        box[0], loss = phase.step(box[0], data, order)
+        box[0], loss = call(box[0], data, order)
         jax.block_until_ready((box[0], loss))
 
     return step

@@ -13,10 +13,12 @@ Rows = dict[str, dict[str, Any]]
 def rewrite(document: Path, rows: dict[str, Rows], runs: int) -> None:
     """Put every table that has rows between `<!-- NAME -->` and `<!-- end -->`."""
     text = document.read_text()
-    for name, table in TABLES.items():
-        if not rows.get(name):
-            continue
-        body = "\n\n".join([_conditions(rows[name], runs, name), table(rows[name])])
+    for name in rows:
+        table, _, platform = name.partition(" on ")
+        body = "\n\n".join([_conditions(rows[name], runs, table), TABLES[table](rows[name])])
+        if platform and f"<!-- {name} -->" not in text:
+            title = f"{table.capitalize()} on a {platform}"
+            text += f"\n## {title}\n\n<!-- {name} -->\n<!-- end -->\n"
         marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not marked.search(text):
             raise ValueError(f"{document} has no place <!-- {name} --> … <!-- end -->")
@@ -24,6 +26,15 @@ def rewrite(document: Path, rows: dict[str, Rows], runs: int) -> None:
     draft = document.with_suffix(".tmp")
     draft.write_text(text)
     os.replace(draft, document)
+
+
+def named(table: str, platform: str) -> str:
+    """What a table is called on a platform: the CPU's have the plain names.
+
+    >>> named("steps", "cpu"), named("steps", "gpu")
+    ('steps', 'steps on gpu')
+    """
+    return table if platform == "cpu" else f"{table} on {platform}"
 
 
 def _conditions(rows: Rows, runs: int, name: str) -> str:
@@ -71,19 +82,39 @@ def _steps(rows: Rows) -> str:
 
 
 def _convolutions(rows: Rows) -> str:
-    columns = ["forward", "by_image", "by_kernel_lax", "by_kernel_dcjax"]
+    columns = ["forward", "torch_forward", "by_image", "torch_by_image"]
+    columns += ["by_kernel_lax", "by_kernel_dcjax", "torch_by_kernel"]
     body = [
-        [name, *(f"{row[key]:.0f}" for key in columns), _times(row)] for name, row in rows.items()
+        [name, *(f"{row[key]:.0f}" if key in row else "–" for key in columns)]
+        for name, row in rows.items()
     ]
-    head = ["3×3, 128 images", "forward, GF/s", "by the image", "by the kernel, lax", "dcjax"]
-    return _table([*head, "times faster"], body)
+    head = ["3×3, 128 images", "forward, GF/s", "PyTorch's", "by the image", "PyTorch's"]
+    return _table([*head, "by the kernel, lax", "dcjax", "PyTorch's"], body)
 
 
-_COPIES = ("copy", "compose", "copy_of_stack", "extract")
+def _profile(rows: Rows) -> str:
+    passes = ("forward", "by_image", "by_kernel")
+    body = []
+    for name, row in rows.items():
+        for who, prefix in (("", ""), (", PyTorch", "torch_")):
+            if f"{prefix}step" not in row:
+                continue
+            parts = [row[prefix + key] for key in passes]
+            rest = row[f"{prefix}step"] - sum(parts)
+            seconds = [row[f"{prefix}step"], *parts, rest]
+            body.append([name + who, *(f"{1e3 * s:.0f}" for s in seconds), "–"])
+        if "torch_step" in row:
+            theirs = sum(row[f"torch_{key}"] - row[key] for key in passes)
+            ratio = (row["step"] + theirs) / row["torch_step"]
+            body[-2][-1] = f"{1e3 * (row['step'] + theirs):.0f}, {ratio:.2f} of PyTorch's"
+    head = ["one network", "step, ms", "convolutions forward", "by the image", "by the kernel"]
+    return _table([*head, "rest", "with PyTorch's convolutions"], body)
 
 
-def _times(row: dict[str, float]) -> str:
-    return f"{row['by_kernel_dcjax'] / row['by_kernel_lax']:.1f}"
+def _engines(rows: Rows) -> str:
+    columns = [key for key in next(iter(rows.values())) if key not in ("on", "date")]
+    body = [[name, *(_ms(row[key]) for key in columns)] for name, row in rows.items()]
+    return _table(["sub-networks on one device, ms a step", *columns], body)
 
 
 def _copies(rows: Rows) -> str:
@@ -134,7 +165,9 @@ def _scaling(rows: Rows) -> str:
 
 TABLES = {
     "machine": _machine,
+    "engines": _engines,
     "steps": _steps,
+    "profile": _profile,
     "convolutions": _convolutions,
     "copies": _copies,
     "scaling": _scaling,

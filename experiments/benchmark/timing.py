@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Ways = Mapping[str, Callable[[], Any]]
+"""Ways of doing the same work, by name: functions that return when it is done."""
+
 
 class Timing(NamedTuple):
     """Seconds of repeated runs: their median, the fastest and the slowest."""
@@ -15,7 +18,7 @@ class Timing(NamedTuple):
     slowest: float
 
 
-def in_turns(ways: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, Timing]:
+def in_turns(ways: Ways, runs: int) -> dict[str, Timing]:
     """Time every way `runs` times, one after another, so that a busy machine slows all alike.
 
     Each is run once before, for compilation and first touches. A way returns when its work is done.

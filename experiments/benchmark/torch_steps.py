@@ -13,6 +13,8 @@ from torch.func import (  # pyright: ignore[reportMissingImports]
     vmap,
 )
 
+from experiments.benchmark.timing import Ways
+
 
 class ResNet(nn.Module):
     """`dcjax.models.ResNet`, layer by layer."""
@@ -107,6 +109,27 @@ def vmap_step(
                 value.sub_(0.1 * (gradient + 0.9 * momenta[name]))
 
     return step
+
+
+def convolution_passes(
+    batch: int, size: int, before: int, after: int, kernel: int, stride: int
+) -> Ways:
+    """The three passes of a square convolution of square images."""
+    x = torch.randn(batch, before, size, size).to(memory_format=torch.channels_last)
+    weight = torch.randn(after, before, kernel, kernel).to(memory_format=torch.channels_last)
+    steps, pads = [stride] * 2, [kernel // 2] * 2
+    y = nn.functional.conv2d(x, weight, None, steps, pads)
+
+    def backward(*wanted: bool) -> Any:
+        return torch.ops.aten.convolution_backward(
+            y, x, weight, None, steps, pads, [1, 1], False, [0, 0], 1, [*wanted, False]
+        )
+
+    return {
+        "torch_forward": lambda: nn.functional.conv2d(x, weight, None, steps, pads),
+        "torch_by_image": lambda: backward(True, False),
+        "torch_by_kernel": lambda: backward(False, True),
+    }
 
 
 def _batch(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

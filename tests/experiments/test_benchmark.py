@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmark import store, tables
+import dcjax
+from experiments.benchmark import profile, store, tables
 from experiments.benchmark.timing import in_turns
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,38 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
         "| 200 (100–300) | 200 (100–300) | 200 (100–300) | – | – | – | 0.25 | – | 4.00 | – |"
         in text
     )
+
+
+def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- steps -->\nold\n<!-- end -->\n")
+    tables.rewrite(document, {"steps on gpu": rows()["steps"]}, runs=3)
+    tables.rewrite(document, {"steps on gpu": rows()["steps"]}, runs=3)
+    text = document.read_text()
+    assert text.startswith("<!-- steps -->\nold\n<!-- end -->\n\n## Steps on a gpu\n")
+    assert text.count("<!-- steps on gpu -->") == text.count("--only steps --runs 3") == 1
+
+
+def test_the_profile_s_remainder_and_what_other_convolutions_would_give(tmp_path):
+    ours = {"step": 0.1, "forward": 0.03, "by_image": 0.02, "by_kernel": 0.04}
+    theirs = {"torch_step": 0.08, **{f"torch_{n}": s / 2 for n, s in ours.items() if n != "step"}}
+    text = tables.TABLES["profile"]({"net": ours | theirs})
+    assert "| net | 100 | 30 | 20 | 40 | 10 | 55, 0.69 of PyTorch's |" in text
+    assert "| net, PyTorch | 80 | 15 | 10 | 20 | 35 | – |" in text
+
+
+def test_the_profile_counts_every_convolution():
+    found = profile.convolutions_of(dcjax.models.ResNet(8, 4, 10))
+    assert found == {
+        (32, 3, 4, 3, 1): 1,
+        (32, 4, 4, 3, 1): 2,
+        (32, 4, 8, 3, 2): 1,
+        (16, 8, 8, 3, 1): 1,
+        (32, 4, 8, 1, 2): 1,
+        (16, 8, 16, 3, 2): 1,
+        (8, 16, 16, 3, 1): 1,
+        (16, 8, 16, 1, 2): 1,
+    }
 
 
 def test_a_document_without_the_place_is_an_error(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcjax._mesh import DEVICES
 from dcjax.training import crop_and_flip, no_augment, standardise
-from dcjax.training._devices import AXIS, sharding
+from dcjax.training._devices import sharding
 
 
 def images(count, height, width, channels=3):
@@ -60,7 +61,7 @@ def test_another_key_gives_another_crop():
 
 def test_the_crops_do_not_depend_on_the_devices():
     x = jnp.asarray(images(16, 8, 8))
-    spread = jax.device_put(x, sharding(jax.devices()[:4], AXIS))
+    spread = jax.device_put(x, sharding(jax.devices()[:4], DEVICES))
     crops = [jax.jit(crop_and_flip)(jax.random.key(0), batch) for batch in (x, spread)]
     chex.assert_trees_all_equal(*map(np.asarray, crops))
 

@@ -45,7 +45,7 @@ def test_the_host_devices_of_a_cpu_are_one_physical_device():
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_get_is_the_inverse_of_put(devices):
-    put, get, _ = spread_members(4, jax.devices()[:devices])
+    put, get, _ = spread_members(4, jax.devices()[:devices], "unrolled")
     tree = {
         "scalars": jnp.arange(4),
         "kernels": np.arange(24.0, dtype=np.float32).reshape(4, 3, 2),
@@ -55,8 +55,9 @@ def test_get_is_the_inverse_of_put(devices):
     chex.assert_trees_all_equal(get(put(tree)), tree)
 
 
-def test_a_mapped_function_sees_one_member_and_what_is_shared():
-    put, get, map_members = spread_members(4, jax.devices()[:2])
+@pytest.mark.parametrize("form", ["unrolled", "vmap", "map"])
+def test_a_mapped_function_sees_one_member_and_what_is_shared(form):
+    put, get, map_members = spread_members(4, jax.devices()[:2], form)
 
     def scaled(member, pair):
         return member * pair["shared"] + pair["own"]

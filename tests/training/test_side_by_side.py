@@ -1,5 +1,3 @@
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,10 +8,7 @@ import pytest
 import dcjax
 from dcjax import training
 from dcjax.training._learner import _NETWORK, _stream
-
-COLLECTIVES = re.compile(
-    "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
-)
+from experiments.benchmark.scaling import COLLECTIVES
 
 
 def member(tree, k):

@@ -1,0 +1,27 @@
+"""How one device runs several sub-networks: unrolled, vmapped, in a loop; by steps or by epochs."""
+
+from typing import Any, get_args
+
+import jax
+
+import dcjax
+from dcjax import training
+from experiments.benchmark import steps
+
+FORMS = get_args(training.Engine.__annotations__["members"])
+ENGINES = {
+    f"{form}, {'epoch' if whole else 'step'}": training.Engine(form, whole)
+    for form in FORMS
+    for whole in (False, True)
+}
+
+
+def engine_row(depth: int, width: int, subnets: int, dtype: str, runs: int) -> dict[str, Any]:
+    """The step of K sub-networks on one device, by every engine."""
+    network = dcjax.models.ResNet(depth, width * subnets, 10, dtype=dtype)
+    one = jax.devices()[:1]
+    made = {
+        name: steps.side_by_side(network, subnets, engine=engine, devices=one)
+        for name, engine in ENGINES.items()
+    }
+    return steps.step_times(made, runs)

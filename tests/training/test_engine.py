@@ -1,0 +1,72 @@
+"""Every engine trains the same networks; the backends choose by speed alone."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from dcjax import training
+from dcjax.training._devices import engine_for
+
+ENGINES = [
+    training.Engine(members, whole)
+    for members in ("unrolled", "vmap", "map")
+    for whole in (False, True)
+]
+
+
+def outcome(phase, fitted):
+    return phase.finish(fitted.state), np.concatenate([e.losses for e in fitted.history])
+
+
+def side(study, engine):
+    devices = jax.devices()[:2]  # two sub-networks on each
+    return training.side_by_side(
+        study.network, study.samples, study.recipe, 4, devices=devices, engine=engine
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_every_engine_trains_the_same_subnetworks(study, side_by_side, engine):
+    phase = side(study, engine)
+    state, train = phase.start(study.variables, study.key), phase.place(*study.train)
+    told = []
+    fitted = training.fit(
+        phase, state, train, 2, on_step=lambda step, state: told.append((step, state.step.shape))
+    )
+    expected = side_by_side(4)
+    chex.assert_trees_all_close(
+        outcome(phase, fitted), outcome(expected.phase, expected.fitted), rtol=1e-4, atol=1e-5
+    )
+    steps = [3, 6] if engine.whole_epochs else [1, 2, 3, 4, 5, 6]
+    assert told == [(step, (2, 2)) for step in steps]
+
+
+@pytest.mark.parametrize("kind", ["side_by_side", "data_parallel"])
+def test_whole_epochs_go_on_from_the_middle_of_one(study, kind, request):
+    expected = request.getfixturevalue(kind)(2)
+    engine = training.Engine("unrolled", True)
+    if kind == "side_by_side":
+        phase, variables = side(study, engine), study.variables
+    else:
+        phase = training.data_parallel(
+            study.network, study.samples, study.recipe, devices=jax.devices()[:2], engine=engine
+        )
+        variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
+    train = phase.place(*study.train)
+    state = phase.start(variables, study.key)
+    order = phase.shuffle(state, train)
+    state, _ = phase.step(state, train, order)
+    fitted = training.fit(phase, state, train, 2)
+    assert [len(epoch.losses) for epoch in fitted.history] == [2, 3]
+    chex.assert_trees_all_close(
+        phase.finish(fitted.state),
+        expected.phase.finish(expected.fitted.state),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_the_backends_choose_by_speed():
+    assert engine_for("cpu") == training.Engine("unrolled", False)
+    assert engine_for("gpu").whole_epochs
