@@ -31,6 +31,9 @@ from dcjax._network import layout as layout
 from dcjax._order import Order as Order
 from dcjax._order import Run as Run
 from dcjax._rules import register_rule as register_rule
+from dcjax._save import FileError as FileError
+from dcjax._save import load as load
+from dcjax._save import save as save
 from dcjax._stack import stack as stack
 from dcjax._stack import unstack as unstack
 from dcjax._stacked import Stacked as Stacked
