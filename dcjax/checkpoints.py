@@ -3,14 +3,19 @@
 A checkpoint of step 12 in a folder is what Orbax leaves in `00000012/`, and `00000012.json`, which
 is written last and commits it: a digest of every leaf and of every file, and a record of the
 caller's. Orbax commits atomically but loads flipped bits as if nothing had happened; the digests
-find them.
+find them. Where step 12 is saved again, Orbax writes to `00000012.again/`, and the new
+`00000012.json`, which names it, takes the place of the old one.
 """
 
+import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
+import operator
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,14 +26,19 @@ import numpy as np
 
 PyTree = Any
 _FORMAT = 1
+# The names in a folder that are of its checkpoints, also what a save leaves that is killed.
+_OWN = re.compile(r"([0-9]{8,})(\.json|\.draft|(\.again)?(\.orbax-checkpoint-tmp.*)?)")
 
 
 class CheckpointError(Exception):
     """A checkpoint cannot be read or written; `file` and `reason` say what is wrong."""
 
     def __init__(self, file: Path, reason: str):
-        super().__init__(f"{file}: {reason}")
+        super().__init__(file, reason)
         self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
 
 
 class Checkpoint(NamedTuple):
@@ -46,6 +56,10 @@ class Checkpoint(NamedTuple):
 
         Args:
           like: a pytree of arrays of the same structure, shapes and dtypes.
+
+        Returns:
+          The arrays, of JAX; of NumPy where JAX would narrow them (64 bits without
+          `jax_enable_x64`).
 
         Raises:
           ValueError: it has other leaves; lists every one.
@@ -68,11 +82,14 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training run in a folder.
 
-    To be used as a context manager: its end waits until all is written.
+    To be used as a context manager: its end waits until all is written; where its body raises, that
+    error goes on, with a note of what could not be written.
 
     Args:
-      folder: made where it is missing.
-      keep: so many of the newest are kept. One is deleted only when a newer one has been committed.
+      folder: made where it is missing. Names of eight digits and more in it are the checkpoints'.
+      keep: so many are kept, the one just saved and those of the steps before it; of later steps,
+        which a run leaves that went back, all, until it comes to them. One is deleted only when a
+        newer one has been committed, and does not count where `newest` found it damaged.
       on_failure: told of a checkpoint that could not be written, its step and the error, so that
         training can go on; without it the error is raised by the next `save`, or by `wait`.
 
@@ -100,14 +117,19 @@ class Checkpoints:
         self._on_failure = on_failure
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
+        self._damaged: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
         finally:
             self._writer.shutdown()
 
@@ -118,12 +140,28 @@ class Checkpoints:
           step: its number, not negative; a checkpoint of the same step is replaced.
           tree: a pytree of arrays; typed keys and bfloat16 too.
           record: what else is to be known, of values that JSON has.
+
+        Raises:
+          CheckpointError: the one before could not be written, and there is no `on_failure`; this
+            one has not been saved.
+          TypeError: a leaf is no array, lists every one; or the record is not for JSON.
+          ValueError: the step is negative, or two leaves have the same path.
         """
-        self.wait()
-        leaves = {
-            _name(path): _on_host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
+        step = operator.index(step)  # of NumPy's kind too
+        _folder(step)
+        paths = jax.tree_util.tree_leaves_with_path(tree)
+        wrong = [f"{_name(path)}: {_kind(leaf)}" for path, leaf in paths if not _is_array(leaf)]
+        if wrong:
+            raise TypeError(
+                "expected arrays of numbers, booleans or keys (jax.numpy.asarray makes them), "
+                "got:\n  " + "\n  ".join(wrong)
+            )
+        count = collections.Counter(_name(path) for path, _ in paths)
+        if twice := [name for name, leaves in count.items() if leaves > 1]:
+            raise ValueError(f"expected a path for every leaf, these have several: {twice}")
         text = json.dumps(dict(record))  # now, while the caller's values are what they are
+        self.wait()
+        leaves = {_name(path): _on_host(leaf) for path, leaf in paths}
         self._pending = step, self._writer.submit(self._write, step, leaves, json.loads(text))
 
     def wait(self) -> None:
@@ -134,30 +172,41 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        (step, written), self._pending = self._pending, None
-        try:
-            written.result()
-        except Exception as error:
+        step, written = self._pending
+        error = written.exception()  # an interrupt here leaves it pending
+        self._pending = None
+        if error is not None:
             failure = CheckpointError(
                 self.folder / _folder(step), f"cannot be written: {_short(error)}"
             )
+            failure.__cause__ = error
             if self._on_failure is None:
-                raise failure from error
+                raise failure
             self._on_failure(step, failure)
 
     def steps(self) -> list[int]:
         """The steps of the committed checkpoints, in order."""
-        names = (file.stem for file in self.folder.glob("*.json"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(
+            step
+            for step, paths in self._own().items()
+            if any(path.suffix == ".json" for path in paths)
+        )
 
     def load(self, step: int | None = None) -> Checkpoint:
-        """A checkpoint; the newest unless told otherwise.
+        """A checkpoint; the newest unless told otherwise. Waits for an unfinished save.
+
+        Args:
+          step: its number; the highest there is where left out.
+
+        Returns:
+          What was saved, to the bit.
 
         Raises:
           FileNotFoundError: there is none.
           CheckpointError: a file of it is missing or not what was written; names the file, and the
             step before it.
         """
+        self._settle()
         steps = self.steps()
         if step is None and steps:
             step = steps[-1]
@@ -171,73 +220,87 @@ class Checkpoints:
         except CheckpointError as error:
             before = [s for s in steps if s < step]
             hint = f"load({before[-1]}) is the one before" if before else "there is none before"
-            raise CheckpointError(
-                error.file, f"{error.args[0].split(': ', 1)[1]}; {hint}"
-            ) from error
+            raise CheckpointError(error.file, f"{error.reason}; {hint}") from error
 
     def newest(self, on_damage: Callable[[CheckpointError], None]) -> Checkpoint | None:
-        """The newest checkpoint that can be read; None if there is none at all.
+        """The newest checkpoint that can be read. Waits for an unfinished save.
 
         Args:
           on_damage: told of each that cannot.
 
+        Returns:
+          What was saved; None if there is no checkpoint at all.
+
         Raises:
           CheckpointError: there are checkpoints and all are damaged.
         """
+        self._settle()
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self._read(step)
             except CheckpointError as error:
+                self._damaged.add(step)
                 on_damage(error)
         if steps:
             raise CheckpointError(self.folder, f"all checkpoints are damaged: steps {steps}")
         return None
 
-    def _write(self, step: int, leaves: dict[str, Any], record: Any) -> None:
-        from orbax.checkpoint import v1  # half a second, for those who save
+    def _settle(self) -> None:
+        """Until nothing is being written or deleted; whether it went well is for `wait` to say."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending[1]])
 
+    def _own(self) -> dict[int, list[Path]]:
+        """What there is of each step, of killed saves too; the committing files first."""
+        own: dict[int, list[Path]] = {}
+        for path in sorted(self.folder.glob("*"), key=lambda path: path.suffix != ".json"):
+            match = _OWN.fullmatch(path.name)
+            if match and _folder(int(match[1])) == match[1]:
+                own.setdefault(int(match[1]), []).append(path)
+        return own
+
+    def _write(self, step: int, leaves: dict[str, Any], record: Any) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} has vanished")
         target = self.folder / _folder(step)
-        self._delete(step)
-        described, arrays = [], {}
-        for number, (name, leaf) in enumerate(leaves.items()):
-            data, key = _plain(leaf)
-            described.append(
-                {
-                    "name": name,
-                    "dtype": data.dtype.name,
-                    "shape": list(data.shape),
-                    "key": key,
-                    "digest": _digest(_bytes(data)),
-                }
-            )
-            if data.size:  # Orbax takes no empty arrays
-                arrays[f"{number:06d}"] = data
-        v1.save(str(target), arrays)
-        body = {
-            "format": _FORMAT,
-            "step": step,
-            "leaves": described,
-            "files": _digests(target),
-            "record": record,
-        }
-        _commit(target.with_suffix(".json"), {"digest": _digest(_canonical(body)), "body": body})
-        for old in self.steps()[: -self.keep]:
-            self._delete(old)
+        commit = target.with_suffix(".json")
+        standing = ()  # what there is of the same step stays until it is replaced
+        with contextlib.suppress(CheckpointError):
+            standing = commit, self.folder / _committed(commit)["folder"]
+        if target in standing:
+            target = target.with_suffix(".again")
+        self._clear(step, standing)
+        try:
+            body = _saved(target, leaves) | {"format": _FORMAT, "step": step, "record": record}
+            _commit(commit, {"digest": _digest(_canonical(body)), "body": body})
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._clear(step, standing)  # it may have filled the disk
+            raise
+        self._damaged.discard(step)
+        kept = [s for s in self.steps() if s <= step and s not in self._damaged][-self.keep :]
+        with contextlib.suppress(OSError):  # what cannot be deleted now is tried again next time
+            self._clear(step, (commit, target))
+            for old in self._own():
+                if old < kept[0]:
+                    self._clear(old)
 
-    def _delete(self, step: int) -> None:
+    def _clear(self, step: int, but: tuple[Path, ...] = ()) -> None:
         """The committing file first, so that no half of a checkpoint counts as one."""
-        target = self.folder / _folder(step)
-        target.with_suffix(".json").unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        for left in self.folder.glob(f"{target.name}.*"):  # by a save that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for path in self._own().get(step, []):
+            if path not in but:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def _read(self, step: int) -> Checkpoint:
-        target = self.folder / _folder(step)
-        body = _committed(target.with_suffix(".json"))
+        commit = self.folder / f"{_folder(step)}.json"
+        body = _committed(commit)
+        if body["step"] != step:
+            raise CheckpointError(commit, f"is of step {body['step']}")
+        target = self.folder / body["folder"]
         found = _digests(target)
         for name, (size, digest) in body["files"].items():
             if name not in found:
@@ -249,15 +312,13 @@ class Checkpoints:
                     if found[name][0] != size
                     else "is not what was written: its bytes have changed",
                 )
-        from orbax.checkpoint import v1
-
         wanted = {
             f"{number:06d}": np.empty(leaf["shape"], _dtype(leaf["dtype"]))
             for number, leaf in enumerate(body["leaves"])
             if 0 not in leaf["shape"]
         }
         try:
-            arrays = v1.load(str(target), wanted)
+            arrays = _orbax().load(str(target), wanted) if wanted else {}
         except Exception as error:
             raise CheckpointError(target, f"Orbax cannot read it: {_short(error)}") from error
         leaves = {}
@@ -268,6 +329,37 @@ class Checkpoints:
                 raise CheckpointError(target, f"the leaf {leaf['name']} is not what was saved")
             leaves[leaf["name"]] = _wrapped(data, leaf["key"])
         return Checkpoint(body["step"], body["record"], leaves)
+
+
+def _orbax() -> Any:
+    from orbax.checkpoint import v1  # half a second, for those who save
+
+    return v1
+
+
+def _saved(target: Path, leaves: dict[str, Any]) -> dict[str, Any]:
+    """Save to a folder, and to the disk; what is to be committed of it."""
+    described, arrays = [], {}
+    for number, (name, leaf) in enumerate(leaves.items()):
+        data, key = _plain(leaf)
+        described.append(
+            {
+                "name": name,
+                "dtype": data.dtype.name,
+                "shape": list(data.shape),
+                "key": key,
+                "digest": _digest(_bytes(data)),
+            }
+        )
+        if data.size:  # Orbax takes no empty arrays
+            arrays[f"{number:06d}"] = data
+    if arrays:
+        _orbax().save(str(target), arrays)
+    else:  # nor an empty tree
+        target.mkdir()
+    for path in (target, *target.rglob("*")):
+        _sync(path)
+    return {"folder": target.name, "leaves": described, "files": _digests(target)}
 
 
 def _folder(step: int) -> str:
@@ -281,7 +373,16 @@ def _name(path: Any) -> str:
 
 
 def _kind(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
+    if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+        return type(leaf).__name__
+    return f"{leaf.dtype.name}{list(leaf.shape)}"
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic) and any(
+        jax.numpy.issubdtype(leaf.dtype, kind)
+        for kind in (np.number, np.bool_, jax.dtypes.prng_key)
+    )
 
 
 def _is_key(leaf: Any) -> bool:
@@ -292,7 +393,7 @@ def _on_host(leaf: Any) -> Any:
     """A copy that no later step can change (on the CPU `device_get` alone may be a view)."""
     if _is_key(leaf):
         return np.array(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
-    return np.array(leaf)
+    return np.array(leaf, leaf.dtype.newbyteorder("="))  # Orbax writes no other order
 
 
 def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
@@ -301,6 +402,8 @@ def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
 
 
 def _wrapped(data: np.ndarray, key: str | None) -> Any:
+    if jax.numpy.asarray(np.empty(0, data.dtype)).dtype != data.dtype:
+        return data  # JAX would narrow it
     array = jax.numpy.asarray(data)
     return array if key is None else jax.random.wrap_key_data(array, impl=key)
 
@@ -313,20 +416,24 @@ def _bytes(data: np.ndarray) -> bytes:
     return np.ascontiguousarray(data).tobytes()
 
 
+_hash = functools.partial(hashlib.blake2b, digest_size=16)
+
+
 def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return _hash(content).hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:
     """Size and digest of every file."""
-    found = {}
-    for file in sorted(folder.rglob("*")):
-        try:
+    found, file = {}, folder
+    try:
+        for file in sorted(folder.rglob("*")):
             if file.is_file():
-                content = file.read_bytes()
-                found[file.relative_to(folder).as_posix()] = [len(content), _digest(content)]
-        except OSError as error:
-            raise CheckpointError(file, f"cannot be read: {error.strerror}") from error
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, _hash).hexdigest()
+                    found[file.relative_to(folder).as_posix()] = [stream.tell(), digest]
+    except OSError as error:
+        raise CheckpointError(file, f"cannot be read: {error.strerror}") from error
     return found
 
 
@@ -346,12 +453,17 @@ def _commit(file: Path, content: Any) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # not everywhere can a folder be synced
-        folder = os.open(file.parent, os.O_RDONLY)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder to the disk."""
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        number = os.open(path, os.O_RDONLY)  # not everywhere can that of a folder be synced
         try:
-            os.fsync(folder)
+            os.fsync(number)
         finally:
-            os.close(folder)
+            os.close(number)
 
 
 def _committed(file: Path) -> Any:
@@ -363,7 +475,7 @@ def _committed(file: Path) -> Any:
         raise CheckpointError(file, "is missing") from None
     except OSError as error:
         raise CheckpointError(file, f"cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(file, "is not what was written") from error
     if digest != _digest(_canonical(body)):
         raise CheckpointError(file, "is not what was written: its bytes have changed")

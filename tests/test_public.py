@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import dcjax
+import dcjax.checkpoints
 
 ROOT = pathlib.Path(dcjax.__file__).parent
 API = ROOT.parent / "docs" / "api.md"
 MODULES = {"": dcjax, "samples.": dcjax.samples, "models.": dcjax.models,
-           "training.": dcjax.training}  # fmt: skip
+           "training.": dcjax.training, "checkpoints.": dcjax.checkpoints}  # fmt: skip
 
 
 def public_names():

@@ -22,3 +22,4 @@ from dcjax.training._recipe import Recipe as Recipe
 from dcjax.training._recipe import steps_per_epoch as steps_per_epoch
 from dcjax.training._side_by_side import side_by_side as side_by_side
 from dcjax.training._state import TrainState as TrainState
+from dcjax.training._state import steps_done as steps_done

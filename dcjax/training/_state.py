@@ -28,5 +28,10 @@ class TrainState(NamedTuple):
 
 
 def steps_done(state: TrainState) -> int:
-    """The steps done, the same for all sub-networks; waits for the state."""
+    """The steps done, the same for all sub-networks; waits for the state.
+
+    >>> import jax.numpy as jnp
+    >>> steps_done(TrainState(jnp.array([7, 7]), jax.random.split(jax.random.key(0)), {}, ()))
+    7
+    """
     return int(np.ravel(jax.device_get(state.step))[0])
