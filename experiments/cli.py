@@ -3,14 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 from rich.console import Console
 
-from experiments import config, data, progress, report, startup, workdir
+from experiments import config, data, lock, progress, report, startup, stop, workdir
 from experiments.config import PRESETS, Settings
 
-OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
+STOPPED = 128  # and the signal's number: 130 for SIGINT, 143 for SIGTERM
 
 
 class BadInput(Exception):
@@ -25,17 +27,21 @@ def main(program: str, args: Sequence[str] | None = None) -> int:
       args: the flags; those of the process if not given.
 
     Returns:
-      The exit code: 0 done, 2 bad input (one message on stderr), 130 interrupted.
+      The exit code: 0 done; 1 the results could not be written (they are printed); 2 bad input
+      (one message on stderr); 3 a sub-network diverged; 130 or 143 stopped by SIGINT or SIGTERM.
     """
     try:
-        study(parse(program, sys.argv[1:] if args is None else args))
+        with stop.listening() as asked:
+            return study(parse(program, sys.argv[1:] if args is None else args), asked)
     except (BadInput, workdir.WorkdirError, data.DataError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command starts it again", file=sys.stderr)
-        return INTERRUPTED
-    return OK
+    except stop.Diverged as error:
+        print(f"{program}: diverged: {error}", file=sys.stderr)
+        return DIVERGED
+    except stop.Stopped as error:
+        print(f"{program}: stopped by {error}; the same command goes on", file=sys.stderr)
+        return STOPPED + error.number
 
 
 def parse(program: str, args: Sequence[str]) -> Settings:
@@ -55,28 +61,61 @@ def parse(program: str, args: Sequence[str]) -> Settings:
     return settings
 
 
-def study(settings: Settings) -> None:
+def study(settings: Settings, asked: stop.Stop) -> int:
     """Run what the settings ask for, leave its results in the workdir and print them.
 
-    A finished run of the same settings is printed again. All that can be wrong is found before JAX
-    is imported, and leaves no workdir.
+    A finished run of the same settings is printed again, and an unfinished one goes on. All that
+    can be wrong with them is found before JAX is imported, and leaves no workdir.
+
+    Returns:
+      The exit code.
     """
     folder = settings.workdir or config.default_workdir(settings)
-    flags = config.flat(settings)
+    flags, how = config.flat(settings), settings.keeping
     voice = progress.voice(Console(stderr=True))
-    results = workdir.finished(folder, flags)
-    if results is not None:
+    if (results := workdir.finished(folder, flags, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
-    else:
+        report.show(results, Console())
+        return OK
+    with lock.locked(folder, how.only_subnet, voice.say):
         dataset = load(settings, voice)
+        if how.fresh:
+            workdir.clear(folder)
         startup.start_jax(settings.subnets)
-        from experiments import pipeline
+        with workdir.opened(folder, flags, how.only_subnet) as metrics:
+            return _run(settings, dataset, folder, voice, metrics, asked)
 
-        with workdir.opened(folder, flags) as log:
-            results = pipeline.run(settings, dataset, voice, log)
+
+def _run(
+    settings: Settings,
+    dataset: data.Dataset,
+    folder: Path,
+    voice: progress.Voice,
+    metrics: workdir.Metrics,
+    asked: stop.Stop,
+) -> int:
+    """The part that needs JAX."""
+    from experiments import keeping, pipeline
+
+    how, flags = settings.keeping, config.flat(settings)
+    keeper = keeping.Keeper(folder, how, flags, keeping.fingerprint(dataset), voice, metrics, asked)
+    if how.only_subnet is not None:
+        pipeline.run_one(settings, dataset, keeper, how.only_subnet)
+        voice.say(
+            f"sub-network {how.only_subnet} is trained; the command without --only-subnet "
+            f"collects it from {folder}"
+        )
+        return OK
+    results = pipeline.run(settings, dataset, keeper)
+    try:
         results = workdir.finish(folder, results)
         voice.say(f"results: {folder / workdir.RESULTS}")
+    except OSError as error:
+        voice.say(f"the results cannot be written to {folder}: {error.strerror}")
+        report.show(workdir.plain(results), Console())
+        return LOST
     report.show(results, Console())
+    return OK
 
 
 def load(settings: Settings, voice: progress.Voice) -> data.Dataset:

@@ -20,6 +20,7 @@ from experiments.fits import SAMPLES
 
 MODELS = ("resnet", "cnn")
 PRECISIONS = ("auto", "float32", "bfloat16")
+ON_DIVERGED = ("stop", "restart", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,24 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What is kept on the disk, and what happens if something goes wrong."""
+
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; by default one at the end of every epoch."""
+    keep: int = 2
+    """So many of the newest checkpoints of each phase are kept."""
+    only_subnet: int | None = None
+    """Train just this sub-network (from 0 on); the command without it collects those that are
+    trained, and trains what is missing."""
+    on_diverged: Annotated[str, tyro.conf.arg(metavar="{stop,restart,drop}")] = "stop"
+    """If a sub-network's loss is no number any more: stop; restart it from its last good checkpoint
+    with another random key and half the rate; or drop it, the head's mean over the others."""
+    fresh: bool = False
+    """Delete what an earlier run has left in the workdir, and start anew."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Train K sub-networks side by side, compose them, fine-tune; compare with a baseline."""
 
@@ -92,6 +111,7 @@ class Settings:
     network: Network = Network()
     training: Training = Training()
     data: Data = Data()
+    keeping: Keeping = Keeping()
 
 
 # The paper's network (ResNet-32, four sub-networks of width 16) and the usual recipe for it. How
@@ -113,8 +133,9 @@ PAPER = Settings(
 )
 PRESETS = {"quick": Settings(), "paper": PAPER}
 
-# Where a run reads and writes changes no result, nor does the preset's name beside its values.
-PLACES = ("workdir", "data_dir", "preset")
+# Where a run reads and writes changes no result, nor does the preset's name beside its values. What
+# is done with a sub-network that diverges is said in the results.
+PLACES = ("workdir", "data_dir", "preset", *(f.name for f in dataclasses.fields(Keeping)))
 
 
 def flat(settings: Settings) -> dict[str, Any]:
@@ -160,6 +181,9 @@ _AT_LEAST = {
     "depth": 1,
     "batch_size": 1,
     "train_size": 1,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "only_subnet": 0,
     "seed": 0,
     "subnet_epochs": 0,
     "finetune_epochs": 0,
@@ -190,6 +214,7 @@ def _unknown_names(settings: Settings) -> Iterator[str]:
         ("model", network.model, MODELS),
         ("samples", network.samples, tuple(SAMPLES)),
         ("precision", network.precision, PRECISIONS),
+        ("--on-diverged", settings.keeping.on_diverged, ON_DIVERGED),
     )
     for kind, name, known in chosen:
         if name not in known:
@@ -203,6 +228,9 @@ def _unknown_names(settings: Settings) -> Iterator[str]:
 def _misfits(settings: Settings) -> Iterator[str]:
     """The choices that are right by themselves and do not go together."""
     subnets, network, data = settings.subnets, settings.network, settings.data
+    only = settings.keeping.only_subnet
+    if only is not None and only >= subnets:
+        yield f"--only-subnet {only}: expected one from 0 to {subnets - 1}, of --subnets {subnets}"
     if network.width % subnets:
         divisors = ", ".join(str(d) for d in range(1, network.width + 1) if network.width % d == 0)
         yield (

@@ -1,35 +1,57 @@
 """One phase of a run: compiled, trained, measured after every epoch, logged."""
 
+import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from dcjax import training
+from dcjax import Stacked, training
+from dcjax._layout_json import layout_to_json
 from experiments.data import Split
-from experiments.progress import Voice
+from experiments.keeping import Keeper, Kept
 from experiments.report import nats, percent
 from experiments.score import Score
-from experiments.workdir import Log
+from experiments.workdir import WorkdirError
 
 PyTree = Any
 Logits = Callable[[training.TrainState], Float[np.ndarray, "*K N C"]]
 Measure = Callable[[training.TrainState], Score]
 
-_START = training.Epoch(0, 0.0, 0.0, np.zeros(0))
+
+class Watch(Protocol):
+    """What looks at a phase as it goes (`members.Watcher`); states are in plain form."""
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint has to say of it."""
+        ...
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Take up what a checkpoint says."""
+        ...
+
+    def put_aside(self, kept: Kept, tree: training.TrainState) -> None:
+        """Called before a state is saved."""
+        ...
+
+    def after_epoch(self, tree: training.TrainState, done: training.Epoch) -> None:
+        """Called after an epoch, before it is saved."""
+        ...
 
 
 class Plan(NamedTuple):
     """A phase that is to be run.
 
     Attributes:
-      name: its name in the metrics.
+      name: its name in the metrics, and of its checkpoints' folder.
       title: its name for people.
       variables: what it starts from; a Stacked side by side.
       measure: scores a state on the test split, at the start and after every epoch, outside the
         measured time; None to train only.
+      watch: told of what diverges; None to look for nothing.
+      fresh_key: whether it goes on with `key` instead of the checkpoint's.
     """
 
     name: str
@@ -39,52 +61,56 @@ class Plan(NamedTuple):
     key: Key[Array, ""]
     epochs: int
     measure: Measure | None = None
+    watch: Watch | None = None
+    fresh_key: bool = False
+
+
+class Progress(NamedTuple):
+    """What a phase has come to, as its checkpoints and the results have it.
+
+    Attributes:
+      epochs: those that are whole.
+      seconds: of training; `device_seconds` likewise.
+      curve: epoch, seconds, device_seconds, accuracy and cost, from epoch 0 on; empty if nothing
+        is measured.
+    """
+
+    epochs: int = 0
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    curve: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def times(self) -> dict[str, Any]:
+        """As the results have them."""
+        return {name: getattr(self, name) for name in ("epochs", "seconds", "device_seconds")}
 
 
 class Trained(NamedTuple):
-    """What came of a phase.
-
-    Attributes:
-      state: the last one, on the devices.
-      variables: its variables, on one device.
-      times: epochs, seconds and device_seconds, as the results have them.
-      curve: epoch, seconds, device_seconds, accuracy and cost, from epoch 0 on; empty if nothing
-        was measured.
-    """
+    """What came of a phase: the last state, on the devices, and its variables, on one device."""
 
     state: training.TrainState
     variables: PyTree
-    compile_seconds: float
-    times: dict[str, Any]
-    curve: list[dict[str, Any]]
+    progress: Progress
 
 
-def train(plan: Plan, split: Split, voice: Voice, log: Log) -> Trained:
-    """Run a phase.
+def train(plan: Plan, split: Split, keeper: Keeper) -> Trained:
+    """Run a phase, or go on with what its checkpoints hold.
 
     Args:
       plan: what to run.
       split: the training images.
-      voice: told of every epoch.
-      log: given every epoch's figures.
+      keeper: keeps checkpoints and metrics, and speaks.
     """
-    curve: list[dict[str, Any]] = []
-
-    def note(done: training.Epoch, state: training.TrainState) -> None:
-        entry = _figures(plan, done, state)
-        if plan.measure:
-            curve.append(entry)
-        if done.epoch or plan.measure:
-            log(phase=plan.name, step=done.epoch * len(done.losses), loss=_loss(done), **entry)
-            voice.say(_line(plan, done, entry))
-
-    state = plan.phase.start(plan.variables, plan.key)
-    note(_START, state)
-    result = _fit(plan, state, split, voice, note)
-    last = result.history[-1] if result.history else _START
-    times = {"epochs": last.epoch, "seconds": last.seconds, "device_seconds": last.device_seconds}
-    variables = plan.phase.finish(result.state)
-    return Trained(result.state, variables, result.compile_seconds, times, curve)
+    with keeper.opened(plan.name) as kept:
+        state, progress = _begin(plan, kept, keeper)
+        steps = training.steps_per_epoch(len(split.labels), plan.phase.batch_size)
+        if training.steps_done(state) < plan.epochs * steps:
+            state, progress = _fit(plan, state, progress, split, kept, keeper)
+        elif kept.found is None:
+            kept.save(0, plan.phase.gather(state), _record(plan, progress, state), finished=True)
+        return Trained(state, plan.phase.finish(state), progress)
 
 
 def exact_logits(phase: training.Phase, split: Split) -> Logits:
@@ -102,51 +128,123 @@ def exact_logits(phase: training.Phase, split: Split) -> Logits:
     return logits
 
 
+def _begin(plan: Plan, kept: Kept, keeper: Keeper) -> tuple[training.TrainState, Progress]:
+    """The state to go on from, and what it has come to."""
+    state = plan.phase.start(plan.variables, plan.key)
+    if kept.found is None:
+        progress = Progress()
+        if plan.measure:
+            progress = _told(plan, progress, state, keeper, 0, None)
+        return state, progress
+    try:
+        saved = kept.found.into(plan.phase.gather(state))
+    except ValueError as error:
+        raise WorkdirError(f"{keeper.workdir}: {error}\n--fresh starts the run anew") from None
+    if plan.fresh_key:
+        saved = saved._replace(key=plan.phase.gather(state).key)
+    progress = Progress(**kept.found.record["progress"])
+    if not kept.found.record["finished"]:
+        keeper.voice.say(f"{plan.title}: goes on from step {kept.found.step}")
+    if plan.watch:
+        plan.watch.remember(kept.found.record)
+    return plan.phase.spread(saved), progress._replace(curve=tuple(progress.curve))
+
+
 def _fit(
     plan: Plan,
     state: training.TrainState,
+    progress: Progress,
     split: Split,
-    voice: Voice,
-    note: Callable[[training.Epoch, training.TrainState], None],
-) -> training.Fit:
-    """Compile and train; nothing of both if there is no epoch to train."""
-    if not plan.epochs:
-        return training.Fit(state, [], 0.0)
+    kept: Kept,
+    keeper: Keeper,
+) -> tuple[training.TrainState, Progress]:
+    """Compile and train what is left, with a checkpoint now and then."""
     data = plan.phase.place(*split)
-    voice.say(f"{plan.title}: compiling")
+    keeper.voice.say(f"{plan.title}: compiling")
     phase, seconds = training.compile(plan.phase, state, data)
-    steps = plan.epochs * training.steps_per_epoch(len(split.labels), phase.batch_size)
-    with voice.bar(plan.title, steps) as advance:
-        result = training.fit(
-            phase, state, data, plan.epochs, on_epoch=note, on_step=lambda step, _: advance(step)
+    steps = training.steps_per_epoch(len(split.labels), phase.batch_size)
+    progress = progress._replace(compile_seconds=progress.compile_seconds + seconds)
+    last = plan.epochs * steps
+    before = progress
+    clock = time.perf_counter()
+
+    def after(seconds: float, **changed: Any) -> Progress:
+        """The progress so many seconds after `before`."""
+        device_seconds = seconds * training.physical_devices(phase.devices)
+        return progress._replace(
+            seconds=before.seconds + seconds,
+            device_seconds=before.device_seconds + device_seconds,
+            **changed,
         )
-    return result._replace(compile_seconds=seconds)
+
+    def save(step: int, state: training.TrainState, now: Progress) -> None:
+        tree = phase.gather(state)
+        if plan.watch:
+            plan.watch.put_aside(kept, tree)
+        kept.save(step, tree, _record(plan, now, state), finished=step == last)
+
+    def on_step(step: int, state: training.TrainState) -> None:
+        advance(step)
+        if step % steps and kept.due(step, epoch_ends=False):
+            seconds = time.perf_counter() - clock
+            save(step, state, after(progress.seconds - before.seconds + seconds))
+
+    def on_epoch(done: training.Epoch, state: training.TrainState) -> None:
+        nonlocal progress, clock
+        progress = after(done.seconds, epochs=done.epoch)
+        step, loss = done.epoch * steps, done.losses.mean(axis=0)
+        progress = _told(plan, progress, state, keeper, step, loss)
+        if plan.watch:
+            plan.watch.after_epoch(phase.gather(state), done)
+        if step == last or kept.due(step, epoch_ends=True):
+            save(step, state, progress)
+        clock = time.perf_counter()
+
+    with keeper.voice.bar(plan.title, last) as advance, keeper.stop.after_this_step():
+        fitted = training.fit(phase, state, data, plan.epochs, on_epoch=on_epoch, on_step=on_step)
+    return fitted.state, progress
 
 
-def _figures(plan: Plan, done: training.Epoch, state: training.TrainState) -> dict[str, Any]:
-    """An entry of the curve."""
-    entry = {
-        "epoch": done.epoch,
-        "seconds": done.seconds,
-        "device_seconds": done.device_seconds,
-    }
-    return entry | (plan.measure(state)._asdict() if plan.measure else {})
+def _record(plan: Plan, progress: Progress, state: training.TrainState) -> dict[str, Any]:
+    """What a checkpoint has beside the state."""
+    variables = state.variables
+    layout = layout_to_json(variables.layout) if isinstance(variables, Stacked) else None
+    record = {"phase": plan.name, "progress": progress._asdict(), "layout": layout}
+    return record | (plan.watch.record() if plan.watch else {})
 
 
-def _loss(done: training.Epoch) -> float | list[float] | None:
-    """The mean training loss over the epoch's steps, one for each sub-network."""
-    return done.losses.mean(axis=0).tolist() if len(done.losses) else None
+def _told(
+    plan: Plan,
+    progress: Progress,
+    state: training.TrainState,
+    keeper: Keeper,
+    step: int,
+    loss: np.ndarray | None,
+) -> Progress:
+    """Measure, log and say how far it has come; the progress with that entry of the curve.
+
+    `loss` is the mean over the steps of the epoch since it began or was gone on with.
+    """
+    times = progress.times
+    entry = {"epoch": times.pop("epochs")} | times
+    if plan.measure:
+        entry |= plan.measure(state)._asdict()
+        progress = progress._replace(curve=(*progress.curve, entry))
+    losses = None if loss is None else loss.tolist()
+    keeper.log(phase=plan.name, step=step, loss=losses, **entry)
+    keeper.voice.say(_line(plan, entry, loss))
+    return progress
 
 
-def _line(plan: Plan, done: training.Epoch, entry: dict[str, Any]) -> str:
+def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
     """An epoch in one line, for people."""
-    parts = [f"{plan.title}: " + (f"epoch {done.epoch}/{plan.epochs}" if done.epoch else "start")]
-    if len(done.losses):
-        losses = np.atleast_1d(done.losses.mean(axis=0))
-        parts.append("loss " + " ".join(f"{loss:.3f}" for loss in losses))
+    epoch = entry["epoch"]
+    parts = [f"{plan.title}: " + (f"epoch {epoch}/{plan.epochs}" if epoch else "start")]
+    if losses is not None:
+        parts.append("loss " + " ".join(f"{loss:.3f}" for loss in np.atleast_1d(losses)))
     if plan.measure:
         parts.append(f"accuracy {percent(entry['accuracy'])}, cost {nats(entry['cost'])}")
-    if done.epoch:
-        left = done.seconds / done.epoch * (plan.epochs - done.epoch)
-        parts.append(f"{done.seconds:.1f} s" + (f", {left:.0f} s to go" if left else ""))
+    if epoch:
+        left = entry["seconds"] / epoch * (plan.epochs - epoch)
+        parts.append(f"{entry['seconds']:.1f} s" + (f", {left:.0f} s to go" if left else ""))
     return "  ".join(parts)

@@ -12,13 +12,12 @@ from jaxtyping import Array, Float, Key
 
 import dcjax
 from dcjax import training
-from experiments import build, environment, phases
+from experiments import build, environment, members, phases
 from experiments.config import Settings
 from experiments.data import Dataset
-from experiments.progress import Voice
+from experiments.keeping import Keeper
 from experiments.score import Score, score
 from experiments.speedup import speedup
-from experiments.workdir import Log
 
 PyTree = Any
 Results = dict[str, Any]
@@ -49,8 +48,7 @@ class Run(NamedTuple):
     logits: phases.Logits
     images: Float[Array, "n H W C"]
     key: Key[Array, ""]
-    voice: Voice
-    log: Log
+    keeper: Keeper
 
 
 class Part(NamedTuple):
@@ -62,21 +60,23 @@ class Part(NamedTuple):
     results: Results
 
 
-def run(settings: Settings, dataset: Dataset, voice: Voice, log: Log) -> Results:
-    """Run a study.
+def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
+    """Run a study, or go on with what its checkpoints hold.
 
     Args:
       settings: checked ones.
       dataset: with the training images to use.
-      voice: told what goes on.
-      log: given every epoch's figures.
+      keeper: keeps checkpoints and metrics, and speaks.
 
     Returns:
       The results, of plain values.
+
+    Raises:
+      Diverged: a sub-network has, and the run is not to go on.
     """
-    this, chosen = _begin(settings, dataset, voice, log), settings.training
-    subnets, bounds = _train_subnets(this)
-    composed = _compose(this, subnets.variables)
+    this, chosen = _begin(settings, dataset, keeper), settings.training
+    subnets, weights, bounds = _train_subnets(this)
+    composed = _compose(this, subnets.variables, weights)
     finetune = _train_global(
         this, "finetune", composed.variables, chosen.finetune_rate, chosen.finetune_epochs
     )
@@ -104,7 +104,12 @@ def run(settings: Settings, dataset: Dataset, voice: Voice, log: Log) -> Results
     }
 
 
-def _begin(settings: Settings, dataset: Dataset, voice: Voice, log: Log) -> Run:
+def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -> None:
+    """Train one sub-network by itself, as it would be beside the others."""
+    members.train_one(_members(_begin(settings, dataset, keeper)), member)
+
+
+def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:
     """Make what the phases share."""
     chosen, classes = settings.network, len(dataset.classes)
     samples = dcjax.samples.make(chosen.samples, settings.subnets)
@@ -119,49 +124,65 @@ def _begin(settings: Settings, dataset: Dataset, voice: Voice, log: Log) -> Run:
         logits=phases.exact_logits(training.data_parallel(exact, samples, recipe), dataset.test),
         images=build.normalise(dataset)(jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])),
         key=jax.random.key(settings.seed),
-        voice=voice,
-        log=log,
+        keeper=keeper,
     )
 
 
-def _train_subnets(this: Run) -> tuple[Part, dict[str, float]]:
-    """Train the sub-networks; they, and the bounds that they give for the composed network."""
-    settings, subnets = this.settings, this.settings.subnets
-    chosen, labels = settings.training, this.dataset.test.labels
-    recipe = build.recipe(chosen, this.dataset, chosen.learning_rate, chosen.subnet_epochs)
-
-    def phase(network: nn.Module) -> training.Phase:
-        narrow = dcjax.decompose(network, subnets)
-        return training.side_by_side(narrow, this.samples, recipe, subnets)
-
-    used, exact = phase(this.network), phase(this.exact)
-    init_key, key = _keys(this, "subnets")
-    stacked = dcjax.init(this.exact, subnets, init_key, this.images[:2], samples=this.samples)
-    plan = phases.Plan("subnets", TITLES["subnets"], used, stacked, key, chosen.subnet_epochs)
-    trained = phases.train(plan, this.dataset.train, this.voice, this.log)
-    logits = phases.exact_logits(exact, this.dataset.test)(trained.state)
+def _train_subnets(this: Run) -> tuple[Part, Float[Array, " K"] | None, dict[str, float]]:
+    """The trained sub-networks, the head's weights, and the bounds for the composed network."""
+    settings, labels = this.settings, this.dataset.test.labels
+    shared = _members(this)
+    trained = members.train_all(shared)
+    recipe = build.recipe(settings.training, this.dataset, rate=1.0, epochs=0)  # to evaluate only
+    narrow = dcjax.decompose(this.exact, settings.subnets)
+    exact = training.side_by_side(narrow, this.samples, recipe, settings.subnets)
+    state = exact.start(trained.stacked, shared.key)
+    logits = phases.exact_logits(exact, this.dataset.test)(state)
     scores = [score(z, labels) for z in logits]
-    results = trained.times | {
+    results = trained.progress.times | {
         "accuracy": [each.accuracy for each in scores],
         "cost": [each.cost for each in scores],
     }
-    part = Part(trained.variables, len(used.devices), trained.compile_seconds, results)
-    return part, _bounds(logits, labels)
+    if trained.diverged:
+        results["diverged"] = trained.diverged
+    part = Part(trained.stacked, trained.devices, trained.progress.compile_seconds, results)
+    bounds = _bounds(logits, labels, trained.weights)
+    return part, trained.weights, bounds
 
 
-def _compose(this: Run, stacked: dcjax.Stacked) -> Part:
-    """Compose the sub-networks, and compare every feature map with theirs."""
-    started = time.perf_counter()
-    compose = jax.jit(dcjax.compose).lower(stacked).compile()
-    compiled = time.perf_counter()
-    variables = jax.block_until_ready(compose(stacked))
-    seconds = time.perf_counter() - compiled
-    results = {"seconds": seconds, "feature_error": _feature_error(this, stacked)}
-    this.log(phase="composed", **results)
-    return Part(variables, 1, compiled - started, results)
+def _members(this: Run) -> members.Members:
+    """What the sub-networks' trainings share."""
+    init_key, key = _keys(this, "subnets")
+    start = dcjax.init(
+        this.exact, this.settings.subnets, init_key, this.images[:2], samples=this.samples
+    )
+    return members.Members(
+        this.settings, this.dataset, this.samples, this.network, start, key, this.keeper
+    )
 
 
-def _feature_error(this: Run, stacked: dcjax.Stacked) -> float:
+def _compose(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"] | None) -> Part:
+    """Compose the sub-networks, and compare every feature map with theirs; once in a run."""
+    with this.keeper.opened("composed") as kept:
+        if kept.found is not None:
+            shapes = jax.eval_shape(dcjax.compose, stacked)
+            return Part(kept.found.into(shapes), 1, **kept.found.record["part"])
+        started = time.perf_counter()
+        compose = jax.jit(dcjax.compose).lower(stacked, weights=weights).compile()
+        compiled = time.perf_counter()
+        variables = jax.block_until_ready(compose(stacked, weights=weights))
+        seconds = time.perf_counter() - compiled
+        results = {
+            "seconds": seconds,
+            "feature_error": _feature_error(this, stacked, weights),
+        }
+        this.keeper.log(phase="composed", **results)
+        part = {"compile_seconds": compiled - started, "results": results}
+        kept.save(0, variables, {"phase": "composed", "part": part}, finished=True)
+        return Part(variables, 1, **part)
+
+
+def _feature_error(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"] | None) -> float:
     """The largest error of the composed network's feature maps; nan where training diverged.
 
     It is measured, whatever it is: the training that it would stop here is done already.
@@ -169,7 +190,12 @@ def _feature_error(this: Run, stacked: dcjax.Stacked) -> float:
     with jax.default_matmul_precision("highest"):
         try:
             return dcjax.verify(
-                this.exact, stacked, this.images, samples=this.samples, tolerance=math.inf
+                this.exact,
+                stacked,
+                this.images,
+                samples=this.samples,
+                tolerance=math.inf,
+                weights=weights,
             ).error
         except ValueError:  # feature maps that are no numbers
             return math.nan
@@ -185,10 +211,11 @@ def _train_global(this: Run, name: str, variables: PyTree, rate: float, epochs: 
         return score(this.logits(state), this.dataset.test.labels)
 
     plan = phases.Plan(name, TITLES[name], phase, variables, key, epochs, measure)
-    trained = phases.train(plan, this.dataset.train, this.voice, this.log)
-    final = {name: trained.curve[-1][name] for name in ("accuracy", "cost")}
-    results = trained.times | final | {"curve": trained.curve}
-    return Part(trained.variables, len(phase.devices), trained.compile_seconds, results)
+    trained = phases.train(plan, this.dataset.train, this.keeper)
+    progress = trained.progress
+    final = {name: progress.curve[-1][name] for name in ("accuracy", "cost")}
+    results = progress.times | final | {"curve": list(progress.curve)}
+    return Part(trained.variables, len(phase.devices), progress.compile_seconds, results)
 
 
 def _from_scratch(this: Run) -> PyTree:
@@ -204,8 +231,12 @@ def _keys(this: Run, name: str) -> Key[Array, "2"]:
     return jax.random.split(jax.random.fold_in(this.key, list(TITLES).index(name)))
 
 
-def _bounds(logits: Float[np.ndarray, "K N C"], labels: np.ndarray) -> dict[str, float]:
-    """What the sub-networks' logits say of the composed network."""
+def _bounds(
+    logits: Float[np.ndarray, "K N C"], labels: np.ndarray, weights: Float[Array, " K"] | None
+) -> dict[str, float]:
+    """What the sub-networks' logits say of the composed network; those without weight nothing."""
+    if weights is not None:
+        logits = logits[np.asarray(weights) > 0]
     found = dcjax.bounds(jnp.asarray(logits), jnp.asarray(labels))
 
     def fraction(value: Array) -> float:

@@ -16,6 +16,9 @@ def show(results: Results, console: Console) -> None:
     if results["dataset"] == "digits":
         console.print(Panel(Text(STAND_IN), title="stand-in data", width=min(80, console.width)))
     console.print(table(results))
+    for entry in results["subnets_phase"].get("diverged", ()):
+        then = {"drop": "dropped", "restart": "restarted"}[entry["then"]]
+        console.print(f"sub-network {entry['subnet']} diverged at step {entry['step']}: {then}")
     console.print(Text(_bounds(results["composed"])))
     console.print(Text(verdict(results)))
 

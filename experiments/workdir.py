@@ -5,10 +5,11 @@ import datetime
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from experiments.config import PLACES, as_flag
 
@@ -19,30 +20,62 @@ class WorkdirError(Exception):
     """The folder cannot hold this run; the message says why and what to do."""
 
 
-Log = Callable[..., None]
-"""Writes one line of metrics: the time, and the fields given by their names."""
+class Metrics:
+    """The file of metrics; called, it writes a line: the time, and the fields given by their names.
+
+    A run that goes on has lines there of steps that it takes again: `rewind` cuts them off.
+    """
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+        self._passed = 0
+
+    def __call__(self, **fields: Any) -> None:
+        """Write a line."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        self._file.write(_dumps({"time": now} | fields) + "\n")
+        self._file.flush()  # a run that dies leaves all that it measured
+
+    def position(self) -> int:
+        """Its length, in bytes."""
+        return self._file.tell()
+
+    def pass_over(self, position: int) -> None:
+        """What is before that position stays."""
+        self._passed = position
+
+    def rewind(self, position: int | None = None) -> None:
+        """Cut off what is behind that position, or behind the last that was passed over."""
+        target = self._passed if position is None else position
+        if target < self._file.seek(0, os.SEEK_END):
+            self._file.truncate(target)
+            self._file.seek(0, os.SEEK_END)
 
 
-def finished(workdir: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(
+    workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False
+) -> dict[str, Any] | None:
     """The results of the run of these settings that the folder holds; None if it can take the run.
 
-    An unfinished run of the same settings is no obstacle: it starts again.
+    An unfinished run of the same settings is no obstacle: it goes on.
 
     Args:
       workdir: the folder; need not exist, and is left as it is.
       settings: plain values by the names of their flags.
+      fresh: whether a run that the folder holds, of any settings, does not count.
 
     Raises:
       WorkdirError: the folder holds another run, or cannot be written.
     """
-    there = _read(workdir / SETTINGS)
-    if there is None:
+    if not (workdir / SETTINGS).is_file():
         _refuse_strangers(workdir)
-    elif difference := differences(there, settings):
+    elif fresh:
+        pass
+    elif difference := differences(_read(workdir / SETTINGS) or {}, settings):
         raise WorkdirError(
             f"the workdir {workdir} holds a run of other settings:\n"
             + "\n".join(f"  {line}" for line in difference)
-            + "\nGive another --workdir, repeat those settings, or delete that folder"
+            + "\nGive another --workdir, repeat those settings, or start anew with --fresh"
         )
     else:
         results = _read(workdir / RESULTS)
@@ -90,24 +123,39 @@ def probe(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(workdir: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
-    """Begin a run in the folder: leave its settings, and give the function that logs metrics."""
+def opened(
+    workdir: Path, settings: Mapping[str, Any], member: int | None = None
+) -> Iterator[Metrics]:
+    """Begin a run in the folder, or go on: leave its settings, and give what logs metrics.
+
+    Args:
+      workdir: made where it is missing.
+      settings: plain values by the names of their flags.
+      member: the only sub-network to be trained, whose metrics have a file of their own.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / SETTINGS, settings)
-    with open(workdir / METRICS, "w", encoding="utf-8") as file:
+    name = METRICS if member is None else f"metrics-subnet-{member}.jsonl"
+    with open(workdir / name, "a", encoding="utf-8") as file:
+        yield Metrics(file)
 
-        def log(**fields: Any) -> None:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-            file.write(_dumps({"time": now} | fields) + "\n")
-            file.flush()  # a run that dies leaves all that it measured
 
-        yield log
+def clear(workdir: Path) -> None:
+    """Delete what a run has left in its folder, and nothing else."""
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl")):
+        file.unlink(missing_ok=True)
 
 
 def finish(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Leave a run's results in its folder, and give them as they stand there."""
     _write(workdir / RESULTS, results)
     return _read(workdir / RESULTS) or {}
+
+
+def plain(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as they would stand in their file."""
+    return json.loads(_dumps(results))
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,8 +1,12 @@
 """The command line: exit codes and messages, before JAX is imported; and a whole run on digits."""
 
 import json
+import math
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -107,15 +111,19 @@ def test_train_size_is_the_most_that_is_taken(asked, got):
     assert len(dataset.test.labels) == 340
 
 
-def test_an_interrupted_run_is_one_line_and_starts_again(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_one_line_and_goes_on(number, capsys, tmp_path, monkeypatch):
     def interrupt(*_):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
+        time.sleep(10)
 
     monkeypatch.setattr(pipeline, "run", interrupt)
     args = [*TINY, "--workdir", str(tmp_path)]
-    assert cli.main(PROGRAM, args) == cli.INTERRUPTED
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{PROGRAM}: interrupted")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["metrics.jsonl", "settings.json"]
+    assert cli.main(PROGRAM, args) == cli.STOPPED + number
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{PROGRAM}: stopped by SIG")
+    assert signal.getsignal(number) is not interrupt
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == [".lock", "metrics.jsonl", "settings.json"]
     assert workdir.finished(tmp_path, json.loads((tmp_path / "settings.json").read_text())) is None
 
 
@@ -216,6 +224,20 @@ def test_a_finished_run_is_printed_again_without_training(finished, capsys, monk
 def test_other_settings_are_refused(finished, capsys):
     message = refused(capsys, *TINY, "--workdir", str(finished), "--seed", "1")
     assert "--seed: 0 there, 1 here" in message
+
+
+def test_results_that_cannot_be_written_are_printed(results, capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def vanish(*_):
+        shutil.rmtree(folder)
+        return results | {"baseline": results["baseline"] | {"cost": math.nan}}
+
+    monkeypatch.setattr(pipeline, "run", vanish)
+    assert cli.main(PROGRAM, [*TINY, "--workdir", str(folder)]) == cli.LOST
+    out, err = capsys.readouterr()
+    assert "the results cannot be written" in err
+    assert "diverged" in out
 
 
 def test_zero_epochs_are_no_training(tmp_path):

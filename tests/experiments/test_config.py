@@ -9,7 +9,7 @@ import pytest
 
 import dcjax
 from experiments import config, fits
-from experiments.config import PRESETS, Data, Network, Settings, Training
+from experiments.config import PRESETS, Data, Keeping, Network, Settings, Training
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -80,7 +80,7 @@ def test_what_a_folder_holds_is_checked_once_it_is_read(tmp_path):
 
 
 def test_flat_settings_are_unique_names_of_all_fields():
-    groups = (Network, Training, Data)
+    groups = (Network, Training, Data, Keeping)
     fields = [field.name for group in groups for field in dataclasses.fields(group)]
     own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
     assert sorted(config.flat(Settings())) == sorted(own + fields)

@@ -39,6 +39,11 @@ def test_bounds_and_error_are_shown(results):
     assert "3.0e-07" in text
 
 
+def test_what_diverged_is_said(results):
+    results["subnets_phase"]["diverged"] = [{"subnet": 1, "step": 77, "then": "drop"}]
+    assert "sub-network 1 diverged at step 77: dropped" in shown(results)
+
+
 def test_the_last_line_is_the_verdict(results):
     assert report.verdict(results) == (
         "Reached the baseline's 60.00 % in 15.2 s, against 30.5 s from scratch: 2.00× in "

@@ -27,12 +27,54 @@ def test_a_finished_run_gives_its_results(tmp_path):
     assert workdir.finished(tmp_path, HERE) == RESULTS
 
 
-def test_an_unfinished_run_starts_again(tmp_path):
+def epochs(folder):
+    lines = (folder / workdir.METRICS).read_text().splitlines()
+    return [json.loads(line)["epoch"] for line in lines]
+
+
+def test_an_unfinished_run_goes_on_behind_what_it_keeps(tmp_path):
     with workdir.opened(tmp_path, HERE) as log:
         log(epoch=1)
+        kept = log.position()
+        log(epoch=2)
     assert workdir.finished(tmp_path, HERE) is None
-    with workdir.opened(tmp_path, HERE):
-        assert (tmp_path / workdir.METRICS).read_text() == ""
+    with workdir.opened(tmp_path, HERE) as log:
+        log.rewind(kept)
+        log(epoch="2 again")
+    assert epochs(tmp_path) == [1, "2 again"]
+
+
+def test_what_was_passed_over_stays(tmp_path):
+    with workdir.opened(tmp_path, HERE) as log:
+        log(epoch=1)
+        log.pass_over(log.position())
+        log(epoch=2)
+        log.rewind()
+        log(epoch=3)
+        log.rewind(10**6)  # behind the end: nothing to cut off
+    assert epochs(tmp_path) == [1, 3]
+
+
+def test_a_subnetwork_by_itself_has_a_file_of_its_own(tmp_path):
+    with workdir.opened(tmp_path, HERE, 3) as log:
+        log(epoch=1)
+    assert not (tmp_path / workdir.METRICS).exists()
+    assert "epoch" in (tmp_path / "metrics-subnet-3.jsonl").read_text()
+
+
+def test_fresh_takes_any_settings_and_clears_only_its_own(tmp_path):
+    finish(tmp_path)
+    (tmp_path / "mine.txt").touch()
+    (tmp_path / "checkpoints" / "subnets").mkdir(parents=True)
+    assert workdir.finished(tmp_path, HERE | {"seed": 7}, fresh=True) is None
+    workdir.clear(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_fresh_is_no_leave_to_delete_a_stranger_s_files(tmp_path):
+    (tmp_path / workdir.RESULTS).write_text("mine")
+    with pytest.raises(workdir.WorkdirError, match=r"without settings\.json"):
+        workdir.finished(tmp_path, HERE, fresh=True)
 
 
 def test_places_are_no_settings(tmp_path):

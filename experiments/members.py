@@ -1,0 +1,267 @@
+"""The sub-networks' training: side by side, one at a time, and again where one has diverged."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+import dcjax
+from dcjax import training
+from dcjax.checkpoints import Checkpoints
+from experiments import build, phases
+from experiments.config import Settings
+from experiments.data import Dataset
+from experiments.keeping import FOLDER, Keeper, Kept
+from experiments.stop import Diverged
+
+PyTree = Any
+TOGETHER = "subnets"
+RESTARTS = 3
+
+
+class Members(NamedTuple):
+    """What all the sub-networks' trainings share.
+
+    Attributes:
+      network: the global network as it is trained.
+      start: the sub-networks' variables before training, all K.
+      key: of their training.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    samples: dcjax.samples.Samples
+    network: nn.Module
+    start: dcjax.Stacked
+    key: Key[Array, ""]
+    keeper: Keeper
+
+
+class Outcome(NamedTuple):
+    """The trained sub-networks.
+
+    Attributes:
+      stacked: all K; one that was dropped is as it was before training.
+      weights: the head's, where one was dropped: a mean over the others.
+      progress: seconds are summed over those that were trained apart.
+      diverged: for the results: sub-network, step, and what was done.
+    """
+
+    stacked: dcjax.Stacked
+    weights: Float[Array, " K"] | None
+    progress: phases.Progress
+    devices: int
+    diverged: list[dict[str, Any]]
+
+
+def alone(member: int) -> str:
+    """The name of a sub-network's training by itself."""
+    return f"subnet-{member}"
+
+
+def train_one(this: Members, member: int) -> None:
+    """Train one sub-network by itself, for a later run of the whole.
+
+    Raises:
+      Diverged: it has diverged, more than RESTARTS times or without leave to restart.
+    """
+    _, found = _train(this, (member,), alone(member))
+    if found and this.settings.keeping.on_diverged == "restart":
+        _restarted(this, member)
+
+
+def train_all(this: Members) -> Outcome:
+    """Train the sub-networks that have not been trained, and collect all.
+
+    Raises:
+      Diverged: one has diverged, more than RESTARTS times or without leave to go on.
+    """
+    action, subnets = this.settings.keeping.on_diverged, this.settings.subnets
+    together = _together(this)
+    groups = [(together, TOGETHER)] if together else []
+    groups += [((k,), alone(k)) for k in range(subnets) if k not in together]
+    trained: dict[int, PyTree] = {}
+    progress, devices = phases.Progress(), 1
+    diverged: list[dict[str, Any]] = []
+    for members, name in groups:
+        result, found = _train(this, members, name)
+        progress = _sum(progress, result.progress)
+        devices = max(devices, len(jax.tree.leaves(result.state)[0].sharding.device_set))
+        for place, k in enumerate(members):
+            trained[k] = jax.tree.map(lambda leaf, place=place: leaf[place], result.variables)
+        for k, step in found.items():
+            diverged.append({"subnet": k, "step": step, "then": action})
+            if action == "restart":
+                again = _restarted(this, k)
+                progress = _sum(progress, again.progress)
+                trained[k] = jax.tree.map(lambda leaf: leaf[0], again.variables)
+            else:
+                trained[k] = jax.tree.map(lambda leaf, k=k: leaf[k], this.start)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trained[k] for k in range(subnets)))
+    dropped = [entry["subnet"] for entry in diverged if entry["then"] == "drop"]
+    weights = np.array([k not in dropped for k in range(subnets)], np.float32)
+    if not weights.any():
+        raise Diverged("all sub-networks have diverged, none is left: take a lower --learning-rate")
+    shares = jnp.asarray(weights / weights.sum()) if dropped else None
+    return Outcome(stacked, shares, progress, devices, diverged)
+
+
+def _together(this: Members) -> tuple[int, ...]:
+    """Those that are trained side by side: what has not been trained alone before that began."""
+    everyone = tuple(range(this.settings.subnets))
+    if this.keeper.has(TOGETHER):
+        with this.keeper.opened(TOGETHER) as kept:
+            assert kept.found is not None
+            return tuple(kept.found.record["members"])
+
+    def is_missing(k: int) -> bool:
+        if not this.keeper.has(alone(k)):
+            return True
+        with this.keeper.opened(alone(k)) as kept:
+            return kept.found is None or not kept.found.record["finished"]
+
+    return tuple(k for k in everyone if is_missing(k))
+
+
+def _restarted(this: Members, member: int) -> phases.Trained:
+    """Train a sub-network that has diverged again, from before, until it does not."""
+    for attempt in range(1, RESTARTS + 1):
+        name = _restart(member, attempt)
+        rate = this.settings.training.learning_rate / 2**attempt
+        this.keeper.voice.say(f"sub-network {member} again, at half the rate: {rate:g}")
+        result, found = _train(this, (member,), name, attempt)
+        if not found:
+            return result
+    raise Diverged(
+        f"sub-network {member} diverged again after {RESTARTS} restarts, each at half the rate "
+        "before: take a lower --learning-rate, or --on-diverged drop"
+    )
+
+
+def _restart(member: int, attempt: int) -> str:
+    return f"{alone(member)}-restart{attempt}"
+
+
+def _train(
+    this: Members, members: Sequence[int], name: str, attempt: int = 0
+) -> tuple[phases.Trained, dict[int, int]]:
+    """Train some side by side; what came of it, and the steps at which members diverged."""
+    chosen = this.settings.training
+    rate, epochs = chosen.learning_rate / 2**attempt, chosen.subnet_epochs
+    narrow = dcjax.decompose(this.network, this.settings.subnets)
+    phase = training.side_by_side(
+        narrow,
+        this.samples,
+        build.recipe(chosen, this.dataset, rate, epochs),
+        this.settings.subnets,
+        members=members,
+    )
+    watcher = Watcher(members, this.keeper, attempt)
+    whole = len(members) == this.settings.subnets
+    title = "sub-networks" + ("" if whole else " " + ", ".join(map(str, members)))
+    plan = phases.Plan(
+        name,
+        title,
+        phase,
+        jax.tree.map(lambda leaf: leaf[jnp.array(members)], this.start),
+        jax.random.fold_in(this.key, attempt) if attempt else this.key,
+        epochs,
+        watch=watcher,
+        fresh_key=attempt > 0,
+    )
+    trained = phases.train(plan, this.dataset.train, this.keeper)
+    watcher.refuse()
+    return trained, watcher.found
+
+
+def _sum(one: phases.Progress, other: phases.Progress) -> phases.Progress:
+    """Of trainings one after another."""
+    return phases.Progress(
+        epochs=max(one.epochs, other.epochs),
+        seconds=one.seconds + other.seconds,
+        device_seconds=one.device_seconds + other.device_seconds,
+        compile_seconds=one.compile_seconds + other.compile_seconds,
+    )
+
+
+class Watcher:
+    """Looks for members whose numbers are no numbers any more.
+
+    Before a checkpoint with such numbers is written, the member's part of the one before is put
+    aside for its restart.
+
+    * `found`: the steps at which they were seen first.
+    """
+
+    def __init__(self, members: Sequence[int], keeper: Keeper, attempt: int):
+        self.found: dict[int, int] = {}
+        self._members = tuple(members)
+        self._keeper = keeper
+        self._attempt = attempt
+        self._aside: set[int] = set()
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint has to say of it."""
+        return {"members": list(self._members), "diverged": [*self.found.items()]}
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Take up what a checkpoint says."""
+        self.found = dict(record["diverged"])
+        self._aside |= {*self.found}
+
+    def put_aside(self, kept: Kept, tree: training.TrainState) -> None:
+        """Before a state is saved: keep the good past of those that have none in it any more."""
+        for place, k in enumerate(self._members):
+            if k not in self._aside and not _is_finite(tree, place):
+                self._aside.add(k)
+                self._keep_past(kept, tree, place, k)
+
+    def after_epoch(self, tree: training.TrainState, done: training.Epoch) -> None:
+        """Report who has diverged in it; stop if that is what is asked for."""
+        end = training.steps_done(tree)
+        for place, k in enumerate(self._members):
+            lost = ~np.isfinite(done.losses[:, place])
+            if k in self.found or not (lost.any() or not _is_finite(tree, place)):
+                continue
+            first = int(lost.argmax()) + 1 if lost.any() else len(lost)
+            self.found[k] = end - len(lost) + first
+            self._keeper.voice.say(f"sub-network {k} diverged at step {self.found[k]}")
+        self.refuse()
+
+    def refuse(self) -> None:
+        """Stop, if any has diverged and that is what is asked for."""
+        if self.found and self._keeper.how.on_diverged == "stop":
+            places = ", ".join(f"sub-network {k} at step {s}" for k, s in self.found.items())
+            raise Diverged(
+                f"{places}: the loss is no number any more. The same command with --on-diverged "
+                "restart (half the rate from the last good checkpoint) or --on-diverged drop (go "
+                "on without) continues; a lower --learning-rate begins another run"
+            )
+
+    def _keep_past(self, kept: Kept, tree: training.TrainState, place: int, k: int) -> None:
+        good = kept.before()
+        if good is None:
+            return  # it starts from the beginning
+        past = jax.tree.map(lambda leaf: leaf[place : place + 1], good.into(tree))
+        if not _is_finite(past, 0):
+            return
+        folder = self._keeper.workdir / FOLDER / _restart(k, self._attempt + 1)
+        progress = phases.Progress(epochs=good.record["progress"]["epochs"])
+        record = good.record | {
+            "finished": False,
+            "metrics": None,
+            "progress": progress._asdict(),
+            "members": [k],
+            "diverged": [],
+        }
+        with Checkpoints(folder, keep=self._keeper.how.keep) as aside:
+            aside.save(good.step, past, record)
+
+
+def _is_finite(tree: training.TrainState, place: int) -> bool:
+    floats = (x for x in jax.tree.leaves(tree.variables) if jnp.issubdtype(x.dtype, jnp.inexact))
+    return all(bool(jnp.isfinite(leaf[place]).all()) for leaf in floats)
