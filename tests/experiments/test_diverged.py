@@ -132,4 +132,4 @@ def test_drop_composes_the_others(poisoned, alone, tmp_path, capsys):
     assert composed["cost_lower"] <= composed["cost"] <= composed["cost_upper"]
     others = [k for k in range(SUBNETS) if k != BAD]
     assert composed["cost"] <= np.mean([phase["cost"][k] for k in others])
-    assert phase["cost"][BAD] < 3  # as initialised: finite, and without a say
+    assert np.isfinite(phase["cost"][BAD])  # as initialised, and without a say
