@@ -1,7 +1,7 @@
 """What the sub-networks' logits say of the composed network's cost and accuracy."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Num, Shaped
 
+from dcjax._checks import array_fault, array_of, dtype_of, shown
 from dcjax._shares import check_weights, is_known
 
 _EPSILON = float(np.finfo(np.float32).eps)
@@ -108,7 +109,7 @@ def bounds(
         Means over the N samples.
 
     Raises:
-        TypeError: Labels are not integers.
+        TypeError: Logits are no real numbers, or labels no integers.
         ValueError: Shapes do not fit or are empty, a label is out of range, or the weights are not
             convex.
 
@@ -151,7 +152,7 @@ def bounds_update(
         The sums with the batch in.
 
     Raises:
-        TypeError: Labels are not integers, or the mask is not boolean.
+        TypeError: As in `bounds`, or the mask is not boolean, or `sums` are no `BoundsSums`.
         ValueError: As in `bounds`, or the mask's shape does not fit.
 
     >>> sums = BoundsSums()
@@ -160,8 +161,10 @@ def bounds_update(
     >>> print(sums.samples, bounds_finish(sums).accuracy)
     6 0.5
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    weights = None if weights is None else jnp.asarray(weights)
+    _check_sums(sums)
+    logits, labels = array_of("bounds: logits", logits), _labels(labels)
+    weights = None if weights is None else array_of("bounds: weights", weights)
+    mask = None if mask is None else array_of("bounds: mask", mask)
     _check(logits, labels, weights, mask)
     subnets, samples, _ = jnp.shape(logits)
     convex = np.full(subnets, 1 / subnets, np.float32) if weights is None else weights
@@ -178,14 +181,15 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
         Means over the samples. Under `jit`, NaN for none.
 
     Raises:
-        ValueError: There are no samples.
+        TypeError: `sums` are no `BoundsSums` of counts and costs.
+        ValueError: There are no samples, or the counts have overflowed.
 
     >>> bounds_finish(BoundsSums())
     Traceback (most recent call last):
     ValueError: no samples to take the means of: ...
     """
-    if is_known(sums.samples) and sums.samples == 0:
-        raise ValueError("no samples to take the means of: add a batch with bounds_update first")
+    _check_sums(sums)
+    _check_counts(sums)
     samples = jnp.asarray(sums.samples, jnp.float32)
     return Bounds(
         cost=jnp.asarray(sums.cost) / samples,
@@ -219,7 +223,9 @@ def _add(
 ) -> BoundsSums:
     """`bounds_update` without its checks and defaults."""
     batch = _per_sample(
-        logits.astype(jnp.float32), labels.astype(jnp.int32), weights.astype(jnp.float32)
+        logits.astype(jnp.float32),
+        labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32),
+        weights.astype(jnp.float32),
     )
 
     def add(total: Array, values: Shaped[Array, " N"]) -> Array:
@@ -232,7 +238,7 @@ def _per_sample(
     logits: Float[Array, "K N C"], labels: Integer[Array, " N"], weights: Float[Array, " K"]
 ) -> BoundsSums:
     """Every sample's costs and verdicts, (N,) each."""
-    own = jnp.arange(logits.shape[-1]) == labels[:, None]
+    own = jnp.arange(logits.shape[-1], dtype=labels.dtype) == labels[:, None]
     sizes = _mean(weights, jnp.abs(logits))
     sizes = jnp.where(jnp.isfinite(sizes), sizes, 0)  # the margin of a masked class is exact
     sizes = _own_logit(sizes, own) + sizes
@@ -319,6 +325,8 @@ def _check(
             f"bounds takes logits (K, N, C) of K sub-networks, N samples and C classes, none of "
             f"them 0; got shape {shape}. For one network's logits (N, C), give logits[None]"
         )
+    if jnp.issubdtype(jnp.result_type(logits), jnp.complexfloating):
+        raise TypeError(f"bounds: logits must be real, got {jnp.result_type(logits)}")
     subnets, samples, classes = shape
     _check_vector("labels", labels, samples, jnp.integer)
     if mask is not None:
@@ -326,6 +334,43 @@ def _check(
     if weights is not None:
         check_weights("bounds: weights", weights, subnets)
     _check_labels(labels, classes, mask)
+
+
+def _labels(labels: Any) -> Array:
+    """Labels as JAX holds them; those beyond its integers stay out of range."""
+    if isinstance(labels, (np.ndarray, np.generic)) and labels.dtype.kind in "iu":
+        labels = np.clip(labels, -1, np.iinfo(np.int32).max).astype(np.int32)
+    return array_of("bounds: labels", labels)
+
+
+def _check_sums(sums: Any) -> None:
+    """Raise unless they are scalars, counts and costs."""
+    if not isinstance(sums, BoundsSums):
+        raise TypeError(
+            f"sums are dcjax.BoundsSums, as bounds_update returns them, got {shown(sums)}"
+        )
+    wrong = []
+    for name, value in sums._asdict().items():
+        kind = jnp.floating if name.startswith("cost") else jnp.integer
+        if array_fault(value) or jnp.shape(value) or not jnp.issubdtype(dtype_of(value), kind):
+            wrong.append(f"{name} must be one {kind.__name__}, got {shown(value)}")
+    if wrong:
+        raise TypeError("these are no dcjax.BoundsSums:\n  " + "\n  ".join(wrong))
+
+
+def _check_counts(sums: BoundsSums) -> None:
+    """Raise where there is nothing to take the means of, if the counts are known."""
+    counts = (sums.samples, sums.right, sums.right_lower, sums.right_upper)
+    if not all(map(is_known, counts)):
+        return
+    samples, *right = (int(np.asarray(count)) for count in counts)
+    if samples == 0:
+        raise ValueError("no samples to take the means of: add a batch with bounds_update first")
+    if not all(0 <= count <= samples for count in right):
+        raise ValueError(
+            f"of {samples} samples {right} are right, which cannot be: counts are int32, so that "
+            "sums are of at most 2³¹ − 1 samples"
+        )
 
 
 def _check_vector(name: str, x: ArrayLike, length: int, kind: type) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dcjax._blocks import compose_leaf, extract_leaf
+from dcjax._checks import array_fault, array_of, check_key, dtype_of, leaves_of, same_kind, shown
 from dcjax._layout import Layout, LeafLayout, Path, path_of
-from dcjax._shares import shares_of
+from dcjax._shares import is_known, shares_of
 from dcjax._stacked import Stacked
 
 PyTree = Any
@@ -38,15 +39,17 @@ def compose(
     feature maps. The head's kernel is the concatenation of w_k·(the heads' kernels) and its bias
     the sum of w_k·(their biases), so that the global logits are Σ_k w_k z_k, with w_k = 1/K unless
     told otherwise. A pure function of its arrays: it jits, differentiates, vmaps, and keeps dtypes.
-    Leaves that are no floating-point numbers and do not grow (counters) are sub-network 0's.
+    Leaves that the logits do not depend on, that are no floating-point numbers and do not grow
+    (counters) are sub-network 0's.
 
     Args:
       params: what `init`, `stack` or training returned: a `Stacked`, a collection of it
         (`stacked["params"]`), or a pytree with such nodes at any depth. With `like`, any pytree of
         arrays with the leading axis K.
       like: the layout (or a `Stacked` that has it) of a plain pytree.
-      into: variables of the global network. Their off-diagonal blocks are kept, and the
-        sub-networks' blocks written over the others; without it the off-diagonal blocks are zero.
+      into: variables of the global network, with the same paths. Their off-diagonal blocks are
+        kept, and the sub-networks' blocks written over the others; without it the off-diagonal
+        blocks are zero.
       head: `"mean"`: the global logits are the sub-networks' mean, to which the bounds apply;
         `"sum"`: the merging layer gives the sub-networks' sum, so the same classes with less doubt
         (what is added behind that layer is added once, not K times).
@@ -61,9 +64,10 @@ def compose(
       The global network's variables: the same structure, without the stacked nodes.
 
     Raises:
-      ValueError: `params` has no layout (remedy: `like`), or structures, shapes or dtypes disagree;
-        lists every disagreement. The weights are not convex (under `jit` that cannot be seen), or
-        go with `head="sum"`; an initialiser goes without a key, or with `into`.
+      ValueError: `params` has no layout (remedy: `like`), or structures, shapes or dtypes disagree,
+        or a leaf is no array of numbers, or one of integers that would have to be averaged or
+        divided; lists every disagreement. The weights are not convex (under `jit` that cannot be
+        seen), or go with `head="sum"`; an initialiser goes without a key, or with `into`.
       TypeError: an argument is of another kind.
 
     >>> import dcjax, jax
@@ -83,12 +87,12 @@ def compose(
     _require_layouts(params)
     fill = _filling(off_diagonal, off_diagonal_scale, key, into)
 
-    def node(stacked: Stacked, into: PyTree = None) -> PyTree:
+    def node(stacked: Stacked, *into: PyTree) -> PyTree:
         return _compose_node(stacked, into, shares_of(head, weights, len(stacked)), fill)
 
-    if into is None:
-        return jax.tree.map(node, params, is_leaf=_is_stacked)
-    return jax.tree.map(node, params, into, is_leaf=_is_stacked)
+    nodes, structure = jax.tree.flatten(params, is_leaf=_is_stacked)
+    wide = [] if into is None else [_below(structure, into)]
+    return structure.unflatten(map(node, nodes, *wide))
 
 
 def extract(
@@ -115,8 +119,10 @@ def extract(
       The K sub-networks' variables, a `Stacked`.
 
     Raises:
-      ValueError: structure or shapes disagree with the layout; lists every disagreement. A weight
-        is 0, so that the sub-network's head is lost.
+      ValueError: structure or shapes disagree with the layout, or a leaf is no array of numbers, or
+        one of integers that would have to be divided; lists every disagreement. A weight is 0, so
+        that the sub-network's head is lost.
+      TypeError: an argument is of another kind.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -129,17 +135,18 @@ def extract(
     shares = shares_of(head, weights, layout.subnets, positive=True)
     shapes = {path: leaf.global_shape(layout.subnets) for path, leaf in layout.leaves}
     check_shapes(variables, shapes, "global network")
+    _check_kinds(variables, layout)
 
     return Stacked(_extract_tree(variables, shares, layout=layout), layout)
 
 
 def layout_of(like: Layout | Stacked) -> Layout:
     """The layout that `like` is or has."""
-    if isinstance(like, Stacked):
-        return like.layout
-    if isinstance(like, Layout):
-        return like
-    raise TypeError(f"like is a dcjax.Layout or a Stacked, got {type(like).__name__}")
+    layout = like.layout if isinstance(like, Stacked) else like
+    if isinstance(layout, Layout):
+        return layout
+    inside = "a Stacked whose layout is " if layout is not like else ""
+    raise TypeError(f"like is a dcjax.Layout or a Stacked, got {inside}{shown(layout)}")
 
 
 def _is_stacked(node: Any) -> bool:
@@ -147,8 +154,11 @@ def _is_stacked(node: Any) -> bool:
 
 
 def _require_layouts(params: PyTree) -> None:
-    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_stacked)
-    plain = ["/".join(path_of(path)) or "." for path, node in nodes if not _is_stacked(node)]
+    nodes = leaves_of(params, "tree of parameters", is_leaf=_is_stacked)
+    plain = ["/".join(path) or "." for path, node in nodes.items() if not _is_stacked(node)]
+    if not plain:
+        for node in nodes.values():
+            layout_of(node)
     if plain or not nodes:
         raise ValueError(
             "compose needs the layout, and these arrays have none: "
@@ -158,20 +168,34 @@ def _require_layouts(params: PyTree) -> None:
         )
 
 
+def _below(structure: Any, into: PyTree) -> list[PyTree]:
+    """What `into` has in the place of every `Stacked`."""
+    try:
+        return structure.flatten_up_to(into)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "into= must be built as params are, with the global network's variables in the place "
+            f"of each Stacked: {error}"
+        ) from error
+
+
 def _compose_node(
     stacked: Stacked,
-    into: PyTree,
+    given: tuple[PyTree, ...],
     shares: Float[Array, " K"],
     fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
 ) -> PyTree:
+    """The global network's variables, written into those that are given, if any are."""
     layout, subnets = stacked.layout, len(stacked)
-    shapes = {path: (subnets, *leaf.narrow_shape) for path, leaf in layout.leaves}
-    check_shapes(stacked.tree, shapes, f"stack of {subnets} sub-networks")
+    check_stack(stacked.tree, layout)
 
-    if into is not None:
+    into = None
+    if given:
         wide = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
-        check_shapes(into, wide, "global network (into=)")
-        check_dtypes([stacked.tree, into], ["the sub-networks", "into="])
+        found = check_shapes(given[0], wide, "global network (into=)")
+        check_dtypes([stacked.tree, given[0]], ["the sub-networks", "into="])
+        # The same paths may be in other containers: a FrozenDict, a state that was restored.
+        into = jax.tree_util.tree_map_with_path(lambda p, _: found[path_of(p)], stacked.tree)
     elif fill is not None:
 
         def filled(path: Any, leaf: Array) -> Array | None:
@@ -235,39 +259,86 @@ def _filling(
         raise ValueError("into= keeps its own off-diagonal blocks: leave off_diagonal= out")
     if key is None:
         raise ValueError("an off-diagonal initialiser needs key=, such as jax.random.key(0)")
+    check_key(key, "an off-diagonal initialiser draws from it")
+    factor = array_of("off_diagonal_scale", scale)
+    real = jnp.issubdtype(factor.dtype, jnp.floating) or jnp.issubdtype(factor.dtype, jnp.integer)
+    if factor.shape or not real:
+        raise TypeError(f"off_diagonal_scale is a real number, got {shown(scale)}")
+    if is_known(factor) and not jnp.isfinite(factor):
+        raise ValueError(f"off_diagonal_scale is a finite number, got {scale}")
 
     def fill(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
         own = jax.random.fold_in(key, np.uint32(zlib.crc32("/".join(path).encode())))
         drawn = off_diagonal(own, shape, dtype)
-        if not hasattr(drawn, "dtype") or drawn.shape != shape:
+        fits = hasattr(drawn, "dtype") and not array_fault(drawn) and drawn.shape == shape
+        real = fits and (same_kind(drawn.dtype, dtype) or same_kind(drawn.dtype, int))
+        if not real:
             raise ValueError(
-                f"{'/'.join(path)}: the off-diagonal initialiser gave "
-                f"{getattr(drawn, 'shape', drawn)}, expected an array of shape {shape}; mind the "
-                "call in jax.nn.initializers.he_normal()"
+                f"{'/'.join(path)}: the off-diagonal initialiser gave {shown(drawn)}, expected an "
+                f"array of shape {shape} and dtype {dtype}; mind the call in "
+                "jax.nn.initializers.he_normal()"
             )
         return (scale * drawn).astype(dtype)
 
     return fill
 
 
-def check_shapes(tree: PyTree, expected: dict[Path, tuple[int, ...]], what: str) -> None:
-    """A `ValueError` that lists every leaf which is missing, unknown or of another shape."""
-    got = {path_of(p): jnp.shape(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def check_stack(tree: PyTree, layout: Layout, *, abstract: bool = False) -> None:
+    """A `ValueError` that lists every leaf which is no stack of sub-networks' leaves."""
+    shapes = {path: (layout.subnets, *leaf.narrow_shape) for path, leaf in layout.leaves}
+    check_shapes(tree, shapes, f"stack of {layout.subnets} sub-networks", abstract=abstract)
+    _check_kinds(tree, layout)
+
+
+def check_shapes(
+    tree: PyTree, expected: dict[Path, tuple[int, ...]], what: str, *, abstract: bool = False
+) -> dict[Path, Any]:
+    """The leaves by their paths.
+
+    Raises:
+      ValueError: lists every leaf which is missing, unknown, of another shape, or no array.
+    """
+    got = leaves_of(tree, what)
     wrong = [f"{_name(p)}: missing" for p in expected if p not in got]
     wrong += [f"{_name(p)}: not in the layout" for p in got if p not in expected]
-    wrong += [
-        f"{_name(p)}: expected shape {shape}, got {got[p]}"
-        for p, shape in expected.items()
-        if p in got and got[p] != shape
-    ]
+    for path, shape in expected.items():
+        if path not in got:
+            continue
+        fault = array_fault(got[path], abstract=abstract)
+        if not fault and jnp.shape(got[path]) != shape:
+            fault = f"got {jnp.shape(got[path])}"
+        if fault:
+            wrong.append(f"{_name(path)}: expected shape {shape}, {fault}")
     if wrong:
         raise ValueError(f"this is no {what} of that layout:\n  " + "\n  ".join(wrong))
+    return got
+
+
+def _check_kinds(tree: PyTree, layout: Layout) -> None:
+    """A `ValueError` for integers without a mean or a K-th part, and for keys side by side."""
+    if layout.subnets == 1:
+        return
+    wrong = []
+    for path, leaf in leaves_of(tree, "tree").items():
+        rule, dtype = layout.by_path[path], dtype_of(leaf)
+        if jnp.issubdtype(dtype, jnp.inexact):
+            continue
+        if rule.used and (rule.head or rule.has_shared):
+            wrong.append(f"{_name(path)}: {dtype}, but the logits need its mean or its K-th part")
+        elif jnp.issubdtype(dtype, jax.dtypes.prng_key) and not rule.is_mean:
+            wrong.append(f"{_name(path)}: random keys, which cannot stand side by side")
+    if wrong:
+        raise ValueError(
+            "expected floating-point numbers, got:\n  "
+            + "\n  ".join(wrong)
+            + "\nMake them floating point: jax.tree.map(lambda leaf: leaf.astype(float), tree)"
+        )
 
 
 def check_dtypes(trees: list[PyTree], names: list[str]) -> None:
     """A `ValueError` that lists every leaf whose dtype is not the same in all trees."""
     tables = [
-        {path_of(p): jnp.result_type(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+        {path_of(p): dtype_of(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in trees
     ]
 

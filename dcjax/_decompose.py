@@ -2,19 +2,22 @@
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
+
+from dcjax._checks import shown, whole_number
 
 DEFAULT_FIELDS = ("width",)
 
 
 def check_subnets(subnets: Any) -> int:
     """K as an int of at least 1; a `ValueError` or `TypeError` that says what it is otherwise."""
-    if isinstance(subnets, bool) or not hasattr(subnets, "__index__"):
+    count = whole_number(subnets)
+    if count is None:
         raise TypeError(f"the number of sub-networks is an int, got {subnets!r}")
-    if subnets < 1:
-        raise ValueError(f"the number of sub-networks is at least 1, got {subnets}")
-    return int(subnets)
+    if count < 1:
+        raise ValueError(f"the number of sub-networks is at least 1, got {count}")
+    return count
 
 
 def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS) -> Any:
@@ -32,8 +35,9 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
       A module of the same class.
 
     Raises:
-      ValueError: K is below 1, or does not divide a width; names the field, its value and K.
-      TypeError: the module has no such field, or the field holds no ints.
+      ValueError: K is below 1, or does not divide a width, or a width is below 1; names the field,
+        its value and K. No fields are named.
+      TypeError: the module has no such field, or the field holds no ints; `narrow` gives no module.
 
     >>> import dcjax
     >>> network = dcjax.models.ResNet(depth=32, width=64, num_classes=10)
@@ -49,11 +53,17 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     if subnets == 1:
         return network
     own = getattr(type(network), "narrow", None)
-    if own is not None:
+    if callable(own):
         # Flax wraps methods, and a module made inside a wrapped one becomes its caller's child.
-        return inspect.unwrap(own)(network, subnets)
-    fields = (fields,) if isinstance(fields, str) else tuple(fields)
-    names = {f.name for f in dataclasses.fields(network)}
+        subnet = inspect.unwrap(own)(network, subnets)
+        if not _is_module(subnet):
+            raise TypeError(
+                f"{type(network).__name__}.narrow({subnets}) is the sub-network's module, got "
+                f"{shown(subnet)}"
+            )
+        return subnet
+    fields = _names(fields)
+    names = {f.name for f in dataclasses.fields(network) if f.init}
     known = names - {"parent", "name"}
     missing = [name for name in fields if name not in known]
     if missing:
@@ -72,6 +82,15 @@ def _is_module(network: Any) -> bool:
     return dataclasses.is_dataclass(network) and not isinstance(network, type)
 
 
+def _names(fields: Any) -> tuple[str, ...]:
+    names = (fields,) if isinstance(fields, str) else fields
+    if not (isinstance(names, (Sequence, Set)) and all(isinstance(name, str) for name in names)):
+        raise TypeError(f'fields are names, such as fields=("width",), got {shown(fields)}')
+    if not names:
+        raise ValueError('fields names no field that carries width, such as fields=("width",)')
+    return tuple(names)
+
+
 def _divided(name: str, value: Any, subnets: int) -> Any:
     """A width, or a sequence of widths, divided by K."""
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -81,6 +100,8 @@ def _divided(name: str, value: Any, subnets: int) -> Any:
         raise TypeError(
             f"field {name} carries a width, an int or a sequence of ints, got {value!r}"
         )
+    if value < 1:
+        raise ValueError(f"field {name} carries a width, which is at least 1, got {value}")
     if value % subnets:
         near = [w for w in (value - value % subnets, value + -value % subnets) if w > 0]
         raise ValueError(

@@ -1,8 +1,13 @@
 """The layout of networks that are no Flax Linen modules: two functions and their parameters."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from dcjax._checks import array_fault, leaves_of, shown
 from dcjax._decompose import check_subnets
 from dcjax._layout import Layout
 from dcjax._separate import identity_layout, separate
@@ -38,7 +43,9 @@ def layout_of_functions(
 
     Raises:
       NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly.
-      ValueError: the trees of variables differ in structure.
+      ValueError: the trees of variables differ in structure, or the inputs in number or rank.
+      TypeError: a function cannot be called with its arguments, gives no arrays, or an argument has
+        leaves that are no arrays; lists every such leaf.
 
     >>> import jax, dcjax
     >>> def network(params, x):
@@ -52,6 +59,35 @@ def layout_of_functions(
     head    (4, 2)       (8, 2)  1/K    K×4 , 2
     hidden  (3, 4)       (3, 8)  block  3 , K×4
     """
-    if check_subnets(subnets) == 1:
+    subnets = check_subnets(subnets)
+    narrow_args = _arguments("narrow", narrow, narrow_args)
+    wide_args = _arguments("wide", wide, wide_args)
+    if subnets == 1:
         return identity_layout(wide_args[0])
     return separate(narrow, wide, narrow_args, wide_args, subnets).layout
+
+
+def _arguments(name: str, function: Any, args: Any) -> tuple[PyTree, ...]:
+    """A function's arguments, with Python's numbers as arrays."""
+    if not callable(function):
+        raise TypeError(f"{name} is a function (variables, *inputs), got {shown(function)}")
+    if not isinstance(args, (tuple, list)) or not args:
+        raise TypeError(f"{name}_args is a tuple (variables, *inputs), got {shown(args)}")
+    try:
+        inspect.signature(function).bind(*args)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} cannot be called with the {len(args)} arguments of {name}_args: {error}"
+        ) from error
+    faults = {
+        "/".join((f"{name}_args[{i}]", *path)): array_fault(leaf, abstract=True)
+        for i, arg in enumerate(args)
+        for path, leaf in leaves_of(arg, f"{name}_args[{i}]").items()
+    }
+    wrong = [f"{path} {fault}" for path, fault in faults.items() if fault]
+    if wrong:
+        raise TypeError(
+            "expected arrays or jax.ShapeDtypeStructs (close over what is none):\n  "
+            + "\n  ".join(wrong)
+        )
+    return tuple(jax.tree.map(lambda x: x if hasattr(x, "shape") else jnp.asarray(x), args))

@@ -38,6 +38,11 @@ class LeafLayout:
         return all(order.is_shared for order in self.axes)
 
     @property
+    def has_shared(self) -> bool:
+        """Whether some entries of the global leaf are common to all sub-networks."""
+        return all(any(run.shared for run in order.runs) for order in self.axes)
+
+    @property
     def has_off_diagonal(self) -> bool:
         """Whether some entries of the global leaf connect different sub-networks."""
         return sum(not order.is_shared for order in self.axes) > 1

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, Float
 
 from dcjax._blocks import compose_leaf, spread_leaf
-from dcjax._compose import compose
+from dcjax._checks import array_fault, dtype_of, leaves_of, same_kind
+from dcjax._compose import check_stack, compose, layout_of
 from dcjax._layout import Layout, LeafLayout, Path, path_of
 from dcjax._shares import shares_of
 from dcjax._stacked import Stacked
@@ -78,22 +79,30 @@ def compose_opt_state(
         raise TypeError(
             f"params is a Stacked, such as stacked['params'], got {type(params).__name__}"
         )
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    check_stack(params.tree, layout_of(params), abstract=True)
+    keys = [
+        "/".join(path)
+        for path, leaf in leaves_of(params.tree, "tree of parameters").items()
+        if jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
+    ]
+    if keys:
+        raise ValueError(f"params are numbers, which are trained; random keys: {', '.join(keys)}")
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise TypeError(f"optimizer is an optax optimiser, got {type(optimizer).__name__}")
     shares = shares_of("mean", weights, len(params))
+    params = jax.eval_shape(lambda params: params, params)
     whole = jax.eval_shape(lambda params: optimizer.init(compose(params)), params)
-    expected = jax.tree_util.tree_leaves_with_path(whole)
-    leaves = jax.tree.leaves(opt_state)
+    expected = leaves_of(whole, "optimiser's own state")
+    leaves = _state_leaves(opt_state, expected)
     powers = _powers(optimizer, params)
-    if not len(leaves) == len(expected) == len(powers):
+    if len(expected) != len(powers):
         raise ValueError(
-            f"the state has {len(leaves)} arrays, the optimiser's for the global network "
-            f"{len(expected)}: expected a state of this optimiser for these parameters. If it "
-            "masks parameters by their number of axes, make it with jax.vmap(optimizer.init)"
+            f"the optimiser's state has {len(powers)} arrays for a sub-network and {len(expected)} "
+            "for the global network: it cannot be composed, start it anew"
         )
     parts = [
-        _Part(path_of(path), new, leaf, _rule(path_of(path), new.shape, params.layout), power)
-        for (path, new), leaf, power in zip(expected, leaves, powers, strict=True)
+        _Part(path, new, leaves[path], _rule(path, new.shape, params.layout), power)
+        for (path, new), power in zip(expected.items(), powers, strict=True)
     ]
     problems = [("/".join(part.path), part.problem(len(params))) for part in parts]
     wrong = [f"{path}: {problem}" for path, problem in problems if problem]
@@ -106,6 +115,35 @@ def compose_opt_state(
     return jax.tree.unflatten(
         jax.tree.structure(whole), [part.composed(shares, len(params)) for part in parts]
     )
+
+
+def _state_leaves(opt_state: PyTree, expected: dict[Path, Any]) -> dict[Path, Any]:
+    """The state's leaves by the paths of the global network's, which has no `Stacked`."""
+
+    def is_stacked(node: Any) -> bool:
+        return isinstance(node, Stacked)
+
+    leaves_of(opt_state, "optimiser's state")  # that it can be read
+    plain = jax.tree.map(
+        lambda node: node.tree if is_stacked(node) else node, opt_state, is_leaf=is_stacked
+    )
+    leaves = leaves_of(plain, "optimiser's state")
+    wrong = [f"{'/'.join(path)}: missing" for path in expected if path not in leaves]
+    wrong += [
+        f"{'/'.join(path)}: not in the optimiser's" for path in leaves if path not in expected
+    ]
+    wrong += [
+        f"{'/'.join(path)} {array_fault(leaf)}"
+        for path, leaf in leaves.items()
+        if array_fault(leaf)
+    ]
+    if wrong:
+        raise ValueError(
+            "expected a state of this optimiser for these parameters, and these arrays of it are "
+            "wrong:\n  " + "\n  ".join(wrong) + "\nIf it masks parameters by their number of axes, "
+            "make it with jax.vmap(optimizer.init)"
+        )
+    return leaves
 
 
 class _Part(NamedTuple):
@@ -134,6 +172,8 @@ class _Part(NamedTuple):
             fitting = [self.new.shape, (subnets, *self.new.shape)]
         if got not in fitting:
             return f"expected shape {' or '.join(map(str, fitting))}, got {got}"
+        if not same_kind(dtype_of(self.leaf), self.new.dtype):
+            return f"expected {self.new.dtype}, got {dtype_of(self.leaf)}"
         if self.rule is None:
             return ""
         return self.power if isinstance(self.power, str) else ""
@@ -223,4 +263,5 @@ def _magnitude(leaf: Any) -> float:
     """The largest entry; of what is no real number (counts, keys), nothing."""
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return 0.0
-    return float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0.0))
+    kind = np.complex128 if np.iscomplexobj(leaf) else np.float64
+    return float(np.max(np.abs(np.asarray(leaf, kind)), initial=0.0))

@@ -1,17 +1,20 @@
 """Flax Linen networks: their layout, K sub-networks' variables, and their logits."""
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Shaped
 
+from dcjax._checks import array_fault, array_of, check_key, shown
 from dcjax._decompose import DEFAULT_FIELDS, check_subnets, decompose
 from dcjax._layout import Layout
+from dcjax._programs import arrays_only
 from dcjax._separate import Separation, identity_layout, separate
-from dcjax._stack import stack
+from dcjax._stack import check_stacked, stack
 from dcjax._stacked import Stacked
 from dcjax.samples import Samples, replicate
 
@@ -45,6 +48,7 @@ def layout(
 
     Raises:
       NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly.
+      TypeError: an argument is of another kind, or the network gives no arrays.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -52,8 +56,10 @@ def layout(
     >>> layout.subnets
     4
     """
-    x = _abstract(x)
-    if check_subnets(subnets) == 1:
+    _check_network(network)
+    subnets, x = check_subnets(subnets), _abstract(x)
+    if subnets == 1:
+        samples_for(samples, 1)
         return identity_layout(jax.eval_shape(_init(network, kwargs), jax.random.key(0), x))
     return separation(network, subnets, x, samples=samples, fields=fields, **kwargs).layout
 
@@ -69,6 +75,7 @@ def separation(
 ) -> Separation:
     """Both networks traced, with what the tracer knows of every array in between (K ≥ 2)."""
     subnet = decompose(network, subnets, fields)
+    _check_network(network)
     samples = samples_for(samples, subnets)
     narrow_x = jax.eval_shape(lambda x: samples.split(x)[0], x)
     wide_x = jax.eval_shape(samples.join, x)
@@ -112,6 +119,7 @@ def init(
     Raises:
       NotSeparableError: the network cannot be composed; nothing has been allocated by then.
       ValueError: K does not divide a width.
+      TypeError: an argument is of another kind.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -119,10 +127,11 @@ def init(
     >>> stacked["params"]["head"]["bias"].tree.shape
     (4, 10)
     """
-    _check_key(key)
+    check_key(key, "the order of arguments is init(network, K, key, x)")
+    subnets, x = check_subnets(subnets), array_of("x", x)
     found = layout(network, subnets, x, samples=samples, fields=fields, **kwargs)
     subnet = decompose(network, subnets, fields)
-    xs = samples_for(samples, subnets).split(jnp.asarray(x))
+    xs = samples_for(samples, subnets).split(x)
     # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
     options = {"xla_backend_optimization_level": 1}
     initialise = jax.jit(_init(subnet, kwargs), compiler_options=options)
@@ -146,7 +155,8 @@ def apply(
       logits (K, N, C): those of `subnet.apply(stacked[k], xs[k])`, stacked.
 
     Raises:
-      ValueError: `xs` has another leading axis than K.
+      ValueError: `xs`, or a leaf of `stacked`, has another leading axis than K.
+      TypeError: an argument is of another kind, or the network gives anything but one array.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -155,14 +165,28 @@ def apply(
     >>> dcjax.apply(dcjax.decompose(network, 4), stacked, dcjax.samples.replicate(4).split(x)).shape
     (4, 2, 10)
     """
-    if xs.shape[0] != len(stacked):
+    _check_network(subnet)
+    check_stacked(stacked)
+    if not _is_collections(stacked.tree):
+        raise TypeError(
+            "the variables are a dict of collections, such as {'params': {…}}, got "
+            f"{shown(stacked)}"
+        )
+    xs = array_of("xs", xs)
+    if xs.shape[:1] != (len(stacked),):
         raise ValueError(
-            f"xs holds samples for {xs.shape[0]} sub-networks, the variables {len(stacked)}: "
-            f"expected shape ({len(stacked)}, N, …), got {xs.shape}"
+            f"xs holds the samples of each of the {len(stacked)} sub-networks that the variables "
+            f"are for: expected shape ({len(stacked)}, N, …), got {xs.shape}"
         )
     # Unrolled: convolutions under vmap or in a loop's body are several times slower on a CPU.
     pairs = zip(stacked, xs, strict=True)
-    return jnp.stack([subnet.apply(variables, x, **kwargs) for variables, x in pairs])
+    logits = [subnet.apply(variables, x, **kwargs) for variables, x in pairs]
+    if array_fault(logits[0]):
+        raise TypeError(
+            f"apply stacks logits, one array of each sub-network, and the network's result "
+            f"{array_fault(logits[0])}: call subnet.apply(stacked[k], xs[k]) for other results"
+        )
+    return jnp.stack(logits)
 
 
 def samples_for(samples: Samples | None, subnets: int) -> Samples:
@@ -178,23 +202,29 @@ def samples_for(samples: Samples | None, subnets: int) -> Samples:
     return samples
 
 
-def _check_key(key: Any) -> None:
-    dtype = getattr(key, "dtype", np.dtype(object))
-    if dtype != np.uint32 and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"key is a random key such as jax.random.key(0), got {key!r}; the order of arguments "
-            "is init(network, K, key, x)"
-        )
+def _is_collections(tree: Any) -> bool:
+    """Whether Flax takes it for a module's variables."""
+    if not isinstance(tree, Mapping) or not all(isinstance(v, Mapping) for v in tree.values()):
+        return False
+    names = [*tree, *(name for collection in tree.values() for name in collection)]
+    return all(isinstance(name, str) for name in names) and "params" not in tree.get("params", ())
+
+
+def _check_network(network: Any) -> None:
+    methods = all(callable(getattr(network, name, None)) for name in ("init", "apply"))
+    if isinstance(network, (type, types.ModuleType)) or not methods:
+        raise TypeError(f"the network is a Flax Linen module (an instance), got {shown(network)}")
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """The input's shape and dtype."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")) or array_fault(x, abstract=True):
         raise TypeError(
-            f"x is one array with the batch first, got {type(x).__name__}; give what else the "
+            f"x is one array with the batch first, got {shown(x)}; give what else the "
             "network's call needs as keyword arguments"
         )
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype if key else canonicalize_dtype(x.dtype))
 
 
 def _init(network: Any, kwargs: dict[str, Any]) -> Any:
@@ -205,4 +235,4 @@ def _init(network: Any, kwargs: dict[str, Any]) -> Any:
     def initialise(key: Array, x: Any) -> PyTree:
         return network.init({**rngs, "params": key} if rngs else key, x, **others)
 
-    return initialise
+    return arrays_only(initialise, "variables")

@@ -7,6 +7,8 @@ import jax
 import jax.extend.core as jex
 from jax.interpreters import partial_eval
 
+from dcjax._checks import array_fault, leaves_of, shown
+
 # Primitives that only run the program they hold: jit, remat, functions with their own derivatives.
 CALLS = (
     "jit",
@@ -29,9 +31,29 @@ class Program(NamedTuple):
 
 
 def trace_program(function: Callable[..., Any], *args: Any) -> Program:
-    """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); no array is allocated."""
-    closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+    """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); no array is allocated.
+
+    Raises:
+      TypeError: it gives anything but arrays, or none at all.
+    """
+    closed, out = jax.make_jaxpr(arrays_only(function, "result"), return_shape=True)(*args)
     return Program(closed, jax.tree.structure(out))
+
+
+def arrays_only(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The function, with a `TypeError` where it gives anything but arrays, or none at all."""
+
+    def checked(*args: Any) -> Any:
+        out = function(*args)
+        leaves = leaves_of(out, f"network's {what}")
+        faults = {path: array_fault(leaf) for path, leaf in leaves.items()}
+        wrong = [f"{'/'.join(path)} {fault}".strip() for path, fault in faults.items() if fault]
+        if wrong or not leaves:
+            got = "\n  ".join(["", *wrong]) if leaves else f" got none ({shown(out)})"
+            raise TypeError(f"the network's {what} must be arrays:{got}")
+        return out
+
+    return checked
 
 
 def used_arguments(program: Program) -> list[bool]:

@@ -45,7 +45,7 @@ def separate(
     """
     programs = trace_program(narrow, *narrow_args), trace_program(wide, *wide_args)
     leaves = _pair_leaves(narrow_args[0], wide_args[0])
-    inputs = list(zip(_shapes(narrow_args[1:]), _shapes(wide_args[1:]), strict=True))
+    inputs = _pair_inputs(_shapes(narrow_args[1:]), _shapes(wide_args[1:]))
     heads: frozenset[Path] = frozenset()
     while True:
         tracer = PairTracer(subnets, heads)
@@ -128,6 +128,18 @@ def _pair_leaves(narrow: PyTree, wide: PyTree) -> list[tuple[Path, tuple[Size, .
             + "\n  ".join(differing)
         )
     return [(path, tuple(map(Size, shape, w[path]))) for path, shape in n.items()]
+
+
+def _pair_inputs(
+    narrow: list[tuple[int, ...]], wide: list[tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Every input's shape in both networks."""
+    if [len(shape) for shape in narrow] != [len(shape) for shape in wide]:
+        raise ValueError(
+            "the sub-network and the global network must have inputs of the same number and "
+            f"ranks, got shapes {narrow} and {wide}"
+        )
+    return list(zip(narrow, wide, strict=True))
 
 
 def _shapes(tree: PyTree) -> list[tuple[int, ...]]:

@@ -7,6 +7,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from dcjax._checks import array_of, shown
+
 
 def shares_of(
     head: Literal["mean", "sum"],
@@ -21,14 +23,16 @@ def shares_of(
       ValueError: another `head`, weights with a sum, or weights that are not convex; with
         `positive`, weights of 0.
     """
-    if head not in ("mean", "sum"):
-        raise ValueError(f'head is "mean" or "sum", got {head!r}; a weighted mean takes weights=')
+    if not isinstance(head, str) or head not in ("mean", "sum"):
+        raise ValueError(
+            f'head is "mean" or "sum", got {shown(head)}; a weighted mean takes weights='
+        )
     if weights is None:
         # JAX's widest float, so that float64 leaves do not meet a rounded 1/K.
         return np.full(subnets, 1 / subnets if head == "mean" else 1.0, jnp.result_type(float))
     if head == "sum":
         raise ValueError('weights= are those of a mean: leave head="sum" out')
-    weights = jnp.asarray(weights)
+    weights = array_of("weights", weights)
     check_weights("weights", weights, subnets)
     if positive and is_known(weights) and not np.all(np.asarray(weights) > 0):
         raise ValueError(

@@ -1,19 +1,21 @@
 """Between K separate trees of variables and one stacked tree."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dcjax._checks import array_fault, leaves_of, shown
 from dcjax._compose import check_dtypes, layout_of
-from dcjax._layout import Layout, path_of
+from dcjax._layout import Layout
 from dcjax._stacked import Stacked
 
 PyTree = Any
 
 
-def stack(variables: Sequence[PyTree], *, like: Layout | Stacked) -> Stacked:
+def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
     """One stacked tree of K separately trained sub-networks' variables.
 
     Args:
@@ -25,6 +27,7 @@ def stack(variables: Sequence[PyTree], *, like: Layout | Stacked) -> Stacked:
 
     Raises:
       ValueError: not K trees, or structures, shapes or dtypes disagree; lists every disagreement.
+      TypeError: `variables` is no sequence of trees, or `like` no layout.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -34,17 +37,25 @@ def stack(variables: Sequence[PyTree], *, like: Layout | Stacked) -> Stacked:
     True
     """
     layout = layout_of(like)
-    if len(variables) != layout.subnets:
+    trees = _sequence(variables, layout.subnets)
+    if len(trees) != layout.subnets:
+        more = len(trees) > layout.subnets
         raise ValueError(
-            f"the layout is for {layout.subnets} sub-networks, got {len(variables)} trees"
+            f"the layout is for {layout.subnets} sub-networks, got "
+            f"{'more' if more else len(trees)} trees"
         )
-    _check_trees(variables, layout)
-    check_dtypes(list(variables), [f"sub-network {k}" for k in range(len(variables))])
-    return Stacked(jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables), layout)
+    _check_trees(trees, layout)
+    check_dtypes(trees, [f"sub-network {k}" for k in range(len(trees))])
+    _check_structures(trees)
+    return Stacked(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees), layout)
 
 
 def unstack(stacked: Stacked) -> list[PyTree]:
     """The list of the K sub-networks' variables, each a plain pytree.
+
+    Raises:
+      TypeError: it is no `Stacked`.
+      ValueError: a leaf has another leading axis than K; lists every such leaf.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -52,17 +63,71 @@ def unstack(stacked: Stacked) -> list[PyTree]:
     >>> len(dcjax.unstack(stacked))
     4
     """
+    check_stacked(stacked)
     return list(stacked)
+
+
+def check_stacked(stacked: Any) -> None:
+    """Raise unless it is a `Stacked` of arrays, each with the leading axis K."""
+    if not isinstance(stacked, Stacked):
+        raise TypeError(
+            "expected a dcjax.Stacked, such as dcjax.init and dcjax.stack return, got "
+            f"{shown(stacked)}"
+        )
+    subnets = layout_of(stacked).subnets
+    wrong = []
+    for path, leaf in leaves_of(stacked.tree, "stacked tree").items():
+        fault = array_fault(leaf)
+        if not fault and jnp.shape(leaf)[:1] != (subnets,):
+            fault = f"has shape {jnp.shape(leaf)}, expected ({subnets}, …)"
+        wrong += [f"{'/'.join(path)} {fault}"] if fault else []
+    if wrong:
+        raise ValueError(
+            f"this is no stack of {subnets} sub-networks' arrays:\n  " + "\n  ".join(wrong)
+        )
+
+
+def _sequence(variables: Any, subnets: int) -> list[PyTree]:
+    """The trees of any iterable, and at most one too many."""
+    scalar = hasattr(variables, "shape") and not variables.shape  # iterable only by its type
+    no_trees = scalar or isinstance(variables, (str, bytes, Mapping))
+    if no_trees or not isinstance(variables, Iterable):
+        raise TypeError(
+            f"expected a sequence of {subnets} sub-networks' variables, such as [v0, v1, …], got "
+            f"{shown(variables)}"
+        )
+    return list(itertools.islice(variables, subnets + 1))
+
+
+def _check_structures(trees: Sequence[PyTree]) -> None:
+    """The same paths may be in other containers."""
+    first = jax.tree.structure(trees[0])
+    for k, tree in enumerate(trees):
+        if jax.tree.structure(tree) != first:
+            raise ValueError(
+                f"sub-network {k} has the same leaves as sub-network 0 in other containers: "
+                f"expected {_abridged(first)}, got {_abridged(jax.tree.structure(tree))}. Bring "
+                "all to one kind, with flax.core.unfreeze or jax.tree.unflatten"
+            )
+
+
+def _abridged(structure: Any) -> str:
+    text = str(structure)
+    return text if len(text) < 200 else f"{text[:200]}…"
 
 
 def _check_trees(variables: Sequence[PyTree], layout: Layout) -> None:
     expected = {path: leaf.narrow_shape for path, leaf in layout.leaves}
     wrong: list[str] = []
     for k, tree in enumerate(variables):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        got = {path_of(path): jnp.shape(leaf) for path, leaf in leaves}
-        wrong += [f"sub-network {k} has no {'/'.join(p)}" for p in expected if p not in got]
-        wrong += [f"sub-network {k} has an extra {'/'.join(p)}" for p in got if p not in expected]
+        leaves = leaves_of(tree, f"tree of sub-network {k}")
+        faults = {path: array_fault(leaf) for path, leaf in leaves.items()}
+        wrong += [f"sub-network {k}: {'/'.join(p)} {fault}" for p, fault in faults.items() if fault]
+        got = {path: jnp.shape(leaf) for path, leaf in leaves.items() if not faults[path]}
+        wrong += [f"sub-network {k} has no {'/'.join(p)}" for p in expected if p not in leaves]
+        wrong += [
+            f"sub-network {k} has an extra {'/'.join(p)}" for p in leaves if p not in expected
+        ]
         wrong += [
             f"sub-network {k}: {'/'.join(p)} has shape {got[p]}, expected {shape}"
             for p, shape in expected.items()

@@ -56,7 +56,7 @@ class Stacked:
 
     def __repr__(self) -> str:
         shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), self.tree)
-        return f"Stacked({len(self)} sub-networks, {shapes})"
+        return f"Stacked({getattr(self.layout, 'subnets', '?')} sub-networks, {shapes})"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree]], Layout]:
         """One child, the tree; the layout is static."""

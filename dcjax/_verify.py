@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from dcjax._checks import array_of, dtype_of, leaves_of, shown
 from dcjax._compose import compose
 from dcjax._decompose import DEFAULT_FIELDS
 from dcjax._evaluate import Place, evaluate
-from dcjax._network import samples_for, separation
+from dcjax._layout import Layout
+from dcjax._network import layout, samples_for, separation
 from dcjax._order import Order
 from dcjax._separate import Separation
 from dcjax._shares import shares_of
+from dcjax._stack import check_stacked
 from dcjax._stacked import Stacked
 from dcjax.samples import Samples
 
@@ -85,7 +87,8 @@ def verify(
 
     Raises:
       ValueError: an error above the tolerance, or one that is not a number; the table is in the
-        message.
+        message. The variables are not this network's.
+      TypeError: an argument is of another kind.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -94,18 +97,17 @@ def verify(
     >>> report.error < 1e-5
     True
     """
-    subnets = len(stacked)
+    check_stacked(stacked)
+    _check_tolerance(tolerance)
+    subnets, x = len(stacked), array_of("x", x)
     variables = compose(stacked, head=head, weights=weights)
     if subnets == 1:
+        expected = layout(network, 1, x, samples=samples, fields=fields, **kwargs)
+        _check_layout(expected, stacked.layout)
         return Report((), 0.0)  # one sub-network is the global network
-    x = jnp.asarray(x)
     found = separation(network, subnets, x, samples=samples, fields=fields, **kwargs)
-    if found.layout != stacked.layout:
-        raise ValueError(
-            f"stacked is not of this network with these samples and this input: expected\n"
-            f"{found.layout}\ngot\n{stacked.layout}\n"
-            "Pass all of the variables, as dcjax.init gives them for this network"
-        )
+    _check_layout(found.layout, stacked.layout)
+    _check_dtypes(found, stacked)
     layers = _layers(found)
     samples = samples_for(samples, subnets)
 
@@ -127,6 +129,40 @@ def verify(
             f"{limit:.1e}:\n{report}"
         )
     return report
+
+
+def _check_tolerance(tolerance: Any) -> None:
+    real = isinstance(tolerance, (int, float, np.integer, np.floating))
+    if tolerance is not None and (not real or isinstance(tolerance, bool)):
+        raise TypeError(f"tolerance is a number of at least 0, got {shown(tolerance)}")
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance is at least 0, got {tolerance}")
+
+
+def _check_layout(expected: Layout, got: Layout) -> None:
+    if expected != got:
+        raise ValueError(
+            f"stacked is not of this network with these samples and this input: expected\n"
+            f"{expected}\ngot\n{got}\n"
+            "Pass all of the variables, as dcjax.init gives them for this network"
+        )
+
+
+def _check_dtypes(found: Separation, stacked: Stacked) -> None:
+    """The programs were traced with the network's own dtypes, and run with no others."""
+    leaves = leaves_of(stacked.tree, "stacked tree")
+    expected = [aval.dtype for aval in found.narrow.jaxpr.in_avals[: len(leaves)]]
+    wrong = [
+        f"{'/'.join(path)}: expected {dtype}, got {dtype_of(leaf)}"
+        for (path, leaf), dtype in zip(leaves.items(), expected, strict=True)
+        if dtype_of(leaf) != dtype
+    ]
+    if wrong:
+        raise ValueError(
+            "the network's own initialisation gives variables of other dtypes:\n  "
+            + "\n  ".join(wrong)
+            + "\nCast them, or give the network the dtype (such as Flax's param_dtype)"
+        )
 
 
 def _layers(found: Separation) -> dict[Place, str]:
@@ -164,14 +200,14 @@ def _difference(
 ) -> tuple[float, float]:
     """The largest difference of one feature map, and its ratio to the largest magnitude."""
     subnets = len(parts)
-    whole, own = np.asarray(wide, np.float64), [np.asarray(part, np.float64) for part in parts]
-    if shares is not None:
-        own = [np.tensordot(shares, np.stack(own), 1)]
+    kind = np.complex128 if np.iscomplexobj(wide) else np.float64
+    whole, own = np.asarray(wide, kind), [np.asarray(part, kind) for part in parts]
     places = [order.indices(subnets) for order in orders]
-    blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
-    absolute = max(
-        (np.max(np.abs(b - o), initial=0.0) for b, o in zip(blocks, own, strict=True)),
-        default=0.0,
-    )
+    with np.errstate(invalid="ignore"):  # between infinities: not a number, which is refused
+        if shares is not None:
+            own = [np.tensordot(shares, np.stack(own), 1)]
+        blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
+        differences = [np.abs(b - o) for b, o in zip(blocks, own, strict=True)]
+    absolute = max((np.max(d, initial=0.0) for d in differences), default=0.0)
     largest = max(np.max(np.abs(o), initial=0.0) for o in own)
     return absolute, absolute / largest if largest else absolute

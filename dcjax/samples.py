@@ -8,14 +8,16 @@ saying how: these ways are this library's own.
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
+
+from dcjax import _checks
 
 
 class Samples(NamedTuple):
@@ -55,7 +57,10 @@ def replicate(subnets: int) -> Samples:
     """
     subnets = _at_least(1, "replicate", "K", subnets)
     return Samples(
-        "replicate", subnets, lambda x: jnp.broadcast_to(x, (subnets, *x.shape)), lambda x: x
+        "replicate",
+        subnets,
+        _of_arrays("replicate", lambda x: jnp.broadcast_to(x, (subnets, *x.shape))),
+        _of_arrays("replicate", lambda x: x),
     )
 
 
@@ -261,9 +266,10 @@ def make(name: str, subnets: int) -> Samples:
     >>> make("tiles", 4).name
     'tiles'
     """
-    if name not in _WAYS:
+    if not isinstance(name, str) or name not in _WAYS:
         raise ValueError(
-            f"no way to decompose samples is called {name!r}; there are {', '.join(NAMES)}"
+            f"no way to decompose samples is called {_checks.shown(name)}; "
+            f"there are {', '.join(NAMES)}"
         )
     return _WAYS[name](subnets)
 
@@ -273,21 +279,38 @@ def _concatenated(name: str, subnets: int, views: Callable[[Array], list[Array]]
     return Samples(
         name,
         subnets,
-        jax.jit(lambda x: jnp.stack(views(x))),  # jit: otherwise each slice compiles by itself
-        jax.jit(lambda x: jnp.concatenate(views(x), axis=-1)),
+        # jit: otherwise each slice compiles by itself
+        _of_arrays(name, jax.jit(lambda x: jnp.stack(views(x)))),
+        _of_arrays(name, jax.jit(lambda x: jnp.concatenate(views(x), axis=-1))),
     )
 
 
-def _at_least(least: int, way: str, what: str, value: int) -> int:
+def _of_arrays(name: str, function: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    """The function, with an error for anything but an array."""
+
+    def checked(x: Any) -> Array:
+        if not getattr(x, "shape", ()) or _checks.array_fault(x):
+            raise TypeError(
+                f"{name} takes a batch of images, an array (N, …), got {_checks.shown(x)}"
+            )
+        return function(x)
+
+    return checked
+
+
+def _at_least(least: int, way: str, what: str, value: Any) -> int:
     """The value as a Python int, or an error."""
-    if operator.index(value) < least:
-        raise ValueError(f"{way}: {what} = {value}, it must be at least {least}")
-    return operator.index(value)
+    whole = _checks.whole_number(value)
+    if whole is None:
+        raise TypeError(f"{way}: {what} must be a whole number, got {_checks.shown(value)}")
+    if not least <= whole < 2**31:
+        raise ValueError(f"{way}: {what} = {whole}, it must be at least {least}, and below 2³¹")
+    return whole
 
 
 def _grid(way: str, subnets: int | Sequence[int]) -> tuple[int, int]:
     """The grid (rows, columns), as given or the most square one of K cells."""
-    if not isinstance(subnets, Sequence):
+    if not isinstance(subnets, Sequence) or isinstance(subnets, (str, bytes)):
         return _most_square(_at_least(1, way, "K", subnets))
     if len(subnets) != 2:
         raise ValueError(f"{way}: a grid is (rows, columns), got {tuple(subnets)}")
@@ -353,12 +376,20 @@ def _deviations(subnets: int, given: Sequence[float] | None) -> Sequence[float]:
             f"bands: no standard deviations are known for K = {subnets}, only for K = "
             f"{', '.join(map(str, _DEVIATIONS))}: measure them on your images, give deviations="
         )
-    deviations = _DEVIATIONS[subnets] if given is None else [float(value) for value in given]
+    deviations = _DEVIATIONS[subnets] if given is None else _floats(given)
     if len(deviations) != subnets or not all(0 < value < math.inf for value in deviations):
         raise ValueError(
             f"bands: deviations must be K = {subnets} positive numbers, got {list(deviations)}"
         )
     return deviations
+
+
+def _floats(given: Any) -> list[float]:
+    """Numbers of any kind as Python's."""
+    try:
+        return np.asarray(given, float).reshape(-1).tolist()
+    except Exception as error:
+        raise TypeError(f"bands: deviations must be numbers, got {_checks.shown(given)}") from error
 
 
 def _haar(x: Float[Array, "N H W C"]) -> list[Array]:

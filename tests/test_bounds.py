@@ -274,6 +274,15 @@ def test_a_label_out_of_range_spoils_the_cost_under_jit():
         np.testing.assert_allclose(50 * found.accuracy, 49 * rest.accuracy, rtol=1e-6)
 
 
+def test_labels_of_few_bits_are_no_classes_beyond_them():
+    """300 is 44 in 8 bits."""
+    logits = jnp.zeros((1, 1, 300)).at[..., 300 - 256].set(9.0)
+    for dtype in ("uint8", "int16", "uint32", "int32"):
+        found = jit_bounds(logits, jnp.array([44], dtype))
+        assert found.accuracy == 1
+        np.testing.assert_allclose(found.cost, np.log1p(299 * np.exp(-9.0)), rtol=1e-4)
+
+
 def test_no_samples_are_nan_under_jit():
     assert jnp.isnan(jnp.stack(jax.jit(bounds_finish)(BoundsSums()))).all()
 
@@ -301,6 +310,21 @@ Y = jnp.zeros(3, int)
         (TypeError, lambda: bounds_update(BoundsSums(), Z, Y, mask=Y), "mask must be bool"),
         (ValueError, lambda: bounds_update(BoundsSums(), Z, Y, mask=Y[:1] == 0), "mask .* shape"),
         (ValueError, lambda: bounds_finish(BoundsSums()), "no samples"),
+        (ValueError, lambda: bounds(Z, np.array([0, 1, 2**32])), "from 0 to 3"),  # 0 in 32 bits
+        (ValueError, lambda: bounds(Z, np.array([0, 1, -(2**32)])), "from 0 to 3"),
+        (TypeError, lambda: bounds(Z * 1j, Y), "real, got complex64"),
+        (TypeError, lambda: bounds(np.full((2, 3, 4), 2**40), Y), "beyond JAX's int32"),
+        (TypeError, lambda: bounds(None, Y), "logits must be an array of numbers"),
+        (TypeError, lambda: bounds(Z, ["a", "b", "c"]), "labels must be an array of numbers"),
+        (TypeError, lambda: bounds(Z, Y, weights="ab"), "weights must be an array of numbers"),
+        (TypeError, lambda: bounds(Z, [[0], [0, 1]]), "labels must be numbers"),
+        (TypeError, lambda: bounds_update(None, Z, Y), "BoundsSums"),
+        (TypeError, lambda: bounds_update((0,) * 7, Z, Y), "BoundsSums"),
+        (TypeError, lambda: bounds_finish(BoundsSums(samples=1.0)), "samples must be one integer"),
+        (TypeError, lambda: bounds_finish(BoundsSums(cost=1j)), "cost must be one floating"),
+        (TypeError, lambda: bounds_finish(BoundsSums(right=np.ones(2, int))), "right must be one"),
+        (ValueError, lambda: bounds_finish(BoundsSums(samples=-5)), "counts are int32"),
+        (ValueError, lambda: bounds_finish(BoundsSums(samples=2, right=3)), "which cannot be"),
     ],
 )
 def test_what_does_not_fit_is_an_error(error, call, message):

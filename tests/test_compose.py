@@ -1,8 +1,10 @@
 """compose, extract, stack: pure functions of their arrays, exact inverses, clear errors."""
 
 import functools
+import itertools
 
 import chex
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -270,6 +272,107 @@ def test_every_disagreement_is_listed(stacked):
         dcjax.compose(stacked, into=half)
     with pytest.raises(TypeError, match="like is"):
         dcjax.compose(stacked.tree, like="layout")
+
+
+def test_leaves_that_jax_cannot_compute_with_are_named(stacked):
+    given_away = jnp.ones((2, 5))
+    given_away.delete()
+    for leaf, words in [
+        (np.full((2, 5), "a"), "<U1"),
+        (np.full((2, 5), None), "object"),
+        (jax.ShapeDtypeStruct((2, 5), jnp.float32), "has no values"),
+        (np.ma.ones((2, 5)), "masked"),
+        (given_away, "is deleted"),
+        (np.full((2, 5), 1e300), "beyond JAX's float32"),
+        (object(), "no array"),
+        ("a", "no array"),
+        (set(), "no array"),
+    ]:
+        wrong = jax.tree.map(lambda x: x, stacked)
+        wrong.tree["params"]["Dense_0"]["bias"] = leaf
+        with pytest.raises(ValueError, match=f"params/Dense_0/bias: expected shape.*{words}"):
+            dcjax.compose(wrong)
+    for tree in ({1: 0.0, "1": 0.0}, {"params": {1: 0.0, "1": 0.0}}):
+        with pytest.raises(TypeError, match="pytree"):
+            dcjax.compose(tree, like=stacked)
+
+
+def test_integers_are_not_divided_or_averaged(stacked):
+    """A head of ones would become zeros, without a word."""
+    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), stacked)
+    for call in (dcjax.compose, lambda tree: dcjax.extract(tree, like=stacked)):
+        tree = whole if call is dcjax.compose else jax.tree.map(
+            lambda leaf: leaf.astype(jnp.int32), dcjax.compose(stacked))  # fmt: skip
+        with pytest.raises(ValueError, match="Dense_0/kernel: int32") as error:
+            call(tree)
+        assert "Dense_0/bias: int32" in str(error.value)
+        assert "Conv_1/kernel" not in str(error.value)  # copied as it is
+    keys = jax.tree.map(lambda x: x, stacked)
+    shape = keys.tree["params"]["Conv_1"]["bias"].shape
+    keys.tree["params"]["Conv_1"]["bias"] = jax.random.split(jax.random.key(0), shape)
+    with pytest.raises(ValueError, match="random keys"):
+        dcjax.compose(keys)
+
+
+def test_into_takes_other_containers_of_the_same_paths(stacked):
+    wide = jax.tree.map(lambda leaf: leaf + 1, dcjax.compose(stacked))
+    expected = dcjax.compose(stacked, into=wide)
+    composed = dcjax.compose(stacked, into=flax.core.freeze(wide))
+    chex.assert_trees_all_equal(composed, expected)
+    params = {"a": stacked["params"]}
+    for wrong in (wide, [wide], {"a": wide["params"], "b": 1}, 3):
+        with pytest.raises(ValueError, match="built as params are"):
+            dcjax.compose(params, into=wrong)
+    with pytest.raises(ValueError, match="missing"):
+        dcjax.compose(params, into={"a": None})
+
+
+def test_what_an_initialiser_needs_is_checked(stacked):
+    ones, key = jax.nn.initializers.ones, jax.random.key(0)
+    for wrong in ("key", 0, jax.random.split(key), jnp.zeros(3, jnp.uint32)):
+        with pytest.raises(TypeError, match="random key"):
+            dcjax.compose(stacked, off_diagonal=ones, key=wrong)
+    for wrong in ("a", None, 1j, [1.0, 2.0]):
+        with pytest.raises(TypeError, match="off_diagonal_scale"):
+            dcjax.compose(stacked, off_diagonal=ones, key=key, off_diagonal_scale=wrong)
+    with pytest.raises(ValueError, match="finite"):
+        dcjax.compose(stacked, off_diagonal=ones, key=key, off_diagonal_scale=np.nan)
+    for drawn in (lambda k, s, d: np.full(s, "a"), lambda k, s, d: np.full(s, 1j)):
+        with pytest.raises(ValueError, match="the off-diagonal initialiser gave"):
+            dcjax.compose(stacked, off_diagonal=drawn, key=key)
+
+
+def test_a_stacked_tree_without_a_layout_is_refused(stacked):
+    without = dcjax.Stacked(stacked.tree, None)
+    assert "Stacked(?" in repr(without)
+    calls = [dcjax.compose, dcjax.unstack, lambda s: dcjax.extract(s.tree, like=s)]
+    for call in calls:
+        with pytest.raises(TypeError, match="a Stacked whose layout is NoneType"):
+            call(without)
+
+
+def test_stack_takes_any_iterable(stacked):
+    trees = dcjax.unstack(stacked)
+    chex.assert_trees_all_equal(dcjax.stack((tree for tree in trees), like=stacked), stacked)
+    with pytest.raises(ValueError, match="got more trees"):
+        dcjax.stack(itertools.repeat(trees[0]), like=stacked)
+    for wrong in (None, trees[0], "trees", 3, np.array(3)):
+        with pytest.raises(TypeError, match="expected a sequence of 2"):
+            dcjax.stack(wrong, like=stacked)
+    frozen = flax.core.freeze(trees[1])
+    with pytest.raises(ValueError, match=r"sub-network 1 .* other containers"):
+        dcjax.stack([trees[0], frozen], like=stacked)
+    with pytest.raises(ValueError, match="sub-network 1: params/Conv_0/bias is object"):
+        dcjax.stack([trees[0], jax.tree.map(lambda _: object(), trees[1])], like=stacked)
+
+
+def test_unstack_takes_only_what_is_stacked(stacked):
+    for wrong in (None, stacked.tree, [1, 2]):
+        with pytest.raises(TypeError, match="Stacked"):
+            dcjax.unstack(wrong)
+    longer = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), stacked)
+    with pytest.raises(ValueError, match=r"params/Dense_0/bias has shape \(4, 5\)"):
+        dcjax.unstack(longer)
 
 
 def test_stack_and_unstack(stacked):

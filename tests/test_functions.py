@@ -114,6 +114,57 @@ def test_haiku_transforms():
     assert any("counter" in path for path in unused)  # of its moving averages
 
 
+def affine(params, x):
+    return x @ params["kernel"] @ params["head"] + params["shift"]
+
+
+def affine_params(width):
+    return {"kernel": np.ones((3, width)), "head": np.ones((width, 5)), "shift": 2.0}
+
+
+def test_python_s_numbers_are_leaves():
+    narrow, x = affine_params(2), jnp.ones((1, 3))
+    for subnets in (1, 2):
+        tree = affine_params(2 * subnets)
+        layout = dcjax.layout_of_functions(affine, affine, (narrow, x), (tree, x), subnets)
+        shapes = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
+        assert shapes == {(name,): np.shape(leaf) for name, leaf in tree.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("narrow is a function", {"narrow": None}),
+        ("wide_args is a tuple", {"wide_args": ()}),
+        ("wide_args is a tuple", {"wide_args": {"kernel": 1.0}}),
+        ("narrow cannot be called with the 1 arguments", {"narrow_args": ({},)}),
+        (r"narrow_args\[0\]/kernel is str", {"narrow_args": ({"kernel": "a"}, jnp.ones(3))}),
+        (r"wide_args\[1\] is .* object", {"wide_args": ({}, np.array([None, object()]))}),
+        ("result must be arrays: got none", {"narrow": lambda params, x: None}),
+        ("result must be arrays", {"wide": lambda params, x: {"text": "a"}}),
+        ("is an int", {"subnets": np.array([2])}),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_refused(words, change):
+    x = jnp.ones((1, 3))
+    narrow, wide = affine_params(2), affine_params(4)
+    args = {"narrow": affine, "wide": affine, "narrow_args": (narrow, x), "wide_args": (wide, x),
+            "subnets": 2}  # fmt: skip
+    with pytest.raises(TypeError, match=words):
+        dcjax.layout_of_functions(**{**args, **change})
+
+
+def test_inputs_of_other_ranks_are_refused():
+    def ravelled(params, x):
+        return x.reshape(1, -1) @ params["kernel"]
+
+    narrow, wide = ({"kernel": jnp.ones((3, n))} for n in (2, 4))
+    with pytest.raises(ValueError, match="inputs of the same number and ranks"):
+        dcjax.layout_of_functions(
+            ravelled, ravelled, (narrow, jnp.ones((1, 3))), (wide, jnp.ones(3)), 2
+        )
+
+
 def test_trees_of_two_structures_are_refused():
     def f(params, x):
         return x @ params["a"]

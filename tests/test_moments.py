@@ -225,6 +225,32 @@ def test_it_is_pure():
     )
 
 
+def test_states_are_matched_by_name():
+    """A state restored as dictionaries has its parts in alphabetical order."""
+    params, optimizer = small_params(), optax.trace(0.9)
+    state = optimizer.init(jax.tree.map(jnp.ones_like, params))
+    expected = dcjax.compose_opt_state(optimizer, state, params)
+    found = dcjax.compose_opt_state(optimizer, {"trace": state.trace.tree}, params)
+    chex.assert_trees_all_equal(found, expected)
+    for wrong in ({"momentum": state.trace}, [state.trace], None, {1: 0.0, "1": 0.0}):
+        with pytest.raises((ValueError, TypeError), match=r"trace|pytree"):
+            dcjax.compose_opt_state(optimizer, wrong, params)
+
+
+def test_arrays_of_another_kind_are_refused():
+    params, optimizer = small_params(), optax.trace(0.9)
+    state = optimizer.init(params)
+    for change, words in [
+        (lambda leaf: leaf.astype(jnp.int32), "expected float32, got int32"),
+        (lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), "has no values"),
+        (lambda leaf: np.full(leaf.shape, "a"), "no numbers"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            dcjax.compose_opt_state(optimizer, jax.tree.map(change, state), params)
+    with pytest.raises(ValueError, match="expected shape"):
+        dcjax.compose_opt_state(optimizer, state, jax.tree.map(lambda leaf: leaf[:1], params))
+
+
 def test_wrong_arguments_are_refused():
     params, adam, trace = small_params(), optax.adam(0.1), optax.trace(0.9)
     with pytest.raises(ValueError, match="arrays"):

@@ -33,6 +33,24 @@ class Nested(nn.Module):
         return self.inner(x)
 
 
+class Lost(LeNet):
+    def narrow(self, subnets):
+        return None
+
+
+class Several(LeNet):
+    def __call__(self, x):
+        return x, x
+
+
+class Silent(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        nn.Dense(self.width)(x)
+
+
 def test_fields_that_carry_width():
     assert dcjax.decompose(Two(), 4, fields=("stem", "blocks")) == Two(stem=1, blocks=(1, 2))
     assert dcjax.decompose(LeNet(8), 4) == LeNet(2)
@@ -56,6 +74,25 @@ def test_fields_that_carry_width():
         (TypeError, "random key", lambda: dcjax.init(LeNet(4), 2, 0, images((1, 8, 8, 3)))),
         (TypeError, "such as replicate", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=3)),
+        (TypeError, "is an int", lambda: dcjax.decompose(LeNet(4), np.array([2]))),
+        (TypeError, "is an int", lambda: dcjax.decompose(LeNet(4), np.array(2.0))),
+        (TypeError, "fields are names", lambda: dcjax.decompose(LeNet(4), 2, None)),
+        (TypeError, "fields are names", lambda: dcjax.decompose(LeNet(4), 2, (1,))),
+        (ValueError, "names no field", lambda: dcjax.decompose(LeNet(4), 2, ())),
+        (ValueError, "at least 1, got 0", lambda: dcjax.decompose(LeNet(0), 2)),
+        (ValueError, "at least 1, got -4", lambda: dcjax.decompose(LeNet(-4), 2)),
+        (TypeError, r"Lost.narrow\(2\) is .* got NoneType", lambda: dcjax.decompose(Lost(4), 2)),
+        (TypeError, "an instance", lambda: dcjax.layout(LeNet, 1, images((1, 8, 8, 3)))),
+        (TypeError, "an instance", lambda: dcjax.layout(None, 2, images((1, 8, 8, 3)))),
+        (TypeError, "result must be arrays: got none", lambda: dcjax.layout(
+            Silent(4), 2, images((1, 8)))),
+        (TypeError, "one array with", lambda: dcjax.layout(LeNet(4), 2, np.array(["a"]))),
+        (TypeError, "x must be an array", lambda: dcjax.init(
+            LeNet(4), 2, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))),
+        (TypeError, "random key", lambda: dcjax.init(
+            LeNet(4), 2, jax.random.split(jax.random.key(0)), images((1, 8, 8, 3)))),
+        (TypeError, "such as replicate", lambda: dcjax.layout(
+            LeNet(4), 1, images((1, 8, 8, 3)), samples=3)),
         (ValueError, "samples are for 2", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=dcjax.samples.replicate(2))),
     ],
@@ -63,6 +100,22 @@ def test_fields_that_carry_width():
 def test_errors_say_what_is_wrong(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_any_integer_counts_subnetworks():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    expected = dcjax.layout(LeNet(4), 2, x)
+    for subnets in (np.int64(2), np.uint8(2), np.array(2), jnp.asarray(2)):
+        layout = dcjax.layout(LeNet(4), subnets, x)
+        assert type(layout.subnets) is int
+        assert layout == expected
+
+
+def test_images_of_64_bits_are_those_of_32():
+    """As JAX has it; without a warning, which pytest here makes an error."""
+    expected = dcjax.layout(LeNet(4), 2, images((1, 8, 8, 3)))
+    for dtype in (np.float64, np.int64):
+        assert dcjax.layout(LeNet(4), 2, np.ones((1, 8, 8, 3), dtype)) == expected
 
 
 def test_init_is_each_subnetworks_own():
@@ -102,6 +155,24 @@ def test_apply_gives_each_subnetwork_its_samples():
     np.testing.assert_allclose(logits[3], subnet.apply(stacked[3], x), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"expected shape \(4, N, …\), got \(2,"):
         dcjax.apply(subnet, stacked, x)
+    xs, params = jnp.stack([x] * 4), stacked["params"]
+    for words, args in {
+        "an instance": (LeNet, stacked, xs),
+        "dcjax.Stacked": (subnet, stacked.tree, xs),
+        "dict of collections, such": (subnet, params["Conv_0"], xs),
+        "dict of collections": (
+            subnet,
+            dcjax.Stacked({"params": stacked.tree}, stacked.layout),
+            xs,
+        ),
+        "xs must be an array": (subnet, stacked, None),
+        "stacks logits": (Several(2), stacked, xs),
+    }.items():
+        with pytest.raises(TypeError, match=words):
+            dcjax.apply(*args)
+    more = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), stacked)
+    with pytest.raises(ValueError, match=r"expected \(4, …\)"):
+        dcjax.apply(subnet, more, xs)
 
 
 def test_verify_looks_into_scanned_layers():
@@ -141,6 +212,43 @@ def test_verify_refuses_variables_of_another_network():
         dcjax.verify(network, stacked["params"], x)
 
 
+def test_verify_refuses_other_dtypes_than_the_network_s():
+    network, x = LeNet(4), images((2, 8, 8, 3))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_stacked(network, 2, x))
+    with pytest.raises(ValueError, match="params/Conv_0/bias: expected float32, got bfloat16"):
+        dcjax.verify(network, half, x)
+
+
+def test_verify_compares_imaginary_parts_too(monkeypatch):
+    class Complex(nn.Module):
+        width: int = 4
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(self.width, param_dtype=jnp.complex64, name="stem")(x)
+            return nn.Dense(3, param_dtype=jnp.complex64, name="head")(x)
+
+    network, x = Complex(), images((2, 3))
+    stacked = dcjax.init(network, 2, jax.random.key(0), x)
+    assert dcjax.verify(network, stacked, x).error < 1e-5
+    monkeypatch.setattr(
+        "dcjax._verify.compose",
+        lambda stacked, **head: jax.tree.map(jnp.conj, dcjax.compose(stacked, **head)),
+    )
+    with pytest.raises(ValueError, match="Complex/stem"):
+        dcjax.verify(network, stacked, x)
+
+
+@pytest.mark.parametrize(
+    ("error", "tolerance"), [(TypeError, "a"), (TypeError, True), (ValueError, -1.0),
+                             (ValueError, np.nan)]
+)  # fmt: skip
+def test_verify_takes_a_tolerance_that_can_be_kept(error, tolerance):
+    network, x = LeNet(4), images((2, 8, 8, 3))
+    with pytest.raises(error, match="tolerance is"):
+        dcjax.verify(network, random_stacked(network, 1, x), x, tolerance=tolerance)
+
+
 def test_verify_does_not_accept_nan():
     network, x = LeNet(4), images((2, 8, 8, 3))
     stacked = jax.tree.map(lambda leaf: leaf * jnp.nan, random_stacked(network, 2, x))
@@ -152,6 +260,8 @@ def test_one_subnetwork_is_the_network():
     network, x = LeNet(4), images((2, 8, 8, 3))
     stacked = random_stacked(network, 1, x)
     assert dcjax.verify(network, stacked, x).error == 0
+    with pytest.raises(ValueError, match="not of this network"):
+        dcjax.verify(LeNet(8), stacked, x)
     np.testing.assert_array_equal(
         network.apply(dcjax.compose(stacked), x), network.apply(stacked[0], x)
     )

@@ -197,6 +197,8 @@ def test_k_alone_chooses_the_most_square_grid(way, subnets, grid):
         (functools.partial(samples.bands, 4, deviations=[1, 1, 1]), "must be K = 4 positive"),
         (functools.partial(samples.bands, 1, deviations=[0]), "must be K = 1 positive"),
         (functools.partial(samples.bands, 1, deviations=[np.nan]), "must be K = 1 positive"),
+        (functools.partial(samples.tiles, 2**61 - 1), "below 2³¹"),  # a prime: minutes of search
+        (functools.partial(samples.make, ["tiles"], 4), "replicate, channels"),
     ],
 )
 def test_a_way_that_does_not_exist_is_an_error(make, message):
@@ -205,9 +207,10 @@ def test_a_way_that_does_not_exist_is_an_error(make, message):
 
 
 @pytest.mark.parametrize("make", [samples.replicate, samples.tiles, samples.bands])
-def test_k_is_a_whole_number(make):
-    with pytest.raises(TypeError):
-        make(4.0)
+@pytest.mark.parametrize("wrong", [4.0, True, None, "4", "ab", np.array([4])])
+def test_k_is_a_whole_number(make, wrong):
+    with pytest.raises(TypeError, match="must be a whole number"):
+        make(wrong)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +251,20 @@ def test_images_that_do_not_fit_are_an_error(way, shape, message):
     for function in (way.split, way.join):
         with pytest.raises(ValueError, match=message):
             function(x)
+
+
+@pytest.mark.parametrize("way", [samples.replicate(4), samples.tiles(4)])
+@pytest.mark.parametrize("x", [None, [[1.0]], "x", 1.0, np.float32(1), np.array(["x"])])
+def test_images_are_an_array(way, x):
+    for function in (way.split, way.join):
+        with pytest.raises(TypeError, match="takes a batch of images"):
+            function(x)
+
+
+@pytest.mark.parametrize("wrong", ["abcd", 1j, [[1.0], [1.0, 2.0]]])
+def test_deviations_are_numbers(wrong):
+    with pytest.raises(TypeError, match="deviations must be numbers"):
+        samples.bands(4, deviations=wrong)
 
 
 def test_bands_of_integers_are_an_error():
