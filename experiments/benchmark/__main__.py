@@ -67,9 +67,9 @@ def main() -> int:
             print(f"{table}: {name}: no time left; the same command goes on", file=sys.stderr)
             break
         print(f"{table}: {name}", file=sys.stderr, flush=True)
-        store.add(table, name, measure())
-        tables.rewrite(options.output, store.rows, options.runs)
-    tables.rewrite(options.output, store.rows, options.runs)
+        store.add(table, name, measure() | {"runs": options.runs})
+        tables.rewrite(options.output, store.rows)
+    tables.rewrite(options.output, store.rows)
     return 0
 
 

@@ -10,12 +10,12 @@ from experiments.benchmark.steps import step_ratios
 Rows = dict[str, dict[str, Any]]
 
 
-def rewrite(document: Path, rows: dict[str, Rows], runs: int) -> None:
+def rewrite(document: Path, rows: dict[str, Rows]) -> None:
     """Put every table that has rows between `<!-- NAME -->` and `<!-- end -->`."""
     text = document.read_text()
     for name in rows:
         table, _, platform = name.partition(" on ")
-        body = "\n\n".join([_conditions(rows[name], runs, table), TABLES[table](rows[name])])
+        body = "\n\n".join([_conditions(rows[name], table), TABLES[table](rows[name])])
         if platform and f"<!-- {name} -->" not in text:
             title = f"{table.capitalize()} on a {platform}"
             text += f"\n## {title}\n\n<!-- {name} -->\n<!-- end -->\n"
@@ -37,7 +37,7 @@ def named(table: str, platform: str) -> str:
     return table if platform == "cpu" else f"{table} on {platform}"
 
 
-def _conditions(rows: Rows, runs: int, name: str) -> str:
+def _conditions(rows: Rows, name: str) -> str:
     """The command and what the rows were measured on."""
     conditions = {
         (
@@ -48,6 +48,7 @@ def _conditions(rows: Rows, runs: int, name: str) -> str:
         for row in rows.values()
     }
     lines = "\n".join("; ".join(condition) + "." for condition in sorted(conditions))
+    runs = ", ".join(sorted({str(row["runs"]) for row in rows.values()}))
     return f"    python -m experiments.benchmark --only {name} --runs {runs}\n\n{lines}"
 
 
@@ -112,7 +113,7 @@ def _profile(rows: Rows) -> str:
 
 
 def _engines(rows: Rows) -> str:
-    columns = [key for key in next(iter(rows.values())) if key not in ("on", "date")]
+    columns = [key for key in next(iter(rows.values())) if key not in ("on", "date", "runs")]
     body = [[name, *(_ms(row[key]) for key in columns)] for name, row in rows.items()]
     return _table(["sub-networks on one device, ms a step", *columns], body)
 

@@ -18,7 +18,9 @@ SECONDS = {"median": 0.2, "fastest": 0.1, "slowest": 0.3}
 def rows():
     on = store.conditions()
     step = dict.fromkeys(("side_by_side", "single", "global"), SECONDS)
-    return {"steps": {"ResNet-8, width 8, K = 4": step | {"on": on, "date": "2000-01-01"}}}
+    return {
+        "steps": {"ResNet-8, width 8, K = 4": step | {"on": on, "date": "2000-01-01", "runs": 3}}
+    }
 
 
 def test_ways_are_run_in_turns_and_warmed_up():
@@ -51,8 +53,8 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
     document.write_text(
         "before\n<!-- steps -->\nold\n<!-- end -->\nafter\n<!-- scaling -->\n<!-- end -->\n"
     )
-    tables.rewrite(document, rows(), runs=3)
-    tables.rewrite(document, rows(), runs=3)  # a second time changes nothing
+    tables.rewrite(document, rows())
+    tables.rewrite(document, rows())  # a second time changes nothing
     text = document.read_text()
     assert text.startswith("before\n<!-- steps -->\n")
     assert "old" not in text
@@ -68,8 +70,8 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
 def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("<!-- steps -->\nold\n<!-- end -->\n")
-    tables.rewrite(document, {"steps on gpu": rows()["steps"]}, runs=3)
-    tables.rewrite(document, {"steps on gpu": rows()["steps"]}, runs=3)
+    tables.rewrite(document, {"steps on gpu": rows()["steps"]})
+    tables.rewrite(document, {"steps on gpu": rows()["steps"]})
     text = document.read_text()
     assert text.startswith("<!-- steps -->\nold\n<!-- end -->\n\n## Steps on a gpu\n")
     assert text.count("<!-- steps on gpu -->") == text.count("--only steps --runs 3") == 1
@@ -101,7 +103,7 @@ def test_a_document_without_the_place_is_an_error(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("nothing")
     with pytest.raises(ValueError, match="<!-- steps -->"):
-        tables.rewrite(document, rows(), runs=3)
+        tables.rewrite(document, rows())
     assert document.read_text() == "nothing"
 
 
