@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Shaped
 
-from dcjax._checks import array_fault, array_of, check_key, shown
+from dcjax._checks import array_fault, array_of, check_key, leaves_of, shown
 from dcjax._decompose import DEFAULT_FIELDS, check_subnets, decompose
 from dcjax._layout import Layout
 from dcjax._programs import arrays_only
@@ -155,7 +155,7 @@ def apply(
       logits (K, N, C): those of `subnet.apply(stacked[k], xs[k])`, stacked.
 
     Raises:
-      ValueError: `xs`, or a leaf of `stacked`, has another leading axis than K.
+      ValueError: `xs`, or a leaf of `stacked`, has another leading axis than K, or one is missing.
       TypeError: an argument is of another kind, or the network gives anything but one array.
 
     >>> import dcjax, jax
@@ -172,6 +172,11 @@ def apply(
             "the variables are a dict of collections, such as {'params': {…}}, got "
             f"{shown(stacked)}"
         )
+    # Flax does without a bias that is None.
+    leaves = leaves_of(stacked.tree, "stacked tree")
+    missing = ["/".join(path) for path in stacked.layout.by_path if path not in leaves]
+    if missing:
+        raise ValueError(f"the variables lack what the layout has: {', '.join(missing)}")
     xs = array_of("xs", xs)
     if xs.shape[:1] != (len(stacked),):
         raise ValueError(

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,11 +23,13 @@ class WorkdirError(Exception):
 class Metrics:
     """The file of metrics; called, it writes a line: the time, and the fields given by their names.
 
-    A run that goes on has lines there of steps that it takes again: `rewind` cuts them off.
+    A run that goes on has lines there of steps that it takes again: `rewind` cuts them off. A
+    position is the file's name and a number of bytes; one of another file says nothing of this one.
     """
 
     def __init__(self, file: IO[str]):
         self._file = file
+        self._name = Path(file.name).name
         self._passed = 0
 
     def __call__(self, **fields: Any) -> None:
@@ -36,17 +38,19 @@ class Metrics:
         self._file.write(_dumps({"time": now} | fields) + "\n")
         self._file.flush()  # a run that dies leaves all that it measured
 
-    def position(self) -> int:
-        """Its length, in bytes."""
-        return self._file.tell()
+    def position(self) -> list[Any]:
+        """Its end."""
+        return [self._name, self._file.tell()]
 
-    def pass_over(self, position: int) -> None:
+    def pass_over(self, position: Sequence[Any]) -> None:
         """What is before that position stays."""
-        self._passed = position
+        if position[0] == self._name:
+            self._passed = position[1]
 
-    def rewind(self, position: int | None = None) -> None:
+    def rewind(self, position: Sequence[Any] | None = None) -> None:
         """Cut off what is behind that position, or behind the last that was passed over."""
-        target = self._passed if position is None else position
+        own = position is not None and position[0] == self._name
+        target = position[1] if position is not None and own else self._passed
         if target < self._file.seek(0, os.SEEK_END):
             self._file.truncate(target)
             self._file.seek(0, os.SEEK_END)

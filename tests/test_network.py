@@ -170,6 +170,10 @@ def test_apply_gives_each_subnetwork_its_samples():
     }.items():
         with pytest.raises(TypeError, match=words):
             dcjax.apply(*args)
+    without = jax.tree.map(lambda leaf: leaf, stacked)
+    without.tree["params"]["Conv_1"]["bias"] = None
+    with pytest.raises(ValueError, match=r"lack .* params/Conv_1/bias"):
+        dcjax.apply(subnet, without, xs)
     more = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), stacked)
     with pytest.raises(ValueError, match=r"expected \(4, …\)"):
         dcjax.apply(subnet, more, xs)

@@ -182,6 +182,7 @@ def test_one_trained_alone_is_collected_bitwise(begin, finish, alone, tmp_path):
     said = finish(folder)
     assert "sub-networks 0: epoch 2/2" in said
     assert "sub-networks 1: epoch" not in said
+    assert metrics(folder) == metrics(alone)
     there, expected = results(folder), results(alone)
     assert there.pop("devices")["used"]["subnets"] == 1  # each by itself
     assert expected.pop("devices")["used"]["subnets"] == 2

@@ -51,8 +51,11 @@ def test_what_was_passed_over_stays(tmp_path):
         log(epoch=2)
         log.rewind()
         log(epoch=3)
-        log.rewind(10**6)  # behind the end: nothing to cut off
-    assert epochs(tmp_path) == [1, 3]
+        log.rewind([workdir.METRICS, 10**6])  # behind the end: nothing to cut off
+        assert epochs(tmp_path) == [1, 3]
+        log.pass_over(["metrics-subnet-1.jsonl", 3])  # of another file: nothing is said of this one
+        log.rewind(["metrics-subnet-1.jsonl", 3])
+        assert epochs(tmp_path) == [1]
 
 
 def test_a_subnetwork_by_itself_has_a_file_of_its_own(tmp_path):
