@@ -30,6 +30,7 @@ def main(program: str, args: Sequence[str] | None = None) -> int:
       The exit code: 0 done; 1 the results could not be written (they are printed); 2 bad input
       (one message on stderr); 3 a sub-network diverged; 130 or 143 stopped by SIGINT or SIGTERM.
     """
+    startup.keep_memory()  # before the reading of data starts threads
     try:
         with stop.listening() as asked:
             return study(parse(program, sys.argv[1:] if args is None else args), asked)

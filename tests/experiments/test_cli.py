@@ -240,6 +240,20 @@ def test_results_that_cannot_be_written_are_printed(results, capsys, tmp_path, m
     assert "diverged" in out
 
 
+def test_memory_is_kept_before_the_data_is_read(monkeypatch, tmp_path):
+    """What reads the data starts threads, and they would have memory of their own."""
+    called = []
+
+    def load(*_):
+        called.append("load")
+        raise data.DataError("none")
+
+    monkeypatch.setattr(cli.startup, "keep_memory", lambda: called.append("keep"))
+    monkeypatch.setattr(cli, "load", load)
+    assert cli.main(PROGRAM, ["--workdir", str(tmp_path)]) == cli.BAD_INPUT
+    assert called == ["keep", "load"]
+
+
 def test_zero_epochs_are_no_training(tmp_path):
     args = [*TINY, "--workdir", str(tmp_path), "--model", "cnn", "--samples", "tiles"]
     for phase in ("subnet", "finetune", "baseline"):
