@@ -1,10 +1,11 @@
 """From settings to what the library works with: networks, samples, recipes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
@@ -31,18 +32,55 @@ def precision(chosen: Network) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def recipe(chosen: Training, dataset: Dataset, rate: float, epochs: int) -> training.Recipe:
-    """How a phase of so many epochs is trained, at this peak learning rate."""
+class Schedule(NamedTuple):
+    """How the learning rate goes, in epochs: up in a line to the peak, down to the end."""
+
+    epochs: int
+    peak: float
+    warmup: float
+    final: float = 0.0
+
+
+def recipe(
+    chosen: Training, dataset: Dataset, schedule: Schedule, *then: optax.GradientTransformation
+) -> training.Recipe:
+    """How a phase is trained; what is to be done to the optimiser's updates comes `then`."""
     per_epoch = training.steps_per_epoch(len(dataset.train.labels), chosen.batch_size)
-    steps = max(1, epochs * per_epoch)
-    warmup = min(round(chosen.warmup_epochs * per_epoch), steps // 2)
+    steps = max(1, schedule.epochs * per_epoch)
+    warmup = min(round(schedule.warmup * per_epoch), steps // 2)
+    optimizer = training.sgd(
+        schedule.peak, steps, warmup, chosen.weight_decay, final_rate=schedule.final
+    )
     return training.Recipe(
-        optimizer=training.sgd(rate, steps, warmup, chosen.weight_decay),
+        optimizer=optax.chain(optimizer, *then),
         batch_size=chosen.batch_size,
         # A mirrored digit is no digit, or another one.
         augment=training.no_augment if dataset.name == "digits" else training.crop_and_flip,
         normalise=normalise(dataset),
+        loss=smoothed(chosen.label_smoothing),
     )
+
+
+def evaluation(chosen: Training, dataset: Dataset) -> training.Recipe:
+    """The recipe of a phase that only evaluates."""
+    return recipe(chosen, dataset, Schedule(epochs=0, peak=1.0, warmup=0.0))
+
+
+def smoothed(part: float) -> Callable[[Array, Array], Array]:
+    """Cross entropy to labels of which that part is spread evenly over all classes.
+
+    >>> float(smoothed(0.0)(jnp.zeros((1, 2)), jnp.array([1]))[0])
+    0.6931471824645996
+    """
+    plain = optax.losses.softmax_cross_entropy_with_integer_labels
+    if not part:
+        return plain
+
+    def loss(logits: Array, labels: Array) -> Array:
+        to_all = -jax.nn.log_softmax(logits).mean(axis=-1)
+        return (1 - part) * plain(logits, labels) + part * to_all
+
+    return loss
 
 
 def normalise(dataset: Dataset) -> Callable[[UInt8[Array, "N H W 3"]], Float[Array, "N H W 3"]]:

@@ -44,7 +44,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The three phases: stochastic gradient descent with momentum, cosine decay in each."""
+    """The three phases: stochastic gradient descent with momentum, cosine decay."""
 
     subnet_epochs: int = 4
     """Epochs of the sub-networks."""
@@ -59,9 +59,37 @@ class Training:
     finetune_rate: float = 0.05
     """Peak learning rate of fine-tuning."""
     warmup_epochs: float = 0.5
-    """Epochs of linear warm-up at the start of each phase."""
+    """Epochs of linear warm-up at the start of the sub-networks and of the baseline."""
     weight_decay: float = 5e-4
     """Weight decay of the kernels."""
+    label_smoothing: float = 0.0
+    """The part of a label that is spread over all classes, in all phases."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How the training of the sub-networks goes over into that of the global network."""
+
+    subnet_final_rate: float = 0.0
+    """The rate at which the sub-networks end: 0 anneals them; with the --finetune-rate, one
+    schedule goes through both phases and anneals once, in fine-tuning."""
+    finetune_warmup_epochs: float = 0.5
+    """Epochs of linear warm-up at the start of fine-tuning."""
+    carry_momentum: bool = False
+    """Fine-tuning goes on with the sub-networks' momenta; without it, it starts from none."""
+    off_diagonal_rate: float = 1.0
+    """Factor of the fine-tuning rate for the blocks that connect different sub-networks."""
+    freeze_epochs: float = 0.0
+    """For so many epochs of fine-tuning the sub-networks' own blocks stay as they are."""
+    off_diagonal_scale: float = 0.0
+    """The blocks between sub-networks start from random numbers, this factor times those of an
+    initialisation; above 0 the composed network is no longer exactly the sub-networks' mean."""
+    shard_data: bool = False
+    """Each sub-network sees a K-th of the training images of its own; an epoch has as many steps
+    all the same."""
+    widen: bool = False
+    """Train sub-network 0 only and compose K copies of it, as widening one network does: to compare
+    with. Needs --off-diagonal-scale, which tells the copies apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +138,7 @@ class Settings:
     """Folder for the results; by default one below runs/, named after the settings."""
     network: Network = Network()
     training: Training = Training()
+    transfer: Transfer = Transfer()
     data: Data = Data()
     keeping: Keeping = Keeping()
 
@@ -190,6 +219,12 @@ _AT_LEAST = {
     "baseline_epochs": 0,
     "warmup_epochs": 0,
     "weight_decay": 0,
+    "label_smoothing": 0,
+    "subnet_final_rate": 0,
+    "finetune_warmup_epochs": 0,
+    "off_diagonal_rate": 0,
+    "freeze_epochs": 0,
+    "off_diagonal_scale": 0,
 }
 _ABOVE_ZERO = ("learning_rate", "finetune_rate")
 
@@ -243,10 +278,27 @@ def _misfits(settings: Settings) -> Iterator[str]:
             f"--depth {network.depth}: a {network.model} has {depths.step}n+2 layers, that is "
             f"{', '.join(map(str, depths[:4]))}, …; the nearest is {near}"
         )
+    yield from _misfit_transfer(settings)
     if data.train_size is not None:
         yield from _unfilled_batch(settings.training.batch_size, data.train_size)
     if not data.dataset.startswith("folder:"):  # the size of a folder's images: once they are read
         yield from _misfit_images(settings, fits.Image())
+
+
+def _misfit_transfer(settings: Settings) -> Iterator[str]:
+    chosen, transfer = settings.training, settings.transfer
+    if transfer.subnet_final_rate > chosen.learning_rate:
+        yield (
+            f"--subnet-final-rate {transfer.subnet_final_rate}: expected at most the "
+            f"--learning-rate {chosen.learning_rate}, from which it falls"
+        )
+    if chosen.label_smoothing >= 1:
+        yield f"--label-smoothing {chosen.label_smoothing}: expected a number below 1"
+    if transfer.widen and not transfer.off_diagonal_scale:
+        yield (
+            "--widen: copies of one network get equal gradients for ever; tell them apart with "
+            "--off-diagonal-scale, for example 0.1"
+        )
 
 
 def data_problems(settings: Settings, images: int, height: int, width: int) -> list[str]:
@@ -294,6 +346,25 @@ def default_workdir(settings: Settings) -> Path:
     if any(value != flat(plain)[key] for key, value in kept.items() if key != "dataset"):
         name += "-" + hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs", name)
+
+
+def as_args(settings: Settings) -> list[str]:
+    """The flags that ask for these settings, beside those that say where a run reads and writes.
+
+    >>> as_args(Settings(seed=3, transfer=Transfer(carry_momentum=True)))
+    ['--seed', '3', '--carry-momentum']
+    """
+    plain, args = flat(PRESETS[settings.preset]), []
+    if settings.preset != "quick":
+        args += ["--preset", settings.preset]
+    for name, value in flat(settings).items():
+        if name in PLACES or value == plain[name]:
+            continue
+        if isinstance(value, bool):
+            args.append(as_flag(name) if value else as_flag(f"no_{name}"))
+        else:
+            args += [as_flag(name), str(value)]
+    return args
 
 
 def as_flag(name: str) -> str:

@@ -46,16 +46,32 @@ class Outcome(NamedTuple):
 
     Attributes:
       stacked: all K; one that was dropped is as it was before training.
+      opt_state: the optimiser's, all K; None unless it is to be carried over.
       weights: the head's, where one was dropped: a mean over the others.
       progress: seconds are summed over those that were trained apart.
       diverged: for the results: sub-network, step, and what was done.
     """
 
     stacked: dcjax.Stacked
+    opt_state: PyTree
     weights: Float[Array, " K"] | None
     progress: phases.Progress
     devices: int
     diverged: list[dict[str, Any]]
+
+
+class Group(NamedTuple):
+    """What came of some that were trained together; leaves have them in the leading axis.
+
+    Attributes:
+      found: the steps at which members diverged.
+    """
+
+    variables: PyTree
+    opt_state: PyTree
+    progress: phases.Progress
+    devices: int
+    found: dict[int, int]
 
 
 def alone(member: int) -> str:
@@ -69,7 +85,7 @@ def train_one(this: Members, member: int) -> None:
     Raises:
       Diverged: it has diverged, more than RESTARTS times or without leave to restart.
     """
-    _, found = _train(this, (member,), alone(member))
+    found = _train(this, (member,), alone(member)).found
     if found and this.settings.keeping.on_diverged == "restart":
         _restarted(this, member)
 
@@ -81,33 +97,49 @@ def train_all(this: Members) -> Outcome:
       Diverged: one has diverged, more than RESTARTS times or without leave to go on.
     """
     action, subnets = this.settings.keeping.on_diverged, this.settings.subnets
-    together = _together(this)
+    wanted = (0,) if this.settings.transfer.widen else tuple(range(subnets))
+    together = () if len(wanted) < subnets else _together(this)
     groups = [(together, TOGETHER)] if together else []
-    groups += [((k,), alone(k)) for k in range(subnets) if k not in together]
+    groups += [((k,), alone(k)) for k in wanted if k not in together]
     trained: dict[int, PyTree] = {}
     progress, devices = phases.Progress(), 1
     diverged: list[dict[str, Any]] = []
     for members, name in groups:
-        result, found = _train(this, members, name)
-        progress = _sum(progress, result.progress)
-        devices = max(devices, len(jax.tree.leaves(result.state)[0].sharding.device_set))
+        group = _train(this, members, name)
+        progress = _sum(progress, group.progress)
+        devices = max(devices, group.devices)
         for place, k in enumerate(members):
-            trained[k] = jax.tree.map(lambda leaf, place=place: leaf[place], result.variables)
-        for k, step in found.items():
+            trained[k] = _pick(group, place)
+        for k, step in group.found.items():
             diverged.append({"subnet": k, "step": step, "then": action})
             if action == "restart":
                 again = _restarted(this, k)
                 progress = _sum(progress, again.progress)
-                trained[k] = jax.tree.map(lambda leaf: leaf[0], again.variables)
+                trained[k] = _pick(again, 0)
             else:
-                trained[k] = jax.tree.map(lambda leaf, k=k: leaf[k], this.start)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trained[k] for k in range(subnets)))
+                trained[k] = _untrained(this, k)
+    # With `widen` there is one, which stands for all.
+    each = [trained.get(k, trained[wanted[0]]) for k in range(subnets)]
+    stacked, opt_state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     dropped = [entry["subnet"] for entry in diverged if entry["then"] == "drop"]
     weights = np.array([k not in dropped for k in range(subnets)], np.float32)
     if not weights.any():
         raise Diverged("all sub-networks have diverged, none is left: take a lower --learning-rate")
     shares = jnp.asarray(weights / weights.sum()) if dropped else None
-    return Outcome(stacked, shares, progress, devices, diverged)
+    return Outcome(stacked, opt_state, shares, progress, devices, diverged)
+
+
+def _pick(group: Group, place: int) -> tuple[PyTree, PyTree]:
+    """One member's variables and the optimiser's state."""
+    return jax.tree.map(lambda leaf: leaf[place], (group.variables, group.opt_state))
+
+
+def _untrained(this: Members, member: int) -> tuple[PyTree, PyTree]:
+    """The same of a member before training."""
+    variables = jax.tree.map(lambda leaf: leaf[member], this.start)
+    if not this.settings.transfer.carry_momentum:
+        return variables, None
+    return variables, _recipe(this).optimizer.init(variables.tree["params"])
 
 
 def _together(this: Members) -> tuple[int, ...]:
@@ -127,15 +159,15 @@ def _together(this: Members) -> tuple[int, ...]:
     return tuple(k for k in everyone if is_missing(k))
 
 
-def _restarted(this: Members, member: int) -> phases.Trained:
+def _restarted(this: Members, member: int) -> Group:
     """Train a sub-network that has diverged again, from before, until it does not."""
     for attempt in range(1, RESTARTS + 1):
         name = _restart(member, attempt)
         rate = this.settings.training.learning_rate / 2**attempt
         this.keeper.voice.say(f"sub-network {member} again, at half the rate: {rate:g}")
-        result, found = _train(this, (member,), name, attempt)
-        if not found:
-            return result
+        group = _train(this, (member,), name, attempt)
+        if not group.found:
+            return group
     raise Diverged(
         f"sub-network {member} diverged again after {RESTARTS} restarts, each at half the rate "
         "before: take a lower --learning-rate, or --on-diverged drop"
@@ -146,19 +178,16 @@ def _restart(member: int, attempt: int) -> str:
     return f"{alone(member)}-restart{attempt}"
 
 
-def _train(
-    this: Members, members: Sequence[int], name: str, attempt: int = 0
-) -> tuple[phases.Trained, dict[int, int]]:
-    """Train some side by side; what came of it, and the steps at which members diverged."""
-    chosen = this.settings.training
-    rate, epochs = chosen.learning_rate / 2**attempt, chosen.subnet_epochs
-    narrow = dcjax.decompose(this.network, this.settings.subnets)
+def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -> Group:
+    """Train some side by side, at the rate of the attempt."""
+    transfer = this.settings.transfer
     phase = training.side_by_side(
-        narrow,
+        dcjax.decompose(this.network, this.settings.subnets),
         this.samples,
-        build.recipe(chosen, this.dataset, rate, epochs),
+        _recipe(this, attempt),
         this.settings.subnets,
         members=members,
+        shard_data=transfer.shard_data,
     )
     watcher = Watcher(members, this.keeper, attempt)
     whole = len(members) == this.settings.subnets
@@ -169,13 +198,23 @@ def _train(
         phase,
         jax.tree.map(lambda leaf: leaf[jnp.array(members)], this.start),
         jax.random.fold_in(this.key, attempt) if attempt else this.key,
-        epochs,
+        this.settings.training.subnet_epochs,
         watch=watcher,
         fresh_key=attempt > 0,
     )
     trained = phases.train(plan, this.dataset.train, this.keeper)
     watcher.refuse()
-    return trained, watcher.found
+    opt_state = phase.gather(trained.state.opt_state) if transfer.carry_momentum else None
+    devices = len(phase.devices)
+    return Group(trained.variables, opt_state, trained.progress, devices, watcher.found)
+
+
+def _recipe(this: Members, attempt: int = 0) -> training.Recipe:
+    """Each attempt after the first has half the rate of the one before."""
+    chosen, part = this.settings.training, 2.0**-attempt
+    rate, final = chosen.learning_rate * part, this.settings.transfer.subnet_final_rate * part
+    schedule = build.Schedule(chosen.subnet_epochs, rate, chosen.warmup_epochs, final)
+    return build.recipe(chosen, this.dataset, schedule)
 
 
 def _sum(one: phases.Progress, other: phases.Progress) -> phases.Progress:

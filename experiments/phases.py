@@ -52,6 +52,7 @@ class Plan(NamedTuple):
         measured time; None to train only.
       watch: told of what diverges; None to look for nothing.
       fresh_key: whether it goes on with `key` instead of the checkpoint's.
+      opt_state: the optimiser's to start from; None to start it anew.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Plan(NamedTuple):
     measure: Measure | None = None
     watch: Watch | None = None
     fresh_key: bool = False
+    opt_state: PyTree = None
 
 
 class Progress(NamedTuple):
@@ -132,6 +134,8 @@ def _begin(plan: Plan, kept: Kept, keeper: Keeper) -> tuple[training.TrainState,
     """The state to go on from, and what it has come to."""
     state = plan.phase.start(plan.variables, plan.key)
     if kept.found is None:
+        if plan.opt_state is not None:
+            state = state._replace(opt_state=plan.phase.spread(plan.opt_state))
         progress = Progress()
         if plan.measure:
             progress = _told(plan, progress, state, keeper, 0, None)

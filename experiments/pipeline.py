@@ -1,5 +1,6 @@
 """The whole road: sub-networks, composition, fine-tuning, and the baseline beside it."""
 
+import functools
 import math
 import time
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
@@ -75,14 +77,12 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
       Diverged: a sub-network has, and the run is not to go on.
     """
     this, chosen = _begin(settings, dataset, keeper), settings.training
-    subnets, weights, bounds = _train_subnets(this)
-    composed = _compose(this, subnets.variables, weights)
-    finetune = _train_global(
-        this, "finetune", composed.variables, chosen.finetune_rate, chosen.finetune_epochs
-    )
-    baseline = _train_global(
-        this, "baseline", _from_scratch(this), chosen.learning_rate, chosen.baseline_epochs
-    )
+    subnets, trained, bounds = _train_subnets(this)
+    composed = _compose(this, trained)
+    finetune = _finetune(this, composed.variables, trained)
+    schedule = build.Schedule(chosen.baseline_epochs, chosen.learning_rate, chosen.warmup_epochs)
+    recipe = build.recipe(chosen, dataset, schedule)
+    baseline = _train_global(this, "baseline", _from_scratch(this), recipe, schedule.epochs)
     start = finetune.results["curve"][0]
     measured = {
         "subnets_phase": subnets.results,
@@ -114,7 +114,7 @@ def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:
     chosen, classes = settings.network, len(dataset.classes)
     samples = dcjax.samples.make(chosen.samples, settings.subnets)
     exact = build.network(chosen, classes)
-    recipe = build.recipe(settings.training, dataset, rate=1.0, epochs=0)  # to evaluate only
+    recipe = build.evaluation(settings.training, dataset)
     return Run(
         settings,
         dataset,
@@ -128,12 +128,12 @@ def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:
     )
 
 
-def _train_subnets(this: Run) -> tuple[Part, Float[Array, " K"] | None, dict[str, float]]:
-    """The trained sub-networks, the head's weights, and the bounds for the composed network."""
+def _train_subnets(this: Run) -> tuple[Part, members.Outcome, dict[str, float]]:
+    """The trained sub-networks, and the bounds for the composed network."""
     settings, labels = this.settings, this.dataset.test.labels
     shared = _members(this)
     trained = members.train_all(shared)
-    recipe = build.recipe(settings.training, this.dataset, rate=1.0, epochs=0)  # to evaluate only
+    recipe = build.evaluation(settings.training, this.dataset)
     narrow = dcjax.decompose(this.exact, settings.subnets)
     exact = training.side_by_side(narrow, this.samples, recipe, settings.subnets)
     state = exact.start(trained.stacked, shared.key)
@@ -147,7 +147,7 @@ def _train_subnets(this: Run) -> tuple[Part, Float[Array, " K"] | None, dict[str
         results["diverged"] = trained.diverged
     part = Part(trained.stacked, trained.devices, trained.progress.compile_seconds, results)
     bounds = _bounds(logits, labels, trained.weights)
-    return part, trained.weights, bounds
+    return part, trained, bounds
 
 
 def _members(this: Run) -> members.Members:
@@ -161,16 +161,23 @@ def _members(this: Run) -> members.Members:
     )
 
 
-def _compose(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"] | None) -> Part:
+def _compose(this: Run, trained: members.Outcome) -> Part:
     """Compose the sub-networks, and compare every feature map with theirs; once in a run."""
+    stacked, weights = trained.stacked, trained.weights
     with this.keeper.opened("composed") as kept:
         if kept.found is not None:
             shapes = jax.eval_shape(dcjax.compose, stacked)
             return Part(kept.found.into(shapes), 1, **kept.found.record["part"])
+        between: dict[str, Any] = {}
+        if scale := this.settings.transfer.off_diagonal_scale:
+            between["off_diagonal"] = nn.initializers.he_normal()
+            between["off_diagonal_scale"] = scale
+        how = functools.partial(dcjax.compose, **between)
+        key = _keys(this, "finetune")[0]
         started = time.perf_counter()
-        compose = jax.jit(dcjax.compose).lower(stacked, weights=weights).compile()
+        compose = jax.jit(how).lower(stacked, weights=weights, key=key).compile()
         compiled = time.perf_counter()
-        variables = jax.block_until_ready(compose(stacked, weights=weights))
+        variables = jax.block_until_ready(compose(stacked, weights=weights, key=key))
         seconds = time.perf_counter() - compiled
         results = {
             "seconds": seconds,
@@ -201,16 +208,61 @@ def _feature_error(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"
             return math.nan
 
 
-def _train_global(this: Run, name: str, variables: PyTree, rate: float, epochs: int) -> Part:
+def _finetune(this: Run, variables: PyTree, trained: members.Outcome) -> Part:
+    """Train the composed network further."""
+    chosen, transfer = this.settings.training, this.settings.transfer
+    schedule = build.Schedule(
+        chosen.finetune_epochs, chosen.finetune_rate, transfer.finetune_warmup_epochs
+    )
+    params = trained.stacked["params"]
+    recipe = build.recipe(chosen, this.dataset, schedule, *_block_rates(this, params))
+    opt_state = None
+    if transfer.carry_momentum:
+        narrow = build.recipe(chosen, this.dataset, schedule).optimizer
+        past = dcjax.compose_opt_state(narrow, trained.opt_state, params, weights=trained.weights)
+        opt_state = optax.tree_utils.tree_set(
+            recipe.optimizer.init(variables["params"]),
+            trace=optax.tree_utils.tree_get(past, "trace"),
+        )
+    return _train_global(this, "finetune", variables, recipe, schedule.epochs, opt_state)
+
+
+def _block_rates(this: Run, params: dcjax.Stacked) -> list[optax.GradientTransformation]:
+    """What fine-tuning does with the updates of the blocks, if anything."""
+    transfer, dataset = this.settings.transfer, this.dataset
+    if transfer.off_diagonal_rate == 1 and not transfer.freeze_epochs:
+        return []
+    per_epoch = training.steps_per_epoch(
+        len(dataset.train.labels), this.settings.training.batch_size
+    )
+    frozen = round(transfer.freeze_epochs * per_epoch)
+    return [
+        training.scale_blocks(
+            params,
+            diagonal=lambda step: jnp.where(jnp.asarray(step) < frozen, 0.0, 1.0),
+            off_diagonal=transfer.off_diagonal_rate,
+        )
+    ]
+
+
+def _train_global(
+    this: Run,
+    name: str,
+    variables: PyTree,
+    recipe: training.Recipe,
+    epochs: int,
+    opt_state: PyTree = None,
+) -> Part:
     """Train the global network from these variables, measured after every epoch."""
-    recipe = build.recipe(this.settings.training, this.dataset, rate, epochs)
     phase = training.data_parallel(this.network, this.samples, recipe)
     key = _keys(this, name)[1]
 
     def measure(state: training.TrainState) -> Score:
         return score(this.logits(state), this.dataset.test.labels)
 
-    plan = phases.Plan(name, TITLES[name], phase, variables, key, epochs, measure)
+    plan = phases.Plan(
+        name, TITLES[name], phase, variables, key, epochs, measure, opt_state=opt_state
+    )
     trained = phases.train(plan, this.dataset.train, this.keeper)
     progress = trained.progress
     final = {name: progress.curve[-1][name] for name in ("accuracy", "cost")}

@@ -7,6 +7,7 @@ A phase is a few pure functions (`Phase`), made by `side_by_side` or `data_paral
 from dcjax.training._augment import crop_and_flip as crop_and_flip
 from dcjax.training._augment import no_augment as no_augment
 from dcjax.training._augment import standardise as standardise
+from dcjax.training._block_rates import scale_blocks as scale_blocks
 from dcjax.training._data import Data as Data
 from dcjax.training._data_parallel import data_parallel as data_parallel
 from dcjax.training._devices import Engine as Engine

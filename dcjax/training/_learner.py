@@ -30,9 +30,16 @@ class Learner(NamedTuple):
 
 
 def learner(
-    network: nn.Module, recipe: Recipe, view: Callable[[Array, Array | None], Array]
+    network: nn.Module,
+    recipe: Recipe,
+    view: Callable[[Array, Array | None], Array],
+    shares: int = 1,
 ) -> Learner:
-    """The functions of a network that sees `view(x, member)` of a normalised batch x."""
+    """The functions of a network that sees `view(x, member)` of a normalised batch x.
+
+    With `shares` above 1 it draws from one share of the examples, those of the numbers n with
+    n mod shares = member; an epoch goes through it as often as fills its steps.
+    """
 
     def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         if "params" not in _collections(variables):
@@ -47,7 +54,14 @@ def learner(
         examples = len(data.labels)
         steps = steps_per_epoch(examples, recipe.batch_size)
         key = _stream(state.key, _ORDER, state.step // steps)
-        order = jax.random.permutation(key, examples)
+        if shares == 1:
+            order = jax.random.permutation(key, examples)
+        else:
+            assert data.members is not None
+            own = examples // shares
+            keys = jax.random.split(key, -(-steps * recipe.batch_size // own))
+            passes = jax.vmap(lambda key: jax.random.permutation(key, own))(keys)
+            order = passes.reshape(-1) * shares + data.members
         return order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
 
     def step(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:

@@ -10,12 +10,13 @@ def sgd(
     warmup: int = 0,
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
+    final_rate: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Nesterov SGD with weight decay; the rate rises linearly and falls by a half cosine to zero.
+    """Nesterov SGD with weight decay; the rate rises linearly and falls by a half cosine.
 
     With rate η at step t, gradient g, weights w, decay λ and momentum μ:
     `g ← g + λ w`, `m ← μ m + g`, `w ← w − η_t (g + μ m)`, where `η_t = η t / warmup` up to
-    `warmup` and `η_t = η (1 + cos(π (t − warmup) / (steps − warmup))) / 2` after it.
+    `warmup` and `η_t = ε + (η − ε) (1 + cos(π (t − warmup) / (steps − warmup))) / 2` after it.
 
     The decay is on kernels only (leaves of two or more axes): biases and the scales of
     normalisation layers are few, and decaying them is known to cost accuracy.
@@ -26,12 +27,14 @@ def sgd(
       warmup: steps of warm-up.
       weight_decay: λ.
       momentum: μ.
+      final_rate: ε, the rate at the end: 0 anneals; η keeps the rate constant, for a training that
+        is gone on with elsewhere.
 
     Returns:
       An optax transformation.
 
     Raises:
-      ValueError: if `warmup` is not in 0 ≤ warmup < steps.
+      ValueError: if `warmup` is not in 0 ≤ warmup < steps, or `final_rate` not in 0 ≤ ε ≤ η.
 
     >>> optimizer = sgd(0.1, steps=100, warmup=10)
     >>> len(optimizer.init({"kernel": jax.numpy.ones((3, 3))}))
@@ -43,11 +46,17 @@ def sgd(
     """
     if not 0 <= warmup < steps:
         raise ValueError(f"expected 0 <= warmup < steps, got warmup = {warmup} and steps = {steps}")
+    if not 0 <= final_rate <= learning_rate:
+        raise ValueError(
+            f"expected 0 <= final_rate <= learning_rate, got final_rate = {final_rate} and "
+            f"learning_rate = {learning_rate}"
+        )
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else learning_rate,
         peak_value=learning_rate,
         warmup_steps=warmup,
         decay_steps=steps,
+        end_value=final_rate,
     )
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=_is_kernel),

@@ -34,6 +34,7 @@ def side_by_side(
     members: Sequence[int] | None = None,
     devices: Sequence[Device] | None = None,
     engine: Engine | None = None,
+    shard_data: bool = False,
 ) -> Phase:
     """The phase that trains K sub-networks in one `jax.pmap` across the devices.
 
@@ -54,6 +55,8 @@ def side_by_side(
       engine: how each device runs its sub-networks, and whether an epoch is one call; by default
         what is fastest on it. Bitwise the same alone as together is promised for `"unrolled"`, the
         CPU's.
+      shard_data: whether sub-network k sees only its own K-th of the training examples, those of
+        the numbers n with n mod K = k. An epoch has as many steps all the same.
 
     Returns:
       The phase. `start` takes a `Stacked`, or any pytree of variables with that leading axis.
@@ -86,7 +89,7 @@ def side_by_side(
             )
         return views[member]
 
-    one = learner(subnet, recipe, view)
+    one = learner(subnet, recipe, view, shares=subnets if shard_data else 1)
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         _check_lead(variables, len(numbers))

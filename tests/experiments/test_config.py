@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import dcjax
-from experiments import config, fits
-from experiments.config import PRESETS, Data, Keeping, Network, Settings, Training
+from experiments import cli, config, fits
+from experiments.config import PRESETS, Data, Keeping, Network, Settings, Training, Transfer
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -44,6 +44,11 @@ WRONG = [
     (Settings(training=Training(batch_size=0)), "--batch-size 0"),
     (Settings(training=Training(weight_decay=math.nan)), "--weight-decay nan"),
     (Settings(training=Training(warmup_epochs=math.inf)), "--warmup-epochs inf"),
+    (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
+    (Settings(transfer=Transfer(subnet_final_rate=0.2)), "at most the --learning-rate 0.1"),
+    (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
+    (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
+    (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
     (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
     (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
     (Settings(data=Data(train_size=0)), "--train-size 0"),
@@ -80,10 +85,23 @@ def test_what_a_folder_holds_is_checked_once_it_is_read(tmp_path):
 
 
 def test_flat_settings_are_unique_names_of_all_fields():
-    groups = (Network, Training, Data, Keeping)
+    groups = (Network, Training, Transfer, Data, Keeping)
     fields = [field.name for group in groups for field in dataclasses.fields(group)]
     own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
     assert sorted(config.flat(Settings())) == sorted(own + fields)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        PRESETS["paper"],
+        Settings(2, seed=5, training=Training(subnet_epochs=7), data=Data(train_size=None)),
+        Settings(transfer=Transfer(carry_momentum=True, off_diagonal_rate=0.5, shard_data=True)),
+    ],
+)
+def test_settings_as_flags_are_the_same_settings(settings):
+    assert cli.parse("test", config.as_args(settings)) == settings
 
 
 def test_default_workdirs_tell_settings_apart():

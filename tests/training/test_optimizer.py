@@ -30,6 +30,18 @@ def test_without_warmup_the_first_step_has_the_whole_rate():
     np.testing.assert_allclose(rates(2), [0.5, 0.25, 0.0], atol=1e-6)
 
 
+def test_the_rate_may_end_above_zero():
+    expected = [0.0, 0.25] + [0.3 + 0.1 * (1 + np.cos(np.pi * t / 4)) for t in range(5)]
+    np.testing.assert_allclose(rates(6, warmup=2, final_rate=0.3), expected, atol=1e-6)
+    np.testing.assert_allclose(rates(3, final_rate=0.5), [0.5] * 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("final", [-0.1, 0.6])
+def test_the_rate_does_not_rise_to_its_end(final):
+    with pytest.raises(ValueError, match="0 <= final_rate <= learning_rate"):
+        sgd(0.5, steps=5, final_rate=final)
+
+
 def test_only_kernels_decay():
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     (update,) = updates(sgd(0.1, steps=5, weight_decay=0.01, momentum=0.0), zeros, 1)

@@ -170,3 +170,17 @@ def test_samples_for_another_number_of_subnetworks_are_refused(study):
     state, train = phase.start(study.variables, study.key), phase.place(*study.train)
     with pytest.raises(ValueError, match="3 inputs for 4 sub-networks"):
         phase.step(state, train, phase.shuffle(state, train))
+
+
+def test_with_shares_each_sees_its_own_examples(study):
+    phase = training.side_by_side(
+        study.network, study.samples, study.recipe, 4, devices=jax.devices()[:2], shard_data=True
+    )
+    train = phase.place(*study.train)
+    order = phase.shuffle(phase.start(study.variables, study.key), train)
+    batches = np.asarray(order).reshape(4, 3, 16)  # devices and members; steps; examples
+    for k, seen in enumerate(batches.reshape(4, -1)):
+        assert {*(seen % 4)} == {k}
+        # 48 draws from a share of 12: four times all of it.
+        assert {*np.unique(seen, return_counts=True)[1]} == {4}
+    assert len({tuple(row) for row in (batches.reshape(4, -1) // 4)}) == 4  # in orders of their own

@@ -1,0 +1,77 @@
+"""Rates of their own for the blocks that the sub-networks have trained, and for those between."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcjax._compose import compose, extract, layout_of
+from dcjax._layout import Layout
+from dcjax._stacked import Stacked
+
+
+def scale_blocks(
+    like: Layout | Stacked,
+    diagonal: optax.ScalarOrSchedule = 1.0,
+    off_diagonal: optax.ScalarOrSchedule = 1.0,
+) -> optax.GradientTransformation:
+    """Scales the updates of the diagonal blocks, and of the off-diagonal ones, each by its factor.
+
+    With u the update and D u its part on the diagonal blocks (what `dcjax.extract` reads:
+    biases and the parameters of normalisation layers belong to it):
+    `u ← d_t D u + o_t (u − D u)`. At the end of a chain, behind the optimiser, the factors are
+    those of the learning rate; in front of it, of the gradient.
+
+    Off-diagonal blocks start from zero, so that a factor above 1 lets the coupling of the
+    sub-networks grow faster than what they have learned is changed; a schedule for `diagonal` that
+    is 0 in the first steps freezes their blocks meanwhile.
+
+    Args:
+      like: the layout of the trained parameters, or a `Stacked` that has it, such as
+        `stacked["params"]`.
+      diagonal: d, a number, or an optax schedule of the step t.
+      off_diagonal: o, likewise.
+
+    Returns:
+      An optax transformation, for parameters of the global network. Its state is the count of
+      steps.
+
+    Raises:
+      ValueError: later, from its update: if the updates do not fit the layout.
+
+    >>> import dcjax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> stacked = dcjax.init(network, 4, jax.random.key(0), jnp.ones((2, 16, 16, 3)))
+    >>> blocks = scale_blocks(stacked["params"], diagonal=0.0)
+    >>> optimizer = optax.chain(optax.sgd(0.1), blocks)
+    >>> params = dcjax.compose(stacked["params"])
+    >>> change, _ = optimizer.update(params, optimizer.init(params))
+    >>> bool(jax.tree.all(jax.tree.map(lambda u: (u == 0).all(), change)))
+    True
+    """
+    layout = layout_of(like)
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        del params
+        blocks = extract(updates, like=layout)
+        between = compose(jax.tree.map(jnp.zeros_like, blocks), into=updates)
+
+        def scaled(u: Any, off: Any) -> Any:
+            d, o = (_at(factor, state.count).astype(u.dtype) for factor in (diagonal, off_diagonal))
+            return d * (u - off) + o * off
+
+        next_count = optax.safe_increment(state.count)
+        return jax.tree.map(scaled, updates, between), optax.ScaleByScheduleState(next_count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _at(factor: optax.ScalarOrSchedule, count: Any) -> Any:
+    return jnp.asarray(factor(count) if callable(factor) else factor)

@@ -1,0 +1,79 @@
+"""Run the study and rewrite its tables: `python -m experiments.study`."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.study import grid, trials
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Run the declared trials that have no results yet, and write docs/results.md from all.
+
+    It goes on where it was; `--minutes` bounds a sitting, `--report` only writes what is there.
+    """
+
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar=" ".join(grid.STUDIES))] = tuple(
+        grid.STUDIES
+    )
+    """The studies."""
+    seeds: int = 3
+    """Seeds behind every number that is quoted; trials that only tune have one."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
+    runs: Path = Path("runs/study")
+    """The trials' folders."""
+    minutes: float | None = None
+    """Begin no trial after so many minutes."""
+    report: bool = False
+    """Run nothing."""
+    output: Path = Path("docs/results.md")
+    """The document whose tables are rewritten, between their markers."""
+
+
+def main() -> int:
+    """The exit code: 0 done, 1 a trial failed, 2 bad input, 75 trials are left for another time."""
+    options = tyro.cli(Options, prog="python -m experiments.study")
+    program = "python -m experiments.study: "
+    unknown = set(options.only) - set(grid.STUDIES)
+    if unknown or options.seeds < 1 or not options.output.is_file():
+        print(
+            f"{program}error: expected --only of {' '.join(grid.STUDIES)}, --seeds ≥ 1 and an "
+            f"existing --output, got {sorted(unknown)}, {options.seeds}, {options.output}",
+            file=sys.stderr,
+        )
+        return 2
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    todo = list(trials.trials(options.only, options.runs, options.seeds))
+    complete = True
+    if not options.report:
+        try:
+            complete = trials.run(todo, options.data_dir, options.minutes, say)
+        except subprocess.CalledProcessError as error:
+            say(f"{program}error: a trial ended with {error.returncode}; the same command goes on")
+            return 1
+        except KeyboardInterrupt:
+            say(f"{program}stopped; the same command goes on")
+            return 130
+    from experiments.study import report
+
+    for name in options.only:
+        try:
+            done = report.write(options.output, name, [t for t in todo if t.study == name])
+        except ValueError as error:
+            say(f"{program}error: {error}")
+            return 2
+        say(f"{name}: {len(done)} trials of {len([t for t in todo if t.study == name])}")
+    return 0 if complete else 75
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What is tried: arms, each some settings that are run with several seeds.
+
+A trial's learning rate and schedule are tuned on seed 0, the same number of trials for the transfer
+as for the baseline; what the tables quote is run with all seeds.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.config import Settings
+
+
+class Arm(NamedTuple):
+    """One way to train, and how many seeds it is run with.
+
+    Attributes:
+      name: of its folder and in the tables.
+      kind: `"scratch"`, `"transfer"`, or `"widened"` (one sub-network, copied).
+      flags: by which its settings differ from the study's.
+      seeds: at most so many; None for all that are asked for. 1 is for trials that tune.
+    """
+
+    name: str
+    kind: str
+    flags: Mapping[str, Any]
+    seeds: int | None = None
+
+
+class Study(NamedTuple):
+    """Arms that are compared: the same network and data, about the same time.
+
+    Attributes:
+      title: for people.
+      flags: by which all its settings differ from the quick preset's.
+    """
+
+    title: str
+    flags: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+
+
+def settings(study: Study, arm: Arm, seed: int) -> Settings:
+    """The settings of a trial.
+
+    >>> settings(STUDIES["cifar10"], STUDIES["cifar10"].arms[0], 2).seed
+    2
+    """
+    return with_flags(Settings(), {**study.flags, **arm.flags, "seed": seed})
+
+
+def with_flags(settings: Settings, flags: Mapping[str, Any]) -> Settings:
+    """The settings with some fields replaced, wherever they are.
+
+    >>> with_flags(Settings(), {"width": 64, "seed": 1}).network.width
+    64
+    """
+    own = {field.name for field in dataclasses.fields(settings)}
+    changes: dict[str, Any] = {name: value for name, value in flags.items() if name in own}
+    rest = {name: value for name, value in flags.items() if name not in own}
+    for name in own:
+        group = getattr(settings, name)
+        if dataclasses.is_dataclass(group) and not isinstance(group, type):
+            fields = {field.name for field in dataclasses.fields(group)} & rest.keys()
+            if fields:
+                values = {field: rest.pop(field) for field in fields}
+                changes[name] = dataclasses.replace(group, **values)
+    if rest:
+        raise ValueError(f"no such settings: {', '.join(sorted(rest))}")
+    return dataclasses.replace(settings, **changes)
+
+
+def scratch(epochs: int, rate: float, seeds: int | None = None) -> Arm:
+    """The global network from scratch: warm-up, and one cosine to zero."""
+    flags = {"subnet_epochs": 0, "finetune_epochs": 0}
+    flags |= {"baseline_epochs": epochs, "learning_rate": rate}
+    return Arm(f"scratch-{epochs}-rate-{rate}", "scratch", flags, seeds)
+
+
+def one_schedule(
+    name: str, epochs: tuple[int, int], rate: float, seeds: int | None = None, **more: Any
+) -> Arm:
+    """Sub-networks at a constant rate, composed before they are annealed; annealed once, composed.
+
+    Fine-tuning begins at the rate at which the sub-networks end, with their momenta.
+    """
+    flags = {
+        "subnet_epochs": epochs[0],
+        "finetune_epochs": epochs[1],
+        "baseline_epochs": 0,
+        "learning_rate": rate,
+        "subnet_final_rate": rate,
+        "finetune_rate": rate,
+        "finetune_warmup_epochs": 0.0,
+        "carry_momentum": True,
+    }
+    kind = "widened" if more.get("widen") else "transfer"
+    return Arm(f"{name}-{epochs[0]}+{epochs[1]}-rate-{rate}", kind, flags | more, seeds)
+
+
+def two_schedules(epochs: tuple[int, int], rates: tuple[float, float], **more: Any) -> Arm:
+    """Sub-networks annealed; the composed network warmed up again and annealed again."""
+    flags = {
+        "subnet_epochs": epochs[0],
+        "finetune_epochs": epochs[1],
+        "baseline_epochs": 0,
+        "learning_rate": rates[0],
+        "finetune_rate": rates[1],
+    }
+    name = f"annealed-{epochs[0]}+{epochs[1]}-rates-{rates[0]}-{rates[1]}"
+    return Arm(name, "transfer", flags | more, seeds=1)
+
+
+STUDIES = {
+    "cifar10": Study(
+        "CIFAR-10, 10,000 training images, ResNet-8 of width 32, four sub-networks of width 8",
+        {"dataset": "cifar10"},
+        (
+            scratch(9, 0.1, seeds=1),
+            scratch(9, 0.2),
+            one_schedule("one-schedule", (6, 3), 0.2),
+            one_schedule("new-momentum", (6, 3), 0.2, seeds=1, carry_momentum=False),
+            one_schedule("off-diagonal-4x", (6, 3), 0.2, seeds=1, off_diagonal_rate=4.0),
+            two_schedules((6, 3), (0.2, 0.05)),
+            one_schedule("widened", (6, 3), 0.2, seeds=1, widen=True, off_diagonal_scale=0.1),
+            scratch(9, 0.4, seeds=1),
+            one_schedule("one-schedule", (6, 3), 0.4, seeds=1),
+        ),
+    ),
+}

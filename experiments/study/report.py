@@ -1,0 +1,244 @@
+"""The study's tables and curves, from what its trials have left."""
+
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import dcjax
+from experiments import build, config
+from experiments.study import accounts, grid
+from experiments.study.trials import Trial
+
+Results = Mapping[str, Any]
+
+
+class Finished(NamedTuple):
+    """A trial with its results and its curve."""
+
+    trial: Trial
+    results: Results
+    points: list[accounts.Point]
+
+    @property
+    def accuracy(self) -> float:
+        """At the end."""
+        return self.points[-1].accuracy
+
+    @property
+    def cost(self) -> accounts.Cost:
+        """At the end."""
+        return self.points[-1].cost
+
+
+def write(document: Path, name: str, trials: Sequence[Trial]) -> list[Finished]:
+    """Put a study's tables and curves into the document, between its markers.
+
+    Returns:
+      The trials that are finished, on which they rest.
+
+    Raises:
+      ValueError: the document has no place for it, or no trial is finished.
+    """
+    finished = _finished(trials)
+    if not finished:
+        raise ValueError(f"{name}: no trial is finished yet")
+    picture = document.with_name(f"{document.stem}-{name}.svg")
+    body = "\n\n".join(
+        [
+            _conditions(finished),
+            _accuracies(finished),
+            _speedups(finished),
+            f"![accuracy against cost]({picture.name})",
+        ]
+    )
+    text = document.read_text()
+    marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not marked.search(text):
+        raise ValueError(f"{document} has no place <!-- {name} --> … <!-- end -->")
+    text = marked.sub(lambda found: f"{found[1]}{body}\n{found[2]}", text)
+    draft = document.with_suffix(".tmp")
+    draft.write_text(text)
+    os.replace(draft, document)
+    _draw(picture, finished)
+    return finished
+
+
+def _finished(trials: Sequence[Trial]) -> list[Finished]:
+    """Those that are, at the pace of all of them."""
+    done = [(trial, results) for trial in trials if (results := trial.results) is not None]
+    if not done:
+        return []
+    narrow, whole = _operations(done[0][0].settings, done[0][1])
+    widened = [trial.arm.kind == "widened" for trial, _ in done]
+    paces = accounts.paces(
+        [(results, wide) for (_, results), wide in zip(done, widened, strict=True)], narrow, whole
+    )
+    return [
+        Finished(
+            trial,
+            results,
+            accounts.curve(results, paces, scratch=trial.arm.kind == "scratch", widened=wide),
+        )
+        for (trial, results), wide in zip(done, widened, strict=True)
+    ]
+
+
+def _operations(settings: config.Settings, results: Results) -> tuple[float, float]:
+    """Floating-point operations of an epoch of one sub-network and of the global network.
+
+    XLA's count for the forward pass, three times: the gradients by the activations and by the
+    parameters take about as much each.
+    """
+    images = settings.data.train_size
+    whole = build.network(settings.network, results["model"]["classes"])
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    found = []
+    for network in (dcjax.decompose(whole, settings.subnets), whole):
+        variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        counted: Any = jax.jit(network.apply).lower(variables, x).cost_analysis()
+        found.append(3.0 * counted["flops"] * (images or 0))
+    return found[0], found[1]
+
+
+def _conditions(finished: Sequence[Finished]) -> str:
+    """The command, and what the trials ran on."""
+    name = finished[0].trial.study
+    seeds = len({each.trial.seed for each in finished})
+    versions = {
+        ", ".join(f"{k} {v}" for k, v in each.results["versions"].items() if k != "dcjax")
+        for each in finished
+    }
+    return (
+        f"    python -m experiments.study --only {name} --seeds {seeds}\n\n"
+        f"{grid.STUDIES[name].title}; {len(finished)} trials; {'; '.join(sorted(versions))}."
+    )
+
+
+def _by_arm(finished: Sequence[Finished]) -> dict[str, list[Finished]]:
+    arms: dict[str, list[Finished]] = {}
+    for each in finished:
+        arms.setdefault(each.trial.arm.name, []).append(each)
+    return arms
+
+
+def _accuracies(finished: Sequence[Finished]) -> str:
+    """What each arm came to, and at which cost."""
+    body = []
+    for name, group in _by_arm(finished).items():
+        first = group[0]
+        is_scratch = first.trial.arm.kind == "scratch"
+        subnets = [a for each in group for a in each.results["subnets_phase"]["accuracy"]]
+        composed = [each.points[0].accuracy for each in group]
+        falls = [accounts.fall(each.points) for each in group]
+        body.append(
+            [
+                name,
+                str(len(group)),
+                "–" if is_scratch else spread(subnets),
+                "–" if is_scratch else spread(composed),
+                "–" if is_scratch else f"{100 * max(falls):.1f}",
+                spread([each.accuracy for each in group]),
+                f"{first.cost.device_seconds:.0f}",
+                f"{first.cost.wall_seconds:.0f}",
+                f"{first.cost.operations / 1e12:.1f}",
+            ]
+        )
+    head = ["arm", "seeds", "sub-networks, %", "composed, %", "largest fall, points", "final, %"]
+    head += ["device-seconds", "seconds on K devices", "TFLOP"]
+    return _table(head, body)
+
+
+def _speedups(finished: Sequence[Finished]) -> str:
+    """How much sooner each arm reaches the accuracy of the best arm from scratch than that does."""
+    arms = _by_arm(finished)
+    scratch = {n: group for n, group in arms.items() if group[0].trial.arm.kind == "scratch"}
+    if not scratch:
+        return "No arm from scratch is finished yet."
+    most = max(len(group) for group in scratch.values())
+    best, group = max(
+        ((n, g) for n, g in scratch.items() if len(g) == most),
+        key=lambda item: statistics.mean(each.accuracy for each in item[1]),
+    )
+    targets = {each.trial.seed: each.accuracy for each in group}
+    cost = group[0].cost
+    body = []
+    for name, others in arms.items():
+        pairs = [each for each in others if each.trial.seed in targets]
+        reached = [
+            point
+            for each in pairs
+            if (point := accounts.first_reaching(each.points, targets[each.trial.seed]))
+        ]
+        if name == best or not pairs:
+            continue
+        gains = [100 * (each.accuracy - targets[each.trial.seed]) for each in pairs]
+        ratios = [
+            "–" if not reached else f"{statistics.mean(whole / part for part in parts):.2f}×"
+            for whole, parts in zip(cost, zip(*(p.cost for p in reached), strict=True), strict=True)
+        ] or ["–"] * 3
+        body.append([name, f"{len(reached)} of {len(pairs)}", *ratios, _signed(gains)])
+    head = ["arm", "seeds that reach it", "device-seconds", "seconds on K devices"]
+    head += ["operations", "final accuracy, points above"]
+    return (
+        f"Against `{best}`, seed by seed: its cost over the cost at which the arm's curve first "
+        f"reaches its final accuracy.\n\n{_table(head, body)}"
+    )
+
+
+def spread(accuracies: Sequence[float]) -> str:
+    """Mean and standard deviation, in per cent.
+
+    >>> spread([0.5, 0.52]), spread([0.5])
+    ('51.0 ± 1.4', '50.0')
+    """
+    mean = f"{100 * statistics.mean(accuracies):.1f}"
+    if len(accuracies) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(accuracies):.1f}"
+
+
+def _signed(points: Sequence[float]) -> str:
+    """Mean and standard deviation of differences in points."""
+    mean = f"{statistics.mean(points):+.1f}"
+    return mean if len(points) < 2 else f"{mean} ± {statistics.stdev(points):.1f}"
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _draw(picture: Path, finished: Sequence[Finished]) -> None:
+    """Accuracy against device-seconds, the mean over the seeds of every arm with most seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "dcjax"  # the same picture for the same figures
+    from matplotlib import pyplot
+
+    arms = _by_arm(finished)
+    most = max(len(group) for group in arms.values())
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for name, group in arms.items():
+        if len(group) < most:
+            continue
+        costs = [point.cost.device_seconds for point in group[0].points]
+        means = [
+            100 * statistics.mean(point.accuracy for point in points)
+            for points in zip(*(each.points for each in group), strict=True)
+        ]
+        style = "--" if group[0].trial.arm.kind == "scratch" else "-"
+        axes.plot(costs, means, style, marker="o", markersize=3, label=name)
+    axes.set_xlabel("device-seconds of training")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"{finished[0].trial.study}: mean of {most} seed{'s' if most > 1 else ''}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(picture, metadata={"Date": None})
+    pyplot.close(figure)

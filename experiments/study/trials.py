@@ -1,0 +1,104 @@
+"""Running the trials: each the experiment's own command, in a process of its own."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import config, workdir
+from experiments.study import grid
+
+# What the sub-networks' training does not depend on.
+LATER = (
+    "finetune_epochs",
+    "finetune_rate",
+    "finetune_warmup_epochs",
+    "baseline_epochs",
+    "carry_momentum",
+    "off_diagonal_rate",
+    "off_diagonal_scale",
+    "freeze_epochs",
+)
+
+
+class Trial(NamedTuple):
+    """One arm with one seed, and the folder of its run."""
+
+    study: str
+    arm: grid.Arm
+    seed: int
+    folder: Path
+
+    @property
+    def settings(self) -> config.Settings:
+        """Its settings, but for where it reads and writes."""
+        return grid.settings(grid.STUDIES[self.study], self.arm, self.seed)
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What it has left; None if it is not finished."""
+        return workdir.finished(self.folder, config.flat(self.settings))
+
+
+def trials(names: tuple[str, ...], runs: Path, seeds: int) -> Iterator[Trial]:
+    """All trials of the studies, in the order in which they are declared."""
+    for name in names:
+        for arm in grid.STUDIES[name].arms:
+            for seed in range(seeds if arm.seeds is None else min(arm.seeds, seeds)):
+                yield Trial(name, arm, seed, runs / name / f"{arm.name}-seed{seed}")
+
+
+def run(
+    todo: list[Trial], data_dir: Path | None, minutes: float | None, say: Callable[[str], None]
+) -> bool:
+    """Run what has no results yet; whether all has been run when it returns.
+
+    A trial goes on where it was, if it has been begun. None is begun after so many minutes.
+
+    Raises:
+      subprocess.CalledProcessError: a trial failed; it has said why.
+    """
+    started = time.monotonic()
+    for trial in todo:
+        if trial.results is not None:
+            continue
+        if minutes is not None and time.monotonic() - started > 60 * minutes:
+            say("no time left for another trial; the same command goes on")
+            return False
+        say(f"{trial.study}: {trial.arm.name}, seed {trial.seed}")
+        _lend(trial, todo, say)
+        subprocess.run(command(trial, data_dir), check=True, stdout=subprocess.DEVNULL)
+    return True
+
+
+def command(trial: Trial, data_dir: Path | None) -> list[str]:
+    """The command of a trial, as a user would give it."""
+    place = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    folder = ["--workdir", str(trial.folder)]
+    return [sys.executable, "-m", "experiments.cifar10", *config.as_args(trial.settings)] + (
+        place + folder
+    )
+
+
+def _lend(trial: Trial, todo: list[Trial], say: Callable[[str], None]) -> None:
+    """Take over the trained sub-networks of a trial that differs in what comes later only.
+
+    Runs are deterministic, so this is what its own training would come to.
+    """
+    own = trial.folder / "checkpoints"
+    if own.exists() or not trial.settings.training.subnet_epochs:
+        return
+    for other in todo:
+        if _of_subnets(other) == _of_subnets(trial) and other.results is not None:
+            for folder in (other.folder / "checkpoints").glob("subnet*"):
+                shutil.copytree(folder, own / folder.name)
+            say(f"  with the sub-networks of {other.arm.name}")
+            return
+
+
+def _of_subnets(trial: Trial) -> dict[str, Any]:
+    flags = config.flat(trial.settings)
+    return {name: value for name, value in flags.items() if name not in LATER}

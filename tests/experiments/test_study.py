@@ -1,0 +1,194 @@
+"""The study: its grid can be run, it goes on where it was, and its accounts are what they say."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import config, workdir
+from experiments.study import __main__ as command
+from experiments.study import accounts, grid, report, trials
+from experiments.study.accounts import Cost, Paces, Point
+
+STUDY = grid.Study(
+    "a study",
+    {"dataset": "digits", "train_size": 100, "batch_size": 10, "width": 8},
+    (
+        grid.scratch(2, 0.1),
+        grid.scratch(2, 0.2, seeds=1),
+        grid.one_schedule("one", (2, 1), 0.1),
+        grid.one_schedule("frozen", (2, 1), 0.1, seeds=1, freeze_epochs=1.0),
+        grid.one_schedule("widened", (2, 1), 0.1, widen=True, off_diagonal_scale=0.1),
+    ),
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(grid, "STUDIES", {"small": STUDY})
+
+
+@pytest.mark.parametrize("name", grid.STUDIES)
+def test_every_declared_trial_can_be_run(name):
+    found = list(trials.trials((name,), Path("runs"), seeds=3))
+    assert len({trial.folder for trial in found}) == len(found)
+    settings = [config.flat(trial.settings) for trial in found]
+    assert len({json.dumps(each, default=str) for each in settings}) == len(found)
+    for trial in found:
+        assert config.problems(trial.settings) == []
+        assert not trial.settings.training.baseline_epochs or trial.arm.kind == "scratch"
+
+
+def test_a_flag_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="no such settings: widht"):
+        grid.with_flags(config.Settings(), {"widht": 3})
+
+
+def test_quoted_arms_have_all_seeds_and_others_one(small):
+    seeds = {}
+    for trial in trials.trials(("small",), Path("runs"), seeds=3):
+        seeds.setdefault(trial.arm.name, []).append(trial.seed)
+    assert seeds["scratch-2-rate-0.1"] == [0, 1, 2]
+    assert seeds["frozen-2+1-rate-0.1"] == [0]
+
+
+def results(settings):
+    """As a run leaves them: two device-seconds an epoch of the sub-networks, four of the others."""
+    training, seed = settings.training, settings.seed
+
+    def curve(epochs, start, gain):
+        return [
+            {
+                "epoch": e,
+                "device_seconds": 4.0 * e,
+                "seconds": 4.0 * e,
+                "accuracy": start + gain * e,
+            }
+            for e in range(epochs + 1)
+        ]
+
+    count = 1 if settings.transfer.widen else 4
+    seconds = 0.5 * count * training.subnet_epochs
+    return {
+        "subnets": 4,
+        "seed": seed,
+        "model": {"classes": 10},
+        "versions": {"jax": "0"},
+        "subnets_phase": {
+            "epochs": training.subnet_epochs,
+            "device_seconds": seconds,
+            "accuracy": [0.5] * 4,
+        },
+        "finetune": {"curve": curve(training.finetune_epochs, 0.6, 0.15)},
+        "baseline": {"curve": curve(training.baseline_epochs, 0.1, 0.3)},
+    }
+
+
+@pytest.fixture
+def ran(small, monkeypatch):
+    """Runs leave their results at once; the commands that were given."""
+    commands = []
+
+    def run(args, **_):
+        folder = Path(args[args.index("--workdir") + 1])
+        trial = next(
+            t for t in trials.trials(("small",), folder.parents[1], 2) if t.folder == folder
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = config.flat(trial.settings)
+        (folder / workdir.SETTINGS).write_text(json.dumps(flags))
+        if trial.settings.training.subnet_epochs:
+            name = "subnet-0" if trial.settings.transfer.widen else "subnets"
+            (folder / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+        workdir.finish(folder, results(trial.settings))
+        commands.append(args)
+
+    # Not subprocess.run itself: matplotlib calls it too.
+    monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    return commands
+
+
+def main(monkeypatch, tmp_path, *args):
+    document = tmp_path / "results.md"
+    if not document.exists():
+        document.write_text("before\n<!-- small -->\n<!-- end -->\nafter\n")
+    flags = ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--output", str(document), *args]
+    monkeypatch.setattr("sys.argv", ["study", "--only", "small", *flags])
+    return command.main(), document.read_text()
+
+
+def test_a_study_runs_reports_and_goes_on(ran, monkeypatch, tmp_path, capsys):
+    code, text = main(monkeypatch, tmp_path)
+    assert code == 0
+    assert len(ran) == 8
+    assert text.startswith("before\n<!-- small -->\n    python -m experiments.study --only small")
+    assert text.endswith("<!-- end -->\nafter\n")
+    # 2 epochs of 2 and one of 4 device-seconds; four of them at once in the first phase.
+    (row,) = [line for line in text.splitlines() if line.startswith("| one-2+1-rate-0.1 | 2 |")]
+    assert row.split(" | ")[2:8] == ["50.0 ± 0.0", "60.0 ± 0.0", "0.0", "75.0 ± 0.0", "8", "2"]
+    # From scratch 70 % take 8 device-seconds, and so do 75 % here.
+    (row,) = [line for line in text.splitlines() if line.startswith("| one-2+1-rate-0.1 | 2 of 2")]
+    assert row.split(" | ")[2:4] == ["1.00×", "1.00×"]
+    assert (tmp_path / "results-small.svg").stat().st_size > 1000
+    assert "with the sub-networks of one-2+1-rate-0.1" in capsys.readouterr().err
+    assert main(monkeypatch, tmp_path) == (0, text)
+    assert len(ran) == 8
+
+
+def test_time_may_run_out(ran, monkeypatch, tmp_path):
+    assert main(monkeypatch, tmp_path, "--minutes", "0")[0] == 2  # nothing to report yet
+    assert not ran
+
+
+def test_a_trial_that_fails_is_said(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(trials, "command", lambda *_: ["false"])
+    assert main(monkeypatch, tmp_path)[0] == 1
+    assert "a trial ended with 1; the same command goes on" in capsys.readouterr().err
+
+
+def test_bad_input(small, monkeypatch, tmp_path, capsys):
+    assert main(monkeypatch, tmp_path, "--seeds", "0")[0] == 2
+    assert "--seeds ≥ 1" in capsys.readouterr().err
+
+
+def test_what_comes_later_does_not_keep_subnetworks_from_being_lent(small):
+    one, frozen, widened = (
+        next(t for t in trials.trials(("small",), Path("runs"), 1) if t.arm.name.startswith(name))
+        for name in ("one", "frozen", "widened")
+    )
+    assert trials._of_subnets(one) == trials._of_subnets(frozen)
+    assert trials._of_subnets(one) != trials._of_subnets(widened)
+    assert set(trials.LATER) < {*config.flat(config.Settings())}
+
+
+def test_the_pace_is_the_median_of_all_epochs():
+    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    slow = results(settings)
+    slow["finetune"]["curve"][1]["device_seconds"] = 400.0
+    found = accounts.paces([(slow, False)] + [(results(settings), False)] * 2, 10.0, 100.0)
+    assert found == Paces({4: Cost(2.0, 0.5, 40.0)}, Cost(4.0, 1.0, 100.0))
+
+
+def test_a_curve_costs_what_came_before():
+    paces = Paces({4: Cost(2.0, 0.5, 40.0)}, Cost(4.0, 1.0, 100.0))
+    points = accounts.curve(results(grid.settings(STUDY, STUDY.arms[2], 0)), paces, scratch=False)
+    assert points == [
+        Point("subnets", Cost(4.0, 1.0, 80.0), 0.6),
+        Point("finetune", Cost(8.0, 2.0, 180.0), 0.75),
+    ]
+    assert accounts.first_reaching(points, 0.7) == points[1]
+    assert accounts.first_reaching(points, 0.8) is None
+
+
+def test_the_fall_is_below_the_start():
+    cost = Cost(0.0, 0.0, 0.0)
+    points = [Point("finetune", cost, accuracy) for accuracy in (0.6, 0.55, 0.7)]
+    assert accounts.fall(points) == pytest.approx(0.05)
+    assert accounts.fall(points[2:]) == 0
+
+
+def test_a_document_without_a_place_is_refused(ran, monkeypatch, tmp_path):
+    (tmp_path / "results.md").write_text("no place\n")
+    assert main(monkeypatch, tmp_path)[0] == 2
+    assert report.spread([0.5, 0.5]) == "50.0 ± 0.0"

@@ -1,0 +1,101 @@
+"""What goes over from the sub-networks' training into fine-tuning, as the flags ask for it."""
+
+import json
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dcjax
+from dcjax.checkpoints import Checkpoints
+from experiments import cli
+
+PROGRAM = "python -m experiments.cifar10"
+SUBNETS = 2
+TINY = [
+    *("--dataset", "digits", "--train-size", "64", "--batch-size", "16"),
+    *("--model", "cnn", "--subnets", str(SUBNETS), "--width", "8", "--depth", "5"),
+    *("--subnet-epochs", "1", "--baseline-epochs", "0"),
+]
+NETWORK = dcjax.models.CNN(width=8, num_classes=10, convolutions=1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*flags):
+        assert cli.main(PROGRAM, [*TINY, "--workdir", str(tmp_path), *flags]) == cli.OK
+        return tmp_path
+
+    return run
+
+
+def saved(folder, name, part=""):
+    """What a phase's last checkpoint has below a part of the state, nested."""
+    with Checkpoints(folder / "checkpoints" / name) as checkpoints:
+        leaves = checkpoints.load().leaves
+    tree = {}
+    for path, leaf in leaves.items():
+        head, _, keys = path.partition("['")
+        if re.fullmatch(part, head):
+            *outer, last = keys.removesuffix("']").split("']['")
+            node = tree
+            for key in outer:
+                node = node.setdefault(key, {})
+            node[last] = jnp.asarray(leaf)
+    return tree
+
+
+VARIABLES, MOMENTA = r"\.variables", r"\.opt_state.*\.trace"
+
+
+def test_momenta_go_over_scaled_as_the_gradients_are(run):
+    folder = run("--finetune-epochs", "0", "--carry-momentum", "--off-diagonal-rate", "2")
+    narrow, wide = (saved(folder, name, MOMENTA) for name in ("subnets", "finetune"))
+    kernel, head = narrow["stage1_block1"]["conv"]["kernel"], narrow["head"]["kernel"]
+    got = wide["stage1_block1"]["conv"]["kernel"]
+    assert np.abs(kernel).max() > 0
+    size = kernel.shape[-1]
+    np.testing.assert_allclose(got[..., :size], kernel[0] / SUBNETS, rtol=1e-6)
+    np.testing.assert_allclose(got[..., size:], kernel[1] / SUBNETS, rtol=1e-6)
+    np.testing.assert_allclose(wide["head"]["kernel"], np.concatenate(head), rtol=1e-6)
+
+
+def test_frozen_blocks_stay_as_they_are(run):
+    folder = run("--finetune-epochs", "1", "--freeze-epochs", "1")
+    start, end = saved(folder, "composed"), saved(folder, "finetune", VARIABLES)
+    stacked = dcjax.init(NETWORK, SUBNETS, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    like = stacked["params"]
+    before, after = (dcjax.extract(tree["params"], like=like) for tree in (start, end))
+    chex.assert_trees_all_close(before, after, rtol=1e-6)
+    changed = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), start["params"], end["params"])
+    assert max(jax.tree.leaves(changed)) > 1e-4
+
+
+def test_blocks_between_may_start_from_random_numbers(run):
+    folder = run("--finetune-epochs", "0", "--off-diagonal-scale", "0.5")
+    composed = saved(folder, "composed")["params"]
+    stacked = dcjax.init(NETWORK, SUBNETS, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    again = dcjax.compose(dcjax.extract(composed, like=stacked["params"]))
+    between = jax.tree.map(lambda a, b: a - b, composed, again)
+    assert float(optax.tree.norm(between)) > 0.1
+
+
+def test_widening_trains_one(run):
+    folder = run("--finetune-epochs", "0", "--widen", "--off-diagonal-scale", "0.1", "--shard-data")
+    results = json.loads((folder / "results.json").read_text())
+    accuracies = results["subnets_phase"]["accuracy"]
+    assert len({*accuracies}) == 1
+    assert [f.name for f in sorted((folder / "checkpoints").glob("subnet*"))] == ["subnet-0"]
+
+
+def test_one_schedule_goes_on_at_the_rate_where_it_was(run):
+    """Constant, carried over, without blocks of another rate: the loss goes on falling."""
+    flags = ("--subnet-final-rate", "0.05", "--learning-rate", "0.05", "--finetune-rate", "0.05")
+    folder = run("--finetune-epochs", "2", "--carry-momentum", *flags, "--label-smoothing", "0.1")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    costs = [line["cost"] for line in lines if line["phase"] == "finetune"]
+    assert costs[-1] < costs[0]
