@@ -177,10 +177,13 @@ def _speedups(finished: Sequence[Finished]) -> str:
         if name == best or not pairs:
             continue
         gains = [100 * (each.accuracy - targets[each.trial.seed]) for each in pairs]
-        ratios = [
-            "–" if not reached else f"{statistics.mean(whole / part for part in parts):.2f}×"
-            for whole, parts in zip(cost, zip(*(p.cost for p in reached), strict=True), strict=True)
-        ] or ["–"] * 3
+        ratios = ["–"] * len(cost)
+        if reached:
+            parts = zip(*(point.cost for point in reached), strict=True)
+            ratios = [
+                f"{statistics.mean(whole / part for part in each):.2f}×"
+                for whole, each in zip(cost, parts, strict=True)
+            ]
         body.append([name, f"{len(reached)} of {len(pairs)}", *ratios, _signed(gains)])
     head = ["arm", "seeds that reach it", "device-seconds", "seconds on K devices"]
     head += ["operations", "final accuracy, points above"]
@@ -214,29 +217,25 @@ def _table(head: list[str], body: list[list[str]]) -> str:
 
 
 def _draw(picture: Path, finished: Sequence[Finished]) -> None:
-    """Accuracy against device-seconds, the mean over the seeds of every arm with most seeds."""
+    """Accuracy against device-seconds, the mean over the seeds of every arm."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "dcjax"  # the same picture for the same figures
     from matplotlib import pyplot
 
-    arms = _by_arm(finished)
-    most = max(len(group) for group in arms.values())
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name, group in arms.items():
-        if len(group) < most:
-            continue
+    for name, group in _by_arm(finished).items():
         costs = [point.cost.device_seconds for point in group[0].points]
         means = [
             100 * statistics.mean(point.accuracy for point in points)
             for points in zip(*(each.points for each in group), strict=True)
         ]
         style = "--" if group[0].trial.arm.kind == "scratch" else "-"
-        axes.plot(costs, means, style, marker="o", markersize=3, label=name)
+        axes.plot(costs, means, style, marker="o", markersize=3, label=f"{name} ({len(group)})")
     axes.set_xlabel("device-seconds of training")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"{finished[0].trial.study}: mean of {most} seed{'s' if most > 1 else ''}")
+    axes.set_title(f"{finished[0].trial.study}: means over the seeds (their number)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.tight_layout()

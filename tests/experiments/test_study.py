@@ -68,6 +68,7 @@ def results(settings):
             for e in range(epochs + 1)
         ]
 
+    gain = 0.0 if settings.transfer.freeze_epochs else 0.15
     count = 1 if settings.transfer.widen else 4
     seconds = 0.5 * count * training.subnet_epochs
     return {
@@ -80,7 +81,7 @@ def results(settings):
             "device_seconds": seconds,
             "accuracy": [0.5] * 4,
         },
-        "finetune": {"curve": curve(training.finetune_epochs, 0.6, 0.15)},
+        "finetune": {"curve": curve(training.finetune_epochs, 0.6, gain)},
         "baseline": {"curve": curve(training.baseline_epochs, 0.1, 0.3)},
     }
 
@@ -130,6 +131,7 @@ def test_a_study_runs_reports_and_goes_on(ran, monkeypatch, tmp_path, capsys):
     # From scratch 70 % take 8 device-seconds, and so do 75 % here.
     (row,) = [line for line in text.splitlines() if line.startswith("| one-2+1-rate-0.1 | 2 of 2")]
     assert row.split(" | ")[2:4] == ["1.00×", "1.00×"]
+    assert "| frozen-2+1-rate-0.1 | 0 of 1 | – | – | – | -10.0 |" in text
     assert (tmp_path / "results-small.svg").stat().st_size > 1000
     assert "with the sub-networks of one-2+1-rate-0.1" in capsys.readouterr().err
     assert main(monkeypatch, tmp_path) == (0, text)
