@@ -299,6 +299,12 @@ def _misfit_transfer(settings: Settings) -> Iterator[str]:
             "--widen: copies of one network get equal gradients for ever; tell them apart with "
             "--off-diagonal-scale, for example 0.1"
         )
+    keeping = settings.keeping
+    if transfer.widen and (keeping.only_subnet is not None or keeping.on_diverged == "drop"):
+        yield (
+            "--widen trains sub-network 0 for all: it goes with neither --only-subnet nor "
+            "--on-diverged drop, which leaves none"
+        )
 
 
 def data_problems(settings: Settings, images: int, height: int, width: int) -> list[str]:

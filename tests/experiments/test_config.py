@@ -49,6 +49,19 @@ WRONG = [
     (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
     (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
     (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
+    (
+        Settings(
+            transfer=Transfer(widen=True, off_diagonal_scale=0.1), keeping=Keeping(only_subnet=1)
+        ),
+        "neither --only-subnet",
+    ),
+    (
+        Settings(
+            transfer=Transfer(widen=True, off_diagonal_scale=0.1),
+            keeping=Keeping(on_diverged="drop"),
+        ),
+        "--on-diverged drop",
+    ),
     (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
     (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
     (Settings(data=Data(train_size=0)), "--train-size 0"),

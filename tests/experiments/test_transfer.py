@@ -12,7 +12,7 @@ import pytest
 
 import dcjax
 from dcjax.checkpoints import Checkpoints
-from experiments import cli
+from experiments import build, cli
 
 PROGRAM = "python -m experiments.cifar10"
 SUBNETS = 2
@@ -90,6 +90,14 @@ def test_widening_trains_one(run):
     accuracies = results["subnets_phase"]["accuracy"]
     assert len({*accuracies}) == 1
     assert [f.name for f in sorted((folder / "checkpoints").glob("subnet*"))] == ["subnet-0"]
+
+
+def test_smoothed_labels_are_spread_over_all_classes():
+    logits = jax.random.normal(jax.random.key(0), (5, 4))
+    labels = jnp.array([0, 3, 2, 1, 1])
+    spread = optax.losses.smooth_labels(jax.nn.one_hot(labels, 4), 0.2)
+    expected = optax.losses.softmax_cross_entropy(logits, spread)
+    np.testing.assert_allclose(build.smoothed(0.2)(logits, labels), expected, rtol=1e-5)
 
 
 def test_one_schedule_goes_on_at_the_rate_where_it_was(run):
