@@ -1,11 +1,10 @@
 """The measured rows as tables, put between their markers in a document."""
 
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.steps import step_ratios
+from experiments.document import put, table, write
 
 Rows = dict[str, dict[str, Any]]
 
@@ -14,18 +13,13 @@ def rewrite(document: Path, rows: dict[str, Rows]) -> None:
     """Put every table that has rows between `<!-- NAME -->` and `<!-- end -->`."""
     text = document.read_text()
     for name in rows:
-        table, _, platform = name.partition(" on ")
-        body = "\n\n".join([_conditions(rows[name], table), TABLES[table](rows[name])])
+        plain, _, platform = name.partition(" on ")
+        body = "\n\n".join([_conditions(rows[name], plain), TABLES[plain](rows[name])])
         if platform and f"<!-- {name} -->" not in text:
-            title = f"{table.capitalize()} on a {platform}"
+            title = f"{plain.capitalize()} on a {platform}"
             text += f"\n## {title}\n\n<!-- {name} -->\n<!-- end -->\n"
-        marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not marked.search(text):
-            raise ValueError(f"{document} has no place <!-- {name} --> … <!-- end -->")
-        text = marked.sub(lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text)
-    draft = document.with_suffix(".tmp")
-    draft.write_text(text)
-    os.replace(draft, document)
+        text = put(text, name, body)
+    write(document, text)
 
 
 def named(table: str, platform: str) -> str:
@@ -52,11 +46,6 @@ def _conditions(rows: Rows, name: str) -> str:
     return f"    python -m experiments.benchmark --only {name} --runs {runs}\n\n{lines}"
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _ms(timing: dict[str, float]) -> str:
     """Median and range in milliseconds."""
     median, fastest, slowest = (1e3 * timing[key] for key in ("median", "fastest", "slowest"))
@@ -79,7 +68,7 @@ def _steps(rows: Rows) -> str:
         )
     head = ["sub-networks", "side by side, ms", "one alone", "global", "PyTorch loop"]
     head += ["PyTorch vmap", "PyTorch global", "(a) ≤ 1", "(b) ≤ 1", "(c) ≤ 1.3", "global ≤ 1"]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _convolutions(rows: Rows) -> str:
@@ -90,7 +79,7 @@ def _convolutions(rows: Rows) -> str:
         for name, row in rows.items()
     ]
     head = ["3×3, 128 images", "forward, GF/s", "PyTorch's", "by the image", "PyTorch's"]
-    return _table([*head, "by the kernel, lax", "dcjax", "PyTorch's"], body)
+    return table([*head, "by the kernel, lax", "dcjax", "PyTorch's"], body)
 
 
 def _profile(rows: Rows) -> str:
@@ -109,13 +98,13 @@ def _profile(rows: Rows) -> str:
             ratio = (row["step"] + theirs) / row["torch_step"]
             body[-2][-1] = f"{1e3 * (row['step'] + theirs):.0f}, {ratio:.2f} of PyTorch's"
     head = ["one network", "step, ms", "convolutions forward", "by the image", "by the kernel"]
-    return _table([*head, "rest", "with PyTorch's convolutions"], body)
+    return table([*head, "rest", "with PyTorch's convolutions"], body)
 
 
 def _engines(rows: Rows) -> str:
     columns = [key for key in next(iter(rows.values())) if key not in ("on", "date", "runs")]
     body = [[name, *(_ms(row[key]) for key in columns)] for name, row in rows.items()]
-    return _table(["sub-networks on one device, ms a step", *columns], body)
+    return table(["sub-networks on one device, ms a step", *columns], body)
 
 
 def _copies(rows: Rows) -> str:
@@ -136,12 +125,12 @@ def _copies(rows: Rows) -> str:
         )
     head = ["network", "copy of the global tree, ms", "compose", "copy/compose ≥ 0.5"]
     head += ["copy of the stack", "extract", "copy/extract ≥ 0.5", "peak memory / global tree"]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _machine(rows: Rows) -> str:
     body = [[name, f"{row['gflops']:.0f}", f"{row['gbytes']:.1f}"] for name, row in rows.items()]
-    return _table(["", "matrix product 4096³, GF/s", "copy of 256 MiB, GB/s written"], body)
+    return table(["", "matrix product 4096³, GF/s", "copy of 256 MiB, GB/s written"], body)
 
 
 def _scaling(rows: Rows) -> str:
@@ -161,7 +150,7 @@ def _scaling(rows: Rows) -> str:
     ]
     head = ["sub-networks", "host devices", "step, ms", "step / devices", "augmentation adds"]
     head += ["MiB a device", "MiB of state a member", "collectives", "compilation, s"]
-    return _table(head, body)
+    return table(head, body)
 
 
 TABLES = {

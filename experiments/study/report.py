@@ -1,7 +1,5 @@
 """The study's tables and curves, from what its trials have left."""
 
-import os
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,8 @@ import jax
 
 import dcjax
 from experiments import build, config
+from experiments.document import put, table
+from experiments.document import write as replace
 from experiments.study import accounts, grid
 from experiments.study.trials import Trial
 
@@ -56,14 +56,7 @@ def write(document: Path, name: str, trials: Sequence[Trial]) -> list[Finished]:
             f"![accuracy against cost]({picture.name})",
         ]
     )
-    text = document.read_text()
-    marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not marked.search(text):
-        raise ValueError(f"{document} has no place <!-- {name} --> … <!-- end -->")
-    text = marked.sub(lambda found: f"{found[1]}{body}\n{found[2]}", text)
-    draft = document.with_suffix(".tmp")
-    draft.write_text(text)
-    os.replace(draft, document)
+    replace(document, put(document.read_text(), name, body))
     _draw(picture, finished)
     return finished
 
@@ -150,7 +143,7 @@ def _accuracies(finished: Sequence[Finished]) -> str:
         )
     head = ["arm", "seeds", "sub-networks, %", "composed, %", "largest fall, points", "final, %"]
     head += ["device-seconds", "seconds on K devices", "TFLOP"]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _speedups(finished: Sequence[Finished]) -> str:
@@ -189,7 +182,7 @@ def _speedups(finished: Sequence[Finished]) -> str:
     head += ["operations", "final accuracy, points above"]
     return (
         f"Against `{best}`, seed by seed: its cost over the cost at which the arm's curve first "
-        f"reaches its final accuracy.\n\n{_table(head, body)}"
+        f"reaches its final accuracy.\n\n{table(head, body)}"
     )
 
 
@@ -209,11 +202,6 @@ def _signed(points: Sequence[float]) -> str:
     """Mean and standard deviation of differences in points."""
     mean = f"{statistics.mean(points):+.1f}"
     return mean if len(points) < 2 else f"{mean} ± {statistics.stdev(points):.1f}"
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _draw(picture: Path, finished: Sequence[Finished]) -> None:
