@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -181,6 +181,18 @@ def flat(settings: Settings) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
 
 
+def complete(flags: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's flags as `flat` gave them, with what an earlier version did not have yet.
+
+    A new flag's default is to do what was done before there was the flag.
+
+    >>> complete({"preset": "quick", "width": 8})["samples"]
+    'replicate'
+    """
+    preset = str(flags.get("preset"))
+    return {**flat(PRESETS[preset]), **flags} if preset in PRESETS else flags
+
+
 def problems(settings: Settings) -> list[str]:
     """Everything that is wrong with the settings, a line each; empty if they can be run.
 
@@ -345,12 +357,12 @@ def default_workdir(settings: Settings) -> Path:
     'runs/auto-quick-k4-seed0'
     """
     chosen = {"subnets": settings.subnets, "seed": settings.seed}
-    plain = dataclasses.replace(PRESETS[settings.preset], **chosen)
-    kept = {name: v for name, v in flat(settings).items() if name not in PLACES}
+    plain = flat(dataclasses.replace(PRESETS[settings.preset], **chosen))
+    changed = {n: v for n, v in flat(settings).items() if n not in PLACES and v != plain[n]}
     dataset = re.sub(r"[^A-Za-z0-9]+", "-", settings.data.dataset).strip("-").lower()
     name = f"{dataset}-{settings.preset}-k{settings.subnets}-seed{settings.seed}"
-    if any(value != flat(plain)[key] for key, value in kept.items() if key != "dataset"):
-        name += "-" + hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    if changed.keys() - {"dataset"}:
+        name += "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs", name)
 
 
