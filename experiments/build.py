@@ -58,6 +58,7 @@ def recipe(
         augment=training.no_augment if dataset.name == "digits" else training.crop_and_flip,
         normalise=normalise(dataset),
         loss=smoothed(chosen.label_smoothing),
+        average=chosen.average,
     )
 
 

@@ -76,7 +76,7 @@ def data_parallel(
     return Phase(
         place=placer(devices),
         start=start,
-        finish=lambda state: gather(state.variables),
+        finish=lambda state: gather(state.result),
         spread=spread,
         gather=gather,
         shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, DEVICES)),

@@ -163,7 +163,7 @@ def evaluate(phase: Phase, state: TrainState, data: Data) -> Float[np.ndarray, "
     examples = len(data.labels)
     logits = []
     for index in range(math.ceil(examples / phase.batch_size)):
-        logits.append(phase.forward(state.variables, phase.batch(data, index)))
+        logits.append(phase.forward(state.result, phase.batch(data, index)))
         jax.block_until_ready(logits[-1 - AHEAD : -AHEAD])
     whole = np.concatenate(jax.device_get(logits), axis=-2)[..., :examples, :]
     return whole.reshape(*phase.lead, *whole.shape[-2:])

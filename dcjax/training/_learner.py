@@ -40,6 +40,11 @@ def learner(
     With `shares` above 1 it draws from one share of the examples, those of the numbers n with
     n mod shares = member; an epoch goes through it as often as fills its steps.
     """
+    if not 0 <= recipe.average < 1:
+        raise ValueError(
+            f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
+            "the last 100 steps"
+        )
 
     def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         if "params" not in _collections(variables):
@@ -48,7 +53,8 @@ def learner(
                 f"got {sorted(_collections(variables))}"
             )
         opt_state = recipe.optimizer.init(_collections(variables)["params"])
-        return TrainState(jnp.int32(0), key, variables, opt_state)
+        averaged = jax.tree.map(jnp.copy, variables) if recipe.average else None
+        return TrainState(jnp.int32(0), key, variables, opt_state, averaged)
 
     def shuffle(state: TrainState, data: Data) -> Int[Array, "steps batch"]:
         examples = len(data.labels)
@@ -100,7 +106,21 @@ def _update(
     change, opt_state = recipe.optimizer.update(gradient, state.opt_state, params)
     variables = {**renewed, "params": optax.apply_updates(params, change)}
     variables = _like(state.variables, variables)
-    return TrainState(state.step + 1, state.key, variables, opt_state), loss
+    averaged = _averaged(recipe.average, state.averaged, variables)
+    return TrainState(state.step + 1, state.key, variables, opt_state, averaged), loss
+
+
+def _averaged(decay: float, averaged: PyTree, variables: PyTree) -> PyTree:
+    """The average with new variables in it; whole numbers, such as counts, are the newest."""
+    if averaged is None:
+        return None
+
+    def at(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return (old + (1 - decay) * (new - old)).astype(new.dtype)
+
+    return jax.tree.map(at, averaged, variables)
 
 
 def _stream(key: Key[Array, ""], purpose: int, count: Int[Array, ""]) -> Key[Array, ""]:

@@ -88,7 +88,7 @@ def compile(
             order = phase.shuffle(state, train)
             phase = phase._replace(**{name: function.lower(state, train, order).compile()})
     if test is not None and not _is_compiled(phase.forward):
-        forward = phase.forward.lower(state.variables, phase.batch(test, 0)).compile()
+        forward = phase.forward.lower(state.result, phase.batch(test, 0)).compile()
         phase = phase._replace(forward=forward)
     return phase, time.perf_counter() - started
 

@@ -20,6 +20,9 @@ class Recipe(NamedTuple):
     * `loss`: from logits (N, C) and labels (N,) to one loss an example; a step takes the mean.
     * `train_kwargs`, `eval_kwargs`: keyword arguments of `network.apply`.
     * `rngs`: the names of the random streams that `network.apply` gets in training.
+    * `average`: β of the average of all variables that is kept beside them and stands for them in
+      evaluation and at the end, `a ← β a + (1 − β) v` after every step, over about 1/(1 − β) steps;
+      it starts at the phase's first variables. 0 keeps none.
 
     >>> recipe = Recipe(optax.sgd(0.1), batch_size=32)
     >>> dict(recipe.train_kwargs)
@@ -34,6 +37,7 @@ class Recipe(NamedTuple):
     train_kwargs: Mapping[str, Any] = MappingProxyType({"train": True})
     eval_kwargs: Mapping[str, Any] = MappingProxyType({})
     rngs: tuple[str, ...] = ("dropout",)
+    average: float = 0.0
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -100,7 +100,7 @@ def side_by_side(
     return Phase(
         place=placer(devices, spread.put(jnp.array(numbers, jnp.int32))),
         start=start,
-        finish=lambda state: spread.get(state.variables),
+        finish=lambda state: spread.get(state.result),
         spread=spread.put,
         gather=spread.get,
         shuffle=spread.map(one.shuffle, (0, shared)),

@@ -19,12 +19,23 @@ class TrainState(NamedTuple):
     * `key`: a typed random key; it never changes.
     * `variables`: the Flax collections, `{"params": …, "batch_stats": …}`.
     * `opt_state`: the optimiser's state.
+    * `averaged`: the average of the variables over the last steps, where the recipe keeps one.
     """
 
     step: Int[Array, "*K"]
     key: Key[Array, "*K"]
     variables: PyTree
     opt_state: PyTree
+    averaged: PyTree = None
+
+    @property
+    def result(self) -> PyTree:
+        """The variables that are evaluated, and that training comes to: the average if it is kept.
+
+        >>> TrainState(jax.numpy.int32(0), jax.random.key(0), {"params": 1}, ()).result
+        {'params': 1}
+        """
+        return self.variables if self.averaged is None else self.averaged
 
 
 def steps_done(state: TrainState) -> int:

@@ -49,7 +49,7 @@ def saved(folder, name, part=""):
     return tree
 
 
-VARIABLES, MOMENTA = r"\.variables", r"\.opt_state.*\.trace"
+VARIABLES, AVERAGED, MOMENTA = r"\.variables.*", r"\.averaged.*", r"\.opt_state.*\.trace"
 
 
 def test_momenta_go_over_scaled_as_the_gradients_are(run):
@@ -62,6 +62,15 @@ def test_momenta_go_over_scaled_as_the_gradients_are(run):
     np.testing.assert_allclose(got[..., :size], kernel[0] / SUBNETS, rtol=1e-6)
     np.testing.assert_allclose(got[..., size:], kernel[1] / SUBNETS, rtol=1e-6)
     np.testing.assert_allclose(wide["head"]["kernel"], np.concatenate(head), rtol=1e-6)
+
+
+def test_averages_are_composed_where_they_are_kept(run):
+    folder = run("--finetune-epochs", "0", "--average", "0.5")
+    last, averaged = (saved(folder, "subnets", part)["params"] for part in (VARIABLES, AVERAGED))
+    composed = saved(folder, "composed")["params"]["head"]["kernel"]
+    heads = [np.concatenate(tree["head"]["kernel"]) / SUBNETS for tree in (last, averaged)]
+    np.testing.assert_allclose(composed, heads[1], rtol=1e-5)
+    assert np.abs(heads[0] - heads[1]).max() > 1e-4
 
 
 def test_frozen_blocks_stay_as_they_are(run):
