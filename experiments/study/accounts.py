@@ -1,13 +1,14 @@
 """What a trial cost, in accounts that are kept apart, and what it reached for that.
 
-A cost is a triple: device-seconds on one device, wall-clock seconds with K devices, floating-point
-operations. Seconds are epochs times the pace, the median of all seconds that an epoch of that
-network took in the study's trials, so that a busy moment of the machine favours none.
+A cost is a triple: device-seconds on one device, wall-clock seconds on D devices (as many as the
+study's networks have sub-networks), floating-point operations. Seconds are epochs times the pace,
+the median of all seconds that an epoch of such a network took in the study's trials, so that a busy
+moment of the machine favours none.
 """
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Results = Mapping[str, Any]
@@ -16,7 +17,7 @@ Results = Mapping[str, Any]
 class Cost(NamedTuple):
     """What training up to some point has cost.
 
-    With K devices each sub-network has one and they run at once, and the global network's batches
+    On D devices that many sub-networks run at once, each on one, and the global network's batches
     are spread over all; communication, which only the latter needs, is not counted.
     """
 
@@ -32,12 +33,23 @@ class Cost(NamedTuple):
         return Cost(*(factor * part for part in self))
 
 
-class Paces(NamedTuple):
-    """The cost of an epoch: of the sub-networks that are trained, by their number; of the global
-    network."""
+class Narrow(NamedTuple):
+    """What the cost of the sub-networks' epoch depends on: K, how many are trained, their views."""
 
-    members: Mapping[int, Cost]
-    whole: Cost
+    subnets: int
+    trained: int
+    samples: str
+
+
+class Wide(NamedTuple):
+    """What the cost of the global network's epoch depends on: what it sees of an image, which is
+    the sub-networks' views joined."""
+
+    samples: str
+    views: int
+
+
+Costs = Mapping[Narrow | Wide, Cost]
 
 
 class Point(NamedTuple):
@@ -49,55 +61,68 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def trained_members(results: Results, widened: bool) -> int:
-    """The number of sub-networks that were trained."""
-    return 1 if widened else results["subnets"]
+def narrow(results: Results, widened: bool) -> Narrow:
+    """The kind of a trial's sub-networks."""
+    subnets = results["subnets"]
+    return Narrow(subnets, 1 if widened else subnets, results["model"]["samples"])
 
 
-def paces(
-    trials: Sequence[tuple[Results, bool]], narrow_operations: float, whole_operations: float
-) -> Paces:
-    """The pace of a study's trials, given with whether they are widened.
+def wide(results: Results) -> Wide:
+    """The kind of a trial's global network; copies of the whole image are one view."""
+    samples = results["model"]["samples"]
+    return Wide(samples, 1 if samples == "replicate" else results["subnets"])
 
-    `narrow_operations` and `whole_operations` are those of one sub-network's and of the global
-    network's epoch.
+
+def costs(
+    trials: Sequence[tuple[Results, bool]],
+    operations: Callable[[Narrow | Wide], float],
+    devices: int,
+) -> Costs:
+    """The cost of an epoch, by its kind.
+
+    Args:
+      trials: the results, and whether they are of a widened network; all of one architecture.
+      operations: of an epoch of one network of a kind.
+      devices: D.
     """
-    members: dict[int, list[float]] = {}
-    whole: list[float] = []
+    seconds: dict[Narrow | Wide, list[float]] = {}
     for results, widened in trials:
         phase = results["subnets_phase"]
         if phase["epochs"]:
-            count = trained_members(results, widened)
-            members.setdefault(count, []).append(phase["device_seconds"] / phase["epochs"])
+            each = phase["device_seconds"] / phase["epochs"]
+            seconds.setdefault(narrow(results, widened), []).append(each)
         for name in ("finetune", "baseline"):
-            seconds = [entry["device_seconds"] for entry in results[name]["curve"]]
-            whole += [after - before for before, after in itertools.pairwise(seconds)]
-    devices = trials[0][0]["subnets"]
-    narrow = {n: statistics.median(seconds) for n, seconds in members.items()}
-    seconds = statistics.median(whole)
-    return Paces(
-        {n: Cost(s, s / n, n * narrow_operations) for n, s in narrow.items()},
-        Cost(seconds, seconds / devices, whole_operations),
-    )
+            curve = [entry["device_seconds"] for entry in results[name]["curve"]]
+            epochs = [after - before for before, after in itertools.pairwise(curve)]
+            seconds.setdefault(wide(results), []).extend(epochs)
+
+    def cost(kind: Narrow | Wide) -> Cost:
+        count = kind.trained if isinstance(kind, Narrow) else 1
+        used = min(count, devices) if isinstance(kind, Narrow) else devices
+        pace = statistics.median(seconds[kind])
+        return Cost(pace, pace / used, count * operations(kind))
+
+    return {kind: cost(kind) for kind in seconds}
 
 
-def curve(results: Results, paces: Paces, *, scratch: bool, widened: bool = False) -> list[Point]:
+def curve(results: Results, costs: Costs, *, scratch: bool, widened: bool = False) -> list[Point]:
     """A trial's accuracy against its cost: the transfer's, or the baseline's from scratch.
 
-    >>> cost = Cost(1.0, 0.25, 10.0)
+    >>> costs = {Wide("replicate", 1): Cost(1.0, 0.25, 10.0)}
     >>> entries = [{"epoch": 0, "accuracy": 0.1}, {"epoch": 1, "accuracy": 0.4}]
-    >>> curve({"baseline": {"curve": entries}}, Paces({}, cost), scratch=True)[1].cost
+    >>> results = {"model": {"samples": "replicate"}, "baseline": {"curve": entries}}
+    >>> curve(results, costs, scratch=True)[1].cost
     Cost(device_seconds=1.0, wall_seconds=0.25, operations=10.0)
     """
     phase = "baseline" if scratch else "finetune"
     before = Cost(0.0, 0.0, 0.0)
     epochs = 0 if scratch else results["subnets_phase"]["epochs"]
     if epochs:
-        before = paces.members[trained_members(results, widened)].times(epochs)
+        before = costs[narrow(results, widened)].times(epochs)
     points = []
     for entry in results[phase]["curve"]:
         name = "subnets" if not entry["epoch"] and not scratch else phase
-        cost = before + paces.whole.times(entry["epoch"])
+        cost = before + costs[wide(results)].times(entry["epoch"])
         points.append(Point(name, cost, entry["accuracy"]))
     return points
 

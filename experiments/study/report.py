@@ -1,5 +1,6 @@
 """The study's tables and curves, from what its trials have left."""
 
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,39 +64,47 @@ def write(document: Path, name: str, trials: Sequence[Trial]) -> list[Finished]:
 
 def _finished(trials: Sequence[Trial]) -> list[Finished]:
     """Those that are, at the pace of all of them."""
-    done = [(trial, results) for trial in trials if (results := trial.results) is not None]
+    done = [
+        (trial, results, trial.arm.kind == "widened")
+        for trial in trials
+        if (results := trial.results) is not None
+    ]
     if not done:
         return []
-    narrow, whole = _operations(done[0][0].settings, done[0][1])
-    widened = [trial.arm.kind == "widened" for trial, _ in done]
-    paces = accounts.paces(
-        [(results, wide) for (_, results), wide in zip(done, widened, strict=True)], narrow, whole
+    study, (first, results, _) = grid.STUDIES[done[0][0].study], done[0]
+    costs = accounts.costs(
+        [(results, widened) for _, results, widened in done],
+        functools.partial(_operations, first.settings, results["model"]["classes"]),
+        devices=grid.with_flags(config.Settings(), study.flags).subnets,
     )
-    return [
-        Finished(
-            trial,
-            results,
-            accounts.curve(results, paces, scratch=trial.arm.kind == "scratch", widened=wide),
-        )
-        for (trial, results), wide in zip(done, widened, strict=True)
-    ]
+
+    def finished(trial: Trial, results: Results, widened: bool) -> Finished:
+        scratch = trial.arm.kind == "scratch"
+        points = accounts.curve(results, costs, scratch=scratch, widened=widened)
+        return Finished(trial, results, points)
+
+    return [finished(*each) for each in done]
 
 
-def _operations(settings: config.Settings, results: Results) -> tuple[float, float]:
-    """Floating-point operations of an epoch of one sub-network and of the global network.
+def _operations(
+    settings: config.Settings, classes: int, kind: accounts.Narrow | accounts.Wide
+) -> float:
+    """Floating-point operations of an epoch of one network, on images of 32×32×3.
 
     XLA's count for the forward pass, three times: the gradients by the activations and by the
     parameters take about as much each.
     """
-    images = settings.data.train_size
-    whole = build.network(settings.network, results["model"]["classes"])
-    x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    found = []
-    for network in (dcjax.decompose(whole, settings.subnets), whole):
-        variables = jax.eval_shape(network.init, jax.random.key(0), x)
-        counted: Any = jax.jit(network.apply).lower(variables, x).cost_analysis()
-        found.append(3.0 * counted["flops"] * (images or 0))
-    return found[0], found[1]
+    network = build.network(settings.network, classes)
+    x: Any = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    if isinstance(kind, accounts.Narrow):
+        network = dcjax.decompose(network, kind.subnets)
+        samples = dcjax.samples.make(kind.samples, kind.subnets)
+        x = jax.eval_shape(lambda x: samples.split(x)[0], x)
+    else:
+        x = jax.eval_shape(dcjax.samples.make(kind.samples, kind.views).join, x)
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    counted: Any = jax.jit(network.apply).lower(variables, x).cost_analysis()
+    return 3.0 * counted["flops"] * (settings.data.train_size or 0)
 
 
 def _conditions(finished: Sequence[Finished]) -> str:
@@ -125,8 +134,8 @@ def _accuracies(finished: Sequence[Finished]) -> str:
     for name, group in _by_arm(finished).items():
         first = group[0]
         is_scratch = first.trial.arm.kind == "scratch"
-        subnets = [a for each in group for a in each.results["subnets_phase"]["accuracy"]]
-        composed = [each.points[0].accuracy for each in group]
+        subnets = [100 * a for each in group for a in each.results["subnets_phase"]["accuracy"]]
+        composed = [100 * each.points[0].accuracy for each in group]
         falls = [accounts.fall(each.points) for each in group]
         body.append(
             [
@@ -135,7 +144,7 @@ def _accuracies(finished: Sequence[Finished]) -> str:
                 "–" if is_scratch else spread(subnets),
                 "–" if is_scratch else spread(composed),
                 "–" if is_scratch else f"{100 * max(falls):.1f}",
-                spread([each.accuracy for each in group]),
+                spread([100 * each.accuracy for each in group]),
                 f"{first.cost.device_seconds:.0f}",
                 f"{first.cost.wall_seconds:.0f}",
                 f"{first.cost.operations / 1e12:.1f}",
@@ -177,7 +186,7 @@ def _speedups(finished: Sequence[Finished]) -> str:
                 f"{statistics.mean(whole / part for part in each):.2f}×"
                 for whole, each in zip(cost, parts, strict=True)
             ]
-        body.append([name, f"{len(reached)} of {len(pairs)}", *ratios, _signed(gains)])
+        body.append([name, f"{len(reached)} of {len(pairs)}", *ratios, spread(gains, "+")])
     head = ["arm", "seeds that reach it", "device-seconds", "seconds on K devices"]
     head += ["operations", "final accuracy, points above"]
     return (
@@ -186,21 +195,13 @@ def _speedups(finished: Sequence[Finished]) -> str:
     )
 
 
-def spread(accuracies: Sequence[float]) -> str:
-    """Mean and standard deviation, in per cent.
+def spread(points: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation, the mean with its sign where that is `"+"`.
 
-    >>> spread([0.5, 0.52]), spread([0.5])
-    ('51.0 ± 1.4', '50.0')
+    >>> spread([50.0, 52.0]), spread([50.0]), spread([0.5, 1.5], "+")
+    ('51.0 ± 1.4', '50.0', '+1.0 ± 0.7')
     """
-    mean = f"{100 * statistics.mean(accuracies):.1f}"
-    if len(accuracies) < 2:
-        return mean
-    return f"{mean} ± {100 * statistics.stdev(accuracies):.1f}"
-
-
-def _signed(points: Sequence[float]) -> str:
-    """Mean and standard deviation of differences in points."""
-    mean = f"{statistics.mean(points):+.1f}"
+    mean = f"{statistics.mean(points):{sign}.1f}"
     return mean if len(points) < 2 else f"{mean} ± {statistics.stdev(points):.1f}"
 
 

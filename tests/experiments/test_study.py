@@ -1,5 +1,6 @@
 """The study: its grid can be run, it goes on where it was, and its accounts are what they say."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from experiments import config, workdir
 from experiments.study import __main__ as command
 from experiments.study import accounts, grid, report, trials
-from experiments.study.accounts import Cost, Paces, Point
+from experiments.study.accounts import Cost, Narrow, Point, Wide
 
 STUDY = grid.Study(
     "a study",
@@ -74,7 +75,7 @@ def results(settings):
     return {
         "subnets": 4,
         "seed": seed,
-        "model": {"classes": 10},
+        "model": {"classes": 10, "samples": settings.network.samples},
         "versions": {"jax": "0"},
         "subnets_phase": {
             "epochs": training.subnet_epochs,
@@ -164,17 +165,41 @@ def test_what_comes_later_does_not_keep_subnetworks_from_being_lent(small):
     assert set(trials.LATER) < {*config.flat(config.Settings())}
 
 
+FOUR, WHOLE = Narrow(4, 4, "replicate"), Wide("replicate", 1)
+
+
+def costs(*trials, devices=4):
+    return accounts.costs(trials, lambda kind: 100.0 if kind == WHOLE else 10.0, devices)
+
+
 def test_the_pace_is_the_median_of_all_epochs():
     settings = grid.settings(STUDY, STUDY.arms[2], 0)
     slow = results(settings)
     slow["finetune"]["curve"][1]["device_seconds"] = 400.0
-    found = accounts.paces([(slow, False)] + [(results(settings), False)] * 2, 10.0, 100.0)
-    assert found == Paces({4: Cost(2.0, 0.5, 40.0)}, Cost(4.0, 1.0, 100.0))
+    found = costs((slow, False), *[(results(settings), False)] * 2)
+    assert found == {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
+
+
+def test_subnetworks_keep_at_most_as_many_devices_busy_as_they_are():
+    """The widened one runs on one device; four on two devices take turns."""
+    found = costs((results(grid.settings(STUDY, STUDY.arms[4], 0)), True))
+    assert found[Narrow(4, 1, "replicate")] == Cost(0.5, 0.5, 10.0)
+    found = costs((results(grid.settings(STUDY, STUDY.arms[2], 0)), False), devices=2)
+    assert found == {FOUR: Cost(2.0, 1.0, 40.0), WHOLE: Cost(4.0, 2.0, 100.0)}
+
+
+def test_operations_are_those_of_what_a_network_sees():
+    settings = grid.settings(STUDY, STUDY.arms[0], 0)
+    count = functools.partial(report._operations, settings, 10)
+    assert count(WHOLE) > 4 * count(FOUR) > 0
+    # The tiles of an image side by side have a quarter of its pixels.
+    assert 3 < count(WHOLE) / count(Wide("tiles", 4)) < 5
+    assert 3 < count(FOUR) / count(Narrow(4, 4, "tiles")) < 5
 
 
 def test_a_curve_costs_what_came_before():
-    paces = Paces({4: Cost(2.0, 0.5, 40.0)}, Cost(4.0, 1.0, 100.0))
-    points = accounts.curve(results(grid.settings(STUDY, STUDY.arms[2], 0)), paces, scratch=False)
+    known = {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
+    points = accounts.curve(results(grid.settings(STUDY, STUDY.arms[2], 0)), known, scratch=False)
     assert points == [
         Point("subnets", Cost(4.0, 1.0, 80.0), 0.6),
         Point("finetune", Cost(8.0, 2.0, 180.0), 0.75),
@@ -193,4 +218,4 @@ def test_the_fall_is_below_the_start():
 def test_a_document_without_a_place_is_refused(ran, monkeypatch, tmp_path):
     (tmp_path / "results.md").write_text("no place\n")
     assert main(monkeypatch, tmp_path)[0] == 2
-    assert report.spread([0.5, 0.5]) == "50.0 ± 0.0"
+    assert report.spread([50.0, 50.0]) == "50.0 ± 0.0"
