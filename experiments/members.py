@@ -212,7 +212,7 @@ def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -
 def _recipe(this: Members, attempt: int = 0) -> training.Recipe:
     """Each attempt after the first has half the rate of the one before."""
     chosen, part = this.settings.training, 2.0**-attempt
-    rate, final = chosen.learning_rate * part, this.settings.transfer.subnet_final_rate * part
+    rate, final = chosen.learning_rate * part, this.settings.subnet_final_rate * part
     schedule = build.Schedule(chosen.subnet_epochs, rate, chosen.warmup_epochs, final)
     return build.recipe(chosen, this.dataset, schedule)
 

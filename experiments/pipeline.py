@@ -212,7 +212,7 @@ def _finetune(this: Run, variables: PyTree, trained: members.Outcome) -> Part:
     """Train the composed network further."""
     chosen, transfer = this.settings.training, this.settings.transfer
     schedule = build.Schedule(
-        chosen.finetune_epochs, chosen.finetune_rate, transfer.finetune_warmup_epochs
+        chosen.finetune_epochs, this.settings.finetune_rate, transfer.finetune_warmup_epochs
     )
     params = trained.stacked["params"]
     recipe = build.recipe(chosen, this.dataset, schedule, *_block_rates(this, params))

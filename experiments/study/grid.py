@@ -10,6 +10,15 @@ from typing import Any, NamedTuple
 
 from experiments.config import Settings
 
+# What an arm has unless it says otherwise: so that the defaults may follow what the study finds.
+PINNED = {
+    "subnet_final_rate": 0.0,
+    "finetune_rate": 0.05,
+    "finetune_warmup_epochs": 0.5,
+    "carry_momentum": False,
+    "average": 0.0,
+}
+
 
 class Arm(NamedTuple):
     """One way to train, and how many seeds it is run with.
@@ -46,7 +55,7 @@ def settings(study: Study, arm: Arm, seed: int) -> Settings:
     >>> settings(STUDIES["cifar10"], STUDIES["cifar10"].arms[0], 2).seed
     2
     """
-    return with_flags(Settings(), {**study.flags, **arm.flags, "seed": seed})
+    return with_flags(Settings(), {**PINNED, **study.flags, **arm.flags, "seed": seed})
 
 
 def with_flags(settings: Settings, flags: Mapping[str, Any]) -> Settings:
@@ -121,6 +130,7 @@ STUDIES = {
             one_schedule("one-schedule", (6, 3), 0.2),
             one_schedule("averaged", (6, 3), 0.2, seeds=1, average=0.95),
             two_schedules((6, 3), (0.2, 0.05)),
+            one_schedule("averaged", (7, 2), 0.2, seeds=1, average=0.95),
             scratch(9, 0.4, seeds=1),
             one_schedule("new-momentum", (6, 3), 0.2, seeds=1, carry_momentum=False),
             one_schedule("off-diagonal-4x", (6, 3), 0.2, seeds=1, off_diagonal_rate=4.0),

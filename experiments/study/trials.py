@@ -100,5 +100,6 @@ def _lend(trial: Trial, todo: list[Trial], say: Callable[[str], None]) -> None:
 
 
 def _of_subnets(trial: Trial) -> dict[str, Any]:
-    flags = config.flat(trial.settings)
+    # Without a final rate of their own it follows fine-tuning's.
+    flags = config.flat(trial.settings) | {"subnet_final_rate": trial.settings.subnet_final_rate}
     return {name: value for name, value in flags.items() if name not in LATER}

@@ -46,7 +46,7 @@ WRONG = [
     (Settings(training=Training(warmup_epochs=math.inf)), "--warmup-epochs inf"),
     (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
     (Settings(training=Training(average=1.0)), "--average 1.0"),
-    (Settings(transfer=Transfer(subnet_final_rate=0.2)), "at most the --learning-rate 0.1"),
+    (Settings(transfer=Transfer(subnet_final_rate=0.3)), "at most the --learning-rate 0.2"),
     (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
     (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
     (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
@@ -116,6 +116,22 @@ def test_flat_settings_are_unique_names_of_all_fields():
 )
 def test_settings_as_flags_are_the_same_settings(settings):
     assert cli.parse("test", config.as_args(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("rates", "final", "peak"),
+    [
+        ({"learning_rate": 0.1}, 0.1, 0.1),
+        ({"learning_rate": 0.1, "finetune_rate": 0.05}, 0.05, 0.05),
+        ({"learning_rate": 0.1, "finetune_rate": 0.5}, 0.1, 0.5),
+    ],
+)
+def test_fine_tuning_begins_where_the_subnetworks_end(rates, final, peak):
+    settings = Settings(training=Training(**rates))
+    assert (settings.subnet_final_rate, settings.finetune_rate) == (final, peak)
+    assert config.problems(settings) == []
+    own = dataclasses.replace(settings, transfer=Transfer(subnet_final_rate=0.0))
+    assert (own.subnet_final_rate, own.finetune_rate) == (0.0, peak)
 
 
 def test_default_workdirs_tell_settings_apart():

@@ -16,6 +16,7 @@ TINY = [
     *("--dataset", "digits", "--train-size", "64", "--batch-size", "16"),
     *("--model", "cnn", "--subnets", str(SUBNETS), "--width", "12", "--depth", "5"),
     *("--subnet-epochs", "3", "--finetune-epochs", "0", "--baseline-epochs", "0"),
+    *("--learning-rate", "0.1"),
 ]
 
 
