@@ -13,7 +13,7 @@ from experiments.study import grid, trials
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Run the declared trials that have no results yet, and write docs/results.md from all.
+    """Run the declared trials that have no results yet, and rewrite the tables from all.
 
     It goes on where it was; `--minutes` bounds a sitting, `--report` only writes what is there.
     """
@@ -33,7 +33,9 @@ class Options:
     report: bool = False
     """Run nothing."""
     output: Path = Path("docs/results.md")
-    """The document whose tables are rewritten, between their markers."""
+    """The document whose tables and curves are rewritten, between their markers."""
+    summary: Path = Path("BENCHMARKS.md")
+    """The document that holds the comparison with the baseline only."""
 
 
 def main() -> int:
@@ -41,10 +43,12 @@ def main() -> int:
     options = tyro.cli(Options, prog="python -m experiments.study")
     program = "python -m experiments.study: "
     unknown = set(options.only) - set(grid.STUDIES)
-    if unknown or options.seeds < 1 or not options.output.is_file():
+    documents = (options.output, options.summary)
+    if unknown or options.seeds < 1 or not all(each.is_file() for each in documents):
         print(
             f"{program}error: expected --only of {' '.join(grid.STUDIES)}, --seeds ≥ 1 and an "
-            f"existing --output, got {sorted(unknown)}, {options.seeds}, {options.output}",
+            f"existing --output and --summary, got {sorted(unknown)}, {options.seeds}, "
+            f"{' and '.join(map(str, documents))}",
             file=sys.stderr,
         )
         return 2
@@ -67,11 +71,12 @@ def main() -> int:
 
     for name in options.only:
         try:
-            done = report.write(options.output, name, [t for t in todo if t.study == name])
+            own = [trial for trial in todo if trial.study == name]
+            done = report.write(*documents, name, own)
         except ValueError as error:
             say(f"{program}error: {error}")
             return 2
-        say(f"{name}: {len(done)} trials of {len([t for t in todo if t.study == name])}")
+        say(f"{name}: {len(done)} trials of {len(own)}")
     return 0 if complete else 75
 
 

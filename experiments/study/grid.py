@@ -120,6 +120,17 @@ def two_schedules(epochs: tuple[int, int], rates: tuple[float, float], **more: A
     return Arm(name, "transfer", flags | more, seeds=1)
 
 
+def averaged(
+    epochs: tuple[int, int],
+    rate: float,
+    seeds: int | None = None,
+    name: str = "averaged",
+    **more: Any,
+) -> Arm:
+    """One schedule, with averaged weights: the recipe of the quick preset."""
+    return one_schedule(name, epochs, rate, seeds, average=0.95, **more)
+
+
 STUDIES = {
     "cifar10": Study(
         "CIFAR-10, 10,000 training images, ResNet-8 of width 32, four sub-networks of width 8",
@@ -128,15 +139,57 @@ STUDIES = {
             scratch(9, 0.1, seeds=1),
             scratch(9, 0.2),
             one_schedule("one-schedule", (6, 3), 0.2),
-            one_schedule("averaged", (6, 3), 0.2, seeds=1, average=0.95),
+            averaged((6, 3), 0.2),
             two_schedules((6, 3), (0.2, 0.05)),
-            one_schedule("averaged", (7, 2), 0.2, seeds=1, average=0.95),
+            averaged((6, 3), 0.2, seeds=1, name="averaged-then-0.4", finetune_rate=0.4),
+            averaged((6, 3), 0.2, seeds=1, name="averaged-off-diagonal-4x", off_diagonal_rate=4.0),
+            scratch(5, 0.2),
+            averaged((7, 2), 0.2, seeds=1),
             scratch(9, 0.4, seeds=1),
-            one_schedule("new-momentum", (6, 3), 0.2, seeds=1, carry_momentum=False),
-            one_schedule("off-diagonal-4x", (6, 3), 0.2, seeds=1, off_diagonal_rate=4.0),
-            one_schedule("one-schedule", (6, 2), 0.2),
+            averaged((6, 3), 0.2, seeds=1, name="averaged-new-momentum", carry_momentum=False),
+            averaged((6, 2), 0.2),
             one_schedule("widened", (6, 3), 0.2, seeds=1, widen=True, off_diagonal_scale=0.1),
-            one_schedule("one-schedule", (6, 3), 0.4, seeds=1),
+            averaged((6, 3), 0.4, seeds=1),
         ),
+    ),
+    "cifar10-wide": Study(
+        "CIFAR-10, 10,000 training images, ResNet-8 of width 64, four sub-networks of width 16",
+        {"dataset": "cifar10", "width": 64},
+        (
+            scratch(9, 0.2),
+            averaged((6, 3), 0.2),
+            averaged((6, 2), 0.2),
+            scratch(5, 0.2),
+            scratch(9, 0.1, seeds=1),
+            scratch(9, 0.4, seeds=1),
+        ),
+    ),
+    "digits": Study(
+        "Handwritten digits (340 test images), ResNet-8 of width 32, four sub-networks of width 8 "
+        "but where K is said",
+        {"dataset": "digits", "train_size": 1400},
+        (
+            scratch(12, 0.1, seeds=1),
+            scratch(12, 0.2),
+            averaged((8, 4), 0.2),
+            averaged((10, 2), 0.2),
+            averaged((8, 4), 0.2, name="K2", subnets=2),
+            averaged((8, 4), 0.2, name="K8", subnets=8),
+            averaged((8, 4), 0.2, name="tiles", samples="tiles"),
+            averaged((8, 4), 0.2, name="phases", samples="phases"),
+            averaged((8, 4), 0.2, name="bands", samples="bands"),
+            averaged((8, 4), 0.2, name="shards", shard_data=True),
+            averaged((8, 4), 0.2, name="smoothed", label_smoothing=0.1),
+        ),
+    ),
+    "digits-wide": Study(
+        "Handwritten digits, ResNet-8 of width 64, four sub-networks of width 16",
+        {"dataset": "digits", "train_size": 1400, "width": 64},
+        (scratch(12, 0.2), averaged((8, 4), 0.2)),
+    ),
+    "digits-deep": Study(
+        "Handwritten digits, ResNet-14 of width 32, four sub-networks of width 8",
+        {"dataset": "digits", "train_size": 1400, "depth": 14},
+        (scratch(12, 0.2), averaged((8, 4), 0.2)),
     ),
 }

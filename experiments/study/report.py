@@ -36,29 +36,28 @@ class Finished(NamedTuple):
         return self.points[-1].cost
 
 
-def write(document: Path, name: str, trials: Sequence[Trial]) -> list[Finished]:
-    """Put a study's tables and curves into the document, between its markers.
+def write(document: Path, summary: Path, name: str, trials: Sequence[Trial]) -> list[Finished]:
+    """Put a study's tables and curves into the document, and its second table into the summary,
+    each between its markers.
 
     Returns:
-      The trials that are finished, on which they rest.
+      The trials that are finished, on which they rest; without any, nothing is written.
 
     Raises:
-      ValueError: the document has no place for it, or no trial is finished.
+      ValueError: a document has no place for it.
     """
     finished = _finished(trials)
     if not finished:
-        raise ValueError(f"{name}: no trial is finished yet")
+        return []
     picture = document.with_name(f"{document.stem}-{name}.svg")
-    body = "\n\n".join(
-        [
-            _conditions(finished),
-            _accuracies(finished),
-            _speedups(finished),
-            f"![accuracy against cost]({picture.name})",
-        ]
-    )
-    replace(document, put(document.read_text(), name, body))
+    conditions, accuracies = _conditions(finished), _accuracies(finished)
+    speedups, curves = _speedups(finished), f"![accuracy against cost]({picture.name})"
     _draw(picture, finished)
+    for place, parts in (
+        (document, (conditions, accuracies, speedups, curves)),
+        (summary, (conditions, speedups)),
+    ):
+        replace(place, put(place.read_text(), name, "\n\n".join(parts)))
     return finished
 
 

@@ -44,11 +44,12 @@ class Trial(NamedTuple):
 
 
 def trials(names: tuple[str, ...], runs: Path, seeds: int) -> Iterator[Trial]:
-    """All trials of the studies, in the order in which they are declared."""
+    """All trials of the studies, first those of all arms with seed 0."""
     for name in names:
-        for arm in grid.STUDIES[name].arms:
-            for seed in range(seeds if arm.seeds is None else min(arm.seeds, seeds)):
-                yield Trial(name, arm, seed, runs / name / f"{arm.name}-seed{seed}")
+        for seed in range(seeds):
+            for arm in grid.STUDIES[name].arms:
+                if arm.seeds is None or seed < arm.seeds:
+                    yield Trial(name, arm, seed, runs / name / f"{arm.name}-seed{seed}")
 
 
 def run(

@@ -52,6 +52,7 @@ def test_quoted_arms_have_all_seeds_and_others_one(small):
         seeds.setdefault(trial.arm.name, []).append(trial.seed)
     assert seeds["scratch-2-rate-0.1"] == [0, 1, 2]
     assert seeds["frozen-2+1-rate-0.1"] == [0]
+    assert list(seeds) == [arm.name for arm in STUDY.arms]  # every arm before a second seed of one
 
 
 def results(settings):
@@ -115,7 +116,9 @@ def main(monkeypatch, tmp_path, *args):
     document = tmp_path / "results.md"
     if not document.exists():
         document.write_text("before\n<!-- small -->\n<!-- end -->\nafter\n")
-    flags = ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--output", str(document), *args]
+    (tmp_path / "BENCHMARKS.md").write_text("<!-- small -->\n<!-- end -->\n")
+    flags = ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--output", str(document)]
+    flags += ["--summary", str(tmp_path / "BENCHMARKS.md"), *args]
     monkeypatch.setattr("sys.argv", ["study", "--only", "small", *flags])
     return command.main(), document.read_text()
 
@@ -134,14 +137,26 @@ def test_a_study_runs_reports_and_goes_on(ran, monkeypatch, tmp_path, capsys):
     assert row.split(" | ")[2:4] == ["1.00×", "1.00×"]
     assert "| frozen-2+1-rate-0.1 | 0 of 1 | – | – | – | -10.0 |" in text
     assert (tmp_path / "results-small.svg").stat().st_size > 1000
+    summary = (tmp_path / "BENCHMARKS.md").read_text()
+    assert "| one-2+1-rate-0.1 | 2 of 2" in summary
+    assert "| one-2+1-rate-0.1 | 2 |" not in summary
     assert "with the sub-networks of one-2+1-rate-0.1" in capsys.readouterr().err
     assert main(monkeypatch, tmp_path) == (0, text)
     assert len(ran) == 8
 
 
-def test_time_may_run_out(ran, monkeypatch, tmp_path):
-    assert main(monkeypatch, tmp_path, "--minutes", "0")[0] == 2  # nothing to report yet
+def test_time_may_run_out(ran, monkeypatch, tmp_path, capsys):
+    code, text = main(monkeypatch, tmp_path, "--minutes", "0")
+    assert code == 75
+    assert "small: 0 trials of 8" in capsys.readouterr().err
+    assert text == "before\n<!-- small -->\n<!-- end -->\nafter\n"
     assert not ran
+
+
+def test_a_document_without_a_place_is_said(ran, monkeypatch, tmp_path, capsys):
+    (tmp_path / "results.md").write_text("no place")
+    assert main(monkeypatch, tmp_path)[0] == 2
+    assert "the document has no place <!-- small -->" in capsys.readouterr().err
 
 
 def test_a_trial_that_fails_is_said(small, monkeypatch, tmp_path, capsys):
