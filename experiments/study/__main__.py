@@ -22,6 +22,8 @@ class Options:
         grid.STUDIES
     )
     """The studies."""
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[ARM ...]")] = ()
+    """Run these arms only, in this order; the tables hold all that is there. () is all."""
     seeds: int = 3
     """Seeds behind every number that is quoted; trials that only tune have one."""
     data_dir: Path | None = None
@@ -56,11 +58,28 @@ def main() -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    todo = list(trials.trials(options.only, options.runs, options.seeds))
+    declared = list(trials.trials(options.only, options.runs, options.seeds))
+    names = dict.fromkeys(trial.arm.name for trial in declared)
+    if strange := [arm for arm in options.arms if arm not in names]:
+        print(
+            f"{program}error: expected --arms of {' '.join(names)}, got {' '.join(strange)}",
+            file=sys.stderr,
+        )
+        return 2
+    todo = declared
+    if options.arms:
+        todo = sorted(
+            (trial for trial in declared if trial.arm.name in options.arms),
+            key=lambda trial: (
+                options.only.index(trial.study),
+                trial.seed,
+                options.arms.index(trial.arm.name),
+            ),
+        )
     complete = True
     if not options.report:
         try:
-            complete = trials.run(todo, options.data_dir, options.minutes, say)
+            complete = trials.run(todo, declared, options.data_dir, options.minutes, say)
         except subprocess.CalledProcessError as error:
             say(f"{program}error: a trial ended with {error.returncode}; the same command goes on")
             return 1
@@ -71,7 +90,7 @@ def main() -> int:
 
     for name in options.only:
         try:
-            own = [trial for trial in todo if trial.study == name]
+            own = [trial for trial in declared if trial.study == name]
             done = report.write(*documents, name, own)
         except ValueError as error:
             say(f"{program}error: {error}")

@@ -53,11 +53,16 @@ def trials(names: tuple[str, ...], runs: Path, seeds: int) -> Iterator[Trial]:
 
 
 def run(
-    todo: list[Trial], data_dir: Path | None, minutes: float | None, say: Callable[[str], None]
+    todo: list[Trial],
+    declared: list[Trial],
+    data_dir: Path | None,
+    minutes: float | None,
+    say: Callable[[str], None],
 ) -> bool:
     """Run what has no results yet; whether all has been run when it returns.
 
-    A trial goes on where it was, if it has been begun. None is begun after so many minutes.
+    A trial goes on where it was, if it has been begun; another that is declared may lend it its
+    sub-networks. None is begun after so many minutes.
 
     Raises:
       subprocess.CalledProcessError: a trial failed; it has said why.
@@ -70,7 +75,7 @@ def run(
             say("no time left for another trial; the same command goes on")
             return False
         say(f"{trial.study}: {trial.arm.name}, seed {trial.seed}")
-        _lend(trial, todo, say)
+        _lend(trial, declared, say)
         subprocess.run(command(trial, data_dir), check=True, stdout=subprocess.DEVNULL)
     return True
 
@@ -84,7 +89,7 @@ def command(trial: Trial, data_dir: Path | None) -> list[str]:
     )
 
 
-def _lend(trial: Trial, todo: list[Trial], say: Callable[[str], None]) -> None:
+def _lend(trial: Trial, declared: list[Trial], say: Callable[[str], None]) -> None:
     """Take over the trained sub-networks of a trial that differs in what comes later only.
 
     Runs are deterministic, so this is what its own training would come to.
@@ -92,7 +97,7 @@ def _lend(trial: Trial, todo: list[Trial], say: Callable[[str], None]) -> None:
     own = trial.folder / "checkpoints"
     if own.exists() or not trial.settings.training.subnet_epochs:
         return
-    for other in todo:
+    for other in declared:
         if _of_subnets(other) == _of_subnets(trial) and other.results is not None:
             for folder in (other.folder / "checkpoints").glob("subnet*"):
                 shutil.copytree(folder, own / folder.name)

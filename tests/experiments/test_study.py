@@ -145,6 +145,23 @@ def test_a_study_runs_reports_and_goes_on(ran, monkeypatch, tmp_path, capsys):
     assert len(ran) == 8
 
 
+def test_arms_can_be_chosen(ran, monkeypatch, tmp_path, capsys):
+    main(monkeypatch, tmp_path, "--arms", "frozen-2+1-rate-0.1")
+    code, text = main(monkeypatch, tmp_path, "--arms", "one-2+1-rate-0.1", "scratch-2-rate-0.1")
+    assert code == 0
+    ends = [Path(args[args.index("--workdir") + 1]).name for args in ran]
+    assert ends == ["frozen-2+1-rate-0.1-seed0"] + [
+        f"{arm}-2{rest}-rate-0.1-seed{seed}"
+        for seed in (0, 1)
+        for arm, rest in (("one", "+1"), ("scratch", ""))
+    ]
+    assert "with the sub-networks of frozen-2+1-rate-0.1" in capsys.readouterr().err
+    assert "| frozen-2+1-rate-0.1 | 1 |" in text  # not chosen this time, but there
+    code, _ = main(monkeypatch, tmp_path, "--arms", "one-2+1")
+    assert code == 2
+    assert "expected --arms of scratch-2-rate-0.1 " in capsys.readouterr().err
+
+
 def test_time_may_run_out(ran, monkeypatch, tmp_path, capsys):
     code, text = main(monkeypatch, tmp_path, "--minutes", "0")
     assert code == 75
