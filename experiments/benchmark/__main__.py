@@ -67,7 +67,7 @@ def main() -> int:
             print(f"{table}: {name}: no time left; the same command goes on", file=sys.stderr)
             break
         print(f"{table}: {name}", file=sys.stderr, flush=True)
-        store.add(table, name, measure() | {"runs": options.runs})
+        store.add(table, name, measure() | {"runs": options.runs, "full": options.full})
         tables.rewrite(options.output, store.rows)
     tables.rewrite(options.output, store.rows)
     return 0

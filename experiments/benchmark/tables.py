@@ -1,5 +1,6 @@
 """The measured rows as tables, put between their markers in a document."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def _conditions(rows: Rows, name: str) -> str:
     }
     lines = "\n".join("; ".join(condition) + "." for condition in sorted(conditions))
     runs = ", ".join(sorted({str(row["runs"]) for row in rows.values()}))
-    return f"    python -m experiments.benchmark --only {name} --runs {runs}\n\n{lines}"
+    full = " --full" if any(row.get("full") for row in rows.values()) else ""
+    return f"    python -m experiments.benchmark --only {name}{full} --runs {runs}\n\n{lines}"
 
 
 def _ms(timing: dict[str, float]) -> str:
@@ -52,11 +54,20 @@ def _ms(timing: dict[str, float]) -> str:
     return f"{median:.0f} ({fastest:.0f}–{slowest:.0f})"
 
 
+def _numbers(name: str) -> list[int]:
+    """The numbers in a row's name: by them rows stand in order, whenever they were measured.
+
+    >>> _numbers("ResNet-8, width 16, K = 4")
+    [8, 16, 4]
+    """
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
 def _steps(rows: Rows) -> str:
     columns = ["side_by_side", "single", "global", "torch_loop", "torch_vmap", "torch_global"]
     body = []
-    for name, row in rows.items():
-        subnets = int(name.rsplit("= ", 1)[1])
+    for name, row in sorted(rows.items(), key=lambda item: _numbers(item[0])):
+        subnets = _numbers(name)[-1]
         ratios = step_ratios({key: row[key] for key in columns if key in row}, subnets)
         body.append(
             [name]

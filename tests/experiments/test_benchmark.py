@@ -67,6 +67,17 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
     )
 
 
+def test_rows_stand_in_order_and_the_command_is_theirs(tmp_path):
+    (row,) = rows()["steps"].values()
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- steps -->\n<!-- end -->\n")
+    names = ["ResNet-8, width 16, K = 4", "ResNet-20, width 8, K = 1", "ResNet-8, width 8, K = 8"]
+    tables.rewrite(document, {"steps": {name: row | {"full": True} for name in names}})
+    text = document.read_text()
+    assert "--only steps --full --runs 3" in text
+    assert [text.index(names[i]) for i in (2, 0, 1)] == sorted(map(text.index, names))
+
+
 def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("<!-- steps -->\nold\n<!-- end -->\n")
