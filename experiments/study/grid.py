@@ -145,11 +145,11 @@ STUDIES = {
             averaged((6, 3), 0.2, seeds=1, name="averaged-off-diagonal-4x", off_diagonal_rate=4.0),
             scratch(5, 0.2),
             averaged((7, 2), 0.2, seeds=1),
-            scratch(9, 0.4, seeds=1),
+            scratch(9, 0.4),
             averaged((6, 3), 0.2, seeds=1, name="averaged-new-momentum", carry_momentum=False),
             averaged((6, 2), 0.2),
             one_schedule("widened", (6, 3), 0.2, seeds=1, widen=True, off_diagonal_scale=0.1),
-            averaged((6, 3), 0.4, seeds=1),
+            averaged((6, 3), 0.4),
         ),
     ),
     "cifar10-wide": Study(
@@ -161,7 +161,8 @@ STUDIES = {
             averaged((6, 2), 0.2),
             scratch(5, 0.2),
             scratch(9, 0.1, seeds=1),
-            scratch(9, 0.4, seeds=1),
+            scratch(9, 0.4),
+            averaged((6, 3), 0.4),
         ),
     ),
     "digits": Study(
