@@ -11,6 +11,7 @@ which computes exactly what they computed, and is trained a little further.
 """
 
 from dcjax import models as models
+from dcjax import native as native
 from dcjax import samples as samples
 from dcjax import training as training
 from dcjax._bounds import Bounds as Bounds

@@ -17,12 +17,33 @@ from experiments.data import Dataset
 PyTree = Any
 
 
-def network(chosen: Network, classes: int, dtype: Any = jnp.float32) -> nn.Module:
-    """The global network, computing in the given precision."""
+Convolution = Callable[..., Array]
+
+
+def network(
+    chosen: Network,
+    classes: int,
+    dtype: Any = jnp.float32,
+    convolution: Convolution | None = None,
+) -> nn.Module:
+    """The global network, computing in the given precision, with JAX's convolutions or these."""
+    how: dict[str, Any] = {"dtype": dtype, "conv_general_dilated": convolution}
     if chosen.model == "resnet":
-        return dcjax.models.ResNet(chosen.depth, chosen.width, classes, dtype=dtype)
+        return dcjax.models.ResNet(chosen.depth, chosen.width, classes, **how)
     convolutions = (chosen.depth - 2) // 3  # in each of three stages; then two dense layers
-    return dcjax.models.CNN(chosen.width, classes, convolutions=convolutions, dtype=dtype)
+    return dcjax.models.CNN(chosen.width, classes, convolutions=convolutions, **how)
+
+
+def convolution(chosen: Network, say: Callable[[str], None]) -> Convolution | None:
+    """The compiled convolution where it is wanted and can be had; None for JAX's own."""
+    if not chosen.native or jax.default_backend() != "cpu":
+        return None
+    try:
+        dcjax.native.build()
+    except dcjax.native.NativeError as error:
+        say(f"JAX's own convolutions, some times slower: {error}")
+        return None
+    return dcjax.native.conv_general_dilated
 
 
 def precision(chosen: Network) -> str:

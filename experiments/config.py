@@ -40,6 +40,9 @@ class Network:
     precision: Annotated[str, tyro.conf.arg(metavar="{auto,float32,bfloat16}")] = "auto"
     """Arithmetic of training; auto is bfloat16 on an accelerator and float32 on the CPU. Parameters
     and evaluation are float32 always."""
+    native: bool = True
+    """On the CPU, convolutions compiled for its processor, which takes a C++ compiler once; without
+    one they are JAX's own, with a notice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,14 +207,14 @@ def flat(settings: Settings) -> dict[str, Any]:
 
 
 # What was done before there was a flag for it.
-BEFORE = {"average": 0.0}
+BEFORE = {"average": 0.0, "native": False}
 
 
 def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
     """A run's flags as `flat` gave them, with those that an earlier version did not have.
 
     >>> complete({"width": 8})
-    {'average': 0.0, 'width': 8}
+    {'average': 0.0, 'native': False, 'width': 8}
     """
     return {**BEFORE, **flags} if flags else {}
 

@@ -113,13 +113,14 @@ def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:
     """Make what the phases share."""
     chosen, classes = settings.network, len(dataset.classes)
     samples = dcjax.samples.make(chosen.samples, settings.subnets)
-    exact = build.network(chosen, classes)
+    convolution = build.convolution(chosen, keeper.voice.say)
+    exact = build.network(chosen, classes, convolution=convolution)
     recipe = build.evaluation(settings.training, dataset)
     return Run(
         settings,
         dataset,
         samples,
-        network=build.network(chosen, classes, build.precision(chosen)),
+        network=build.network(chosen, classes, build.precision(chosen), convolution),
         exact=exact,
         logits=phases.exact_logits(training.data_parallel(exact, samples, recipe), dataset.test),
         images=build.normalise(dataset)(jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])),
@@ -313,6 +314,7 @@ def _model(this: Run, subnets: Part, baseline: Part) -> Results:
         "classes": len(this.dataset.classes),
         "samples": chosen.samples,
         "precision": build.precision(chosen),
+        "convolutions": "jax" if this.exact.conv_general_dilated is None else "native",
         "parameters": build.parameters(baseline.variables),
         "subnet_parameters": build.parameters(subnets.variables[0]),
     }

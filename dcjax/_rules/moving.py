@@ -196,6 +196,11 @@ def _split(context: Context, equation: Equation, value: Value) -> list[Value]:
     ]
 
 
+@register_rule("platform_index")
+def _platform_index(context: Context, equation: Equation) -> Value:
+    return Value()
+
+
 @register_rule("iota")
 def _iota(context: Context, equation: Equation) -> Value:
     sizes = equation.out_sizes[0]

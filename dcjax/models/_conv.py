@@ -54,13 +54,54 @@ def conv_general_dilated(
     ... ]
     Array(18., dtype=float32)
     """
+    return convolution(_IN_JAX, lhs, rhs, window_strides, padding, **options)
+
+
+class Window(NamedTuple):
+    """How the kernel goes over the images: their size and its, steps, zeros, dot's precision."""
+
+    image: tuple[int, ...]
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    precision: Any
+
+
+Pass = Callable[[Array, Array, Window], Array]
+
+
+class Passes(NamedTuple):
+    """How the CPU computes a convolution, its image x, its kernel and the cotangent y given.
+
+    Each is called with a whole batch, or with the part of it that a device has; None is lax's way.
+
+    * `forward(x, kernel, window)`: the convolution.
+    * `by_image(y, kernel, window)`, `by_kernel(x, y, window)`: the gradients.
+    """
+
+    forward: Pass | None
+    by_image: Pass | None
+    by_kernel: Pass | None
+
+
+def convolution(
+    passes: Passes,
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Array:
+    """`jax.lax.conv_general_dilated` by these passes, where they cover it."""
     if not _is_covered(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     strides = tuple(window_strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    return _conv(lhs, rhs, _Window(rhs.shape[:2], strides, pads, options.get("precision")))
+    image, size = lhs.shape[1:3], rhs.shape[:2]
+    window = Window(image, size, strides, pads, options.get("precision"))
+    return _conv(lhs, rhs, passes, window)
 
 
 def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
@@ -87,16 +128,43 @@ _UNDERSTOOD = (
 )
 
 
-class _Window(NamedTuple):
-    """How the kernel goes over the images: its size, steps, the zeros around, dot's precision."""
-
-    size: tuple[int, ...]
-    strides: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
-    precision: Any
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, passes: Passes, window: Window) -> Array:
+    plain = functools.partial(_plain, window=window)
+    return _computed(passes.forward, plain, window, ((_CUT, _WHOLE), _CUT), x, kernel)
 
 
-def _plain(x: Array, kernel: Array, window: _Window) -> Array:
+def _forward(
+    x: Array, kernel: Array, passes: Passes, window: Window
+) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, passes, window), (x, kernel)
+
+
+def _backward(
+    passes: Passes, window: Window, saved: tuple[Array, Array], y: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+
+    def plain_by_image(y: Array, kernel: Array) -> Array:
+        return jax.linear_transpose(lambda x: _plain(x, kernel, window), x)(y)[0]
+
+    def plain_by_kernel(x: Array, y: Array) -> Array:
+        return jax.linear_transpose(lambda kernel: _plain(x, kernel, window), kernel)(y)[0]
+
+    image, whole = ((_CUT, _WHOLE), _CUT), ((_CUT, _CUT), _WHOLE)
+    return (
+        _computed(passes.by_image, plain_by_image, window, image, y, kernel),
+        _computed(passes.by_kernel, plain_by_kernel, window, whole, x, y),
+    )
+
+
+_conv.defvjp(_forward, _backward)
+
+_CUT, _WHOLE = PartitionSpec(DEVICES), PartitionSpec()
+_Specs = tuple[tuple[PartitionSpec, PartitionSpec], PartitionSpec]  # of the arguments, of the result
+
+
+def _plain(x: Array, kernel: Array, window: Window) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -107,50 +175,45 @@ def _plain(x: Array, kernel: Array, window: _Window) -> Array:
     )
 
 
-_conv = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+def _computed(
+    by: Pass | None,
+    plain: Callable[[Array, Array], Array],
+    window: Window,
+    specs: _Specs,
+    *args: Array,
+) -> Array:
+    """On the CPU by this pass, elsewhere by lax."""
+    if by is None:
+        return plain(*args)
+    dtype = jax.eval_shape(plain, *args).dtype
+
+    def on_cpu(*args: Array) -> Array:
+        local = functools.partial(by, window=window)
+        return _on_shards(local, specs, *args).astype(dtype)
+
+    return lax.platform_dependent(*args, cpu=on_cpu, default=plain)
 
 
-def _forward(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, window), (x, kernel)
+def _on_shards(local: Callable[[Array, Array], Array], specs: _Specs, *args: Array) -> Array:
+    """Each device's part where the batch is cut; what is whole is the sum over all parts.
 
-
-def _backward(window: _Window, saved: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, window), x)(y)
-
-    def by_lax(x: Array, y: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: _plain(x, kernel, window), kernel)(y)[0]
-
-    def by_products(x: Array, y: Array) -> Array:
-        local = functools.partial(_kernel_gradient, window=window)
-        return _on_shards(local, x, y).astype(kernel.dtype)
-
-    return of_x, lax.platform_dependent(x, y, cpu=by_products, default=by_lax)
-
-
-_conv.defvjp(_forward, _backward)
-
-
-def _on_shards(local: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
-    """The sum over the batch, taken by each device over its part where the batch is cut.
-
-    XLA would gather the whole batch on every device for the loop over its chunks.
+    XLA would gather the whole batch on every device, for a loop over its chunks or a call.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if DEVICES not in mesh.auto_axes or x.shape[0] % mesh.shape[DEVICES]:
-        return local(x, y)
-    cut = PartitionSpec(DEVICES)
+    mesh, (arguments, result) = jax.sharding.get_abstract_mesh(), specs
+    if DEVICES not in mesh.auto_axes or args[0].shape[0] % mesh.shape[DEVICES]:
+        return local(*args)
 
-    def shard(x: Array, y: Array) -> Array:
-        return lax.psum(local(x, y), DEVICES)
+    def shard(*args: Array) -> Array:
+        part = local(*args)
+        return part if result == _CUT else lax.psum(part, DEVICES)
 
     return jax.shard_map(
-        shard, in_specs=(cut, cut), out_specs=PartitionSpec(), axis_names={DEVICES}, check_vma=False
-    )(x, y)
+        shard, in_specs=arguments, out_specs=result, axis_names={DEVICES}, check_vma=False
+    )(*args)
 
 
 def _kernel_gradient(
-    x: Float[Array, "N H W C"], y: Float[Array, "N h w O"], window: _Window
+    x: Float[Array, "N H W C"], y: Float[Array, "N h w O"], window: Window
 ) -> Float[Array, "kh kw C O"]:
     """The sum over chunks of the batch, so that what is made of a chunk stays in the cache."""
     gradient = _of_strided if max(window.strides) > 1 else _of_shifted
@@ -171,7 +234,7 @@ def _chunk(images: int, image_bytes: int) -> int:
     return next((n for n in range(min(most, images), 0, -1) if images % n == 0), images)
 
 
-def _of_shifted(x: Array, y: Array, window: _Window) -> Array:
+def _of_shifted(x: Array, y: Array, window: Window) -> Array:
     """Stride 1: x shifted along W against y shifted along H, all pairs of shifts in one product."""
     (kh, kw), (rows, columns) = window.size, window.pads
     height, width, channels = x.shape[1], y.shape[2], x.shape[3]
@@ -183,7 +246,7 @@ def _of_shifted(x: Array, y: Array, window: _Window) -> Array:
     return product.transpose(2, 0, 1, 3)
 
 
-def _of_strided(x: Array, y: Array, window: _Window) -> Array:
+def _of_strided(x: Array, y: Array, window: Window) -> Array:
     """Any stride: all patches of x against y."""
     (kh, kw), (sh, sw), (height, width) = window.size, window.strides, y.shape[1:3]
     channels = x.shape[3]
@@ -212,3 +275,6 @@ def _product(xs: Sequence[Array], ys: Sequence[Array], precision: Any) -> Array:
     return lax.dot_general(
         left, right, over_rows, precision=precision, preferred_element_type=jnp.float32
     )
+
+
+_IN_JAX = Passes(forward=None, by_image=None, by_kernel=_kernel_gradient)

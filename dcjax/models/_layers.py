@@ -1,5 +1,7 @@
 """What the networks are built of."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -7,6 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from dcjax.models._conv import conv_general_dilated
+
+Convolution = Callable[..., Array]  # with the arguments of jax.lax.conv_general_dilated
 
 
 class ConvNorm(nn.Module):
@@ -16,6 +20,7 @@ class ConvNorm(nn.Module):
     kernel: int = 3
     stride: int = 1
     dtype: DTypeLike = jnp.float32
+    conv_general_dilated: Convolution | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w c"]:
@@ -27,7 +32,7 @@ class ConvNorm(nn.Module):
             use_bias=False,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
-            conv_general_dilated=conv_general_dilated,
+            conv_general_dilated=self.conv_general_dilated or conv_general_dilated,
             name="conv",
         )(x)
         return nn.BatchNorm(

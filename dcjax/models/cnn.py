@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcjax.models._layers import ConvNorm, check_positive
+from dcjax.models._layers import Convolution, ConvNorm, check_positive
 
 
 class CNN(nn.Module):
@@ -22,6 +22,8 @@ class CNN(nn.Module):
         stages: Number of stages.
         convolutions: Number of convolutions in each stage.
         dtype: What the layers below the head compute in; parameters and statistics are float32.
+        conv_general_dilated: What the convolutions are computed with, as in `flax.linen.Conv`; by
+            default `dcjax.models.conv_general_dilated`.
 
     References:
         K. Simonyan, A. Zisserman, Very deep convolutional networks for large-scale image
@@ -40,6 +42,7 @@ class CNN(nn.Module):
     stages: int = 3
     convolutions: int = 2
     dtype: DTypeLike = jnp.float32
+    conv_general_dilated: Convolution | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -65,9 +68,10 @@ class CNN(nn.Module):
         """
         self._check_image(*x.shape[1:3])
         widths = [self.width * 2**i for i in range(self.stages)]
+        chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
         for stage, width in enumerate(widths, 1):
             for block in range(1, self.convolutions + 1):
-                layer = ConvNorm(width, dtype=self.dtype, name=f"stage{stage}_block{block}")
+                layer = ConvNorm(width, name=f"stage{stage}_block{block}", **chosen)
                 x = nn.relu(layer(x, train))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(len(x), -1)

@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcjax.models._layers import ConvNorm, check_positive
+from dcjax.models._layers import Convolution, ConvNorm, check_positive
 
 
 class ResNet(nn.Module):
@@ -22,6 +22,8 @@ class ResNet(nn.Module):
         width: Channels of the first stage; all layers but the head scale with it.
         num_classes: Number of logits.
         dtype: What the layers below the head compute in; parameters and statistics are float32.
+        conv_general_dilated: What the convolutions are computed with, as in `flax.linen.Conv`; by
+            default `dcjax.models.conv_general_dilated`.
 
     Raises:
         ValueError: The depth is none of those.
@@ -42,6 +44,7 @@ class ResNet(nn.Module):
     width: int = 16
     num_classes: int = 10
     dtype: DTypeLike = jnp.float32
+    conv_general_dilated: Convolution | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -68,13 +71,13 @@ class ResNet(nn.Module):
         Returns:
             (N, num_classes), float32.
         """
-        x = nn.relu(ConvNorm(self.width, dtype=self.dtype, name="stem")(x, train))
+        chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
+        x = nn.relu(ConvNorm(self.width, name="stem", **chosen)(x, train))
         for stage in (1, 2, 3):
             width = self.width * 2 ** (stage - 1)
             for block in range(1, (self.depth - 2) // 6 + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
-                name = f"stage{stage}_block{block}"
-                x = Block(width, stride, dtype=self.dtype, name=name)(x, train)
+                x = Block(width, stride, name=f"stage{stage}_block{block}", **chosen)(x, train)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
@@ -85,14 +88,16 @@ class Block(nn.Module):
     width: int
     stride: int
     dtype: DTypeLike = jnp.float32
+    conv_general_dilated: Convolution | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w c"]:
         """The feature map."""
-        first = ConvNorm(self.width, stride=self.stride, dtype=self.dtype, name="conv1")
-        second = ConvNorm(self.width, dtype=self.dtype, name="conv2")
+        chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
+        first = ConvNorm(self.width, stride=self.stride, name="conv1", **chosen)
+        second = ConvNorm(self.width, name="conv2", **chosen)
         shortcut = x
         if self.stride > 1:
-            projection = ConvNorm(self.width, 1, self.stride, dtype=self.dtype, name="shortcut")
+            projection = ConvNorm(self.width, 1, self.stride, name="shortcut", **chosen)
             shortcut = projection(x, train)
         return nn.relu(second(nn.relu(first(x, train)), train) + shortcut)

@@ -83,7 +83,7 @@ def data_parallel(
         step=trained(one.step),
         epoch=trained(one.epoch) if engine.whole_epochs else None,
         batch=batcher(recipe.batch_size, sharding(devices, DEVICES)),
-        forward=jax.jit(traced_once(one.forward)),
+        forward=jax.jit(traced_once(on_mesh(one.forward, devices))),
         batch_size=recipe.batch_size,
         lead=(),
         devices=devices,

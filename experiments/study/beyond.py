@@ -303,7 +303,8 @@ def _lab(data_dir: Path | None, seed: int, say: Callable[[str], None]) -> Lab:
     settings = grid.settings(grid.STUDIES["cifar10"], arm, seed)
     settings = grid.with_flags(settings, {"data_dir": data_dir})
     dataset = cli.load(settings, progress.voice(Console(quiet=True)))
-    network = build.network(settings.network, len(dataset.classes))
+    convolution = build.convolution(settings.network, say)
+    network = build.network(settings.network, len(dataset.classes), convolution=convolution)
     x = build.normalise(dataset)(jnp.asarray(dataset.test.images[:2]))
     return Lab(settings, dataset, network, x, say)
 

@@ -1,0 +1,433 @@
+// Two-dimensional convolutions of channels-last float32 images and their two gradients, for XLA's
+// CPU backend.
+//
+// With x padded, y[p, q] = Σ_i Σ_j Σ_c x[s p + i, s q + j, c] K[i, j, c]. In memory the pairs (j, c)
+// of an image's row follow one another, so that each row i of the kernel is one matrix product over
+// m = (j, c), of rows of x that overlap. What follows computes such products tile by tile: some
+// pixels and some channels whose sums stay in registers. The gradient by the image is the same sum
+// with y for x, once for each of the s × s phases of the image's pixels; the gradient by the kernel
+// sums over the pixels what the others sum over m.
+//
+// Sums are split by the shapes alone, never by the number of threads: results are reproducible.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+using Index = std::int64_t;
+
+// --- the machine ---------------------------------------------------------------------------------
+
+// A vector of floats that may lie anywhere. TILE: the vectors that a tile's sums may take, so that
+// they and their operands fit in the registers.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE = 24;
+#elif defined(__AVX__)
+constexpr int LANES = 8, TILE = 12;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, TILE = 24;
+#else
+constexpr int LANES = 4, TILE = 12;
+#endif
+
+template <int lanes>
+struct VectorOf {
+  typedef float type __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+};
+
+template <int lanes>
+using Vector = typename VectorOf<lanes>::type;
+
+// The largest power of two up to n.
+constexpr int power_below(int n) { return n < 2 ? 1 : 2 * power_below(n / 2); }
+
+// --- work ----------------------------------------------------------------------------------------
+
+// Calls f(0), …, f(tasks - 1), on XLA's threads and this one. It waits only for calls that have
+// begun, so that it ends however busy the other threads are.
+void in_parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& f) {
+  struct Shared {
+    std::atomic<Index> next{0};
+    Index done = 0;
+    std::mutex mutex;
+    std::condition_variable changed;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, tasks, &f] {
+    Index mine = 0;
+    for (Index i; (i = shared->next++) < tasks; ++mine) f(i);
+    if (!mine) return;
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    shared->done += mine;
+    if (shared->done == tasks) shared->changed.notify_one();
+  };
+  Index helpers = std::min<Index>(pool.num_threads(), tasks) - 1;
+  for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->changed.wait(lock, [&] { return shared->done == tasks; });
+}
+
+// --- images --------------------------------------------------------------------------------------
+
+struct Image {
+  Index height, width, channels;
+  Index size() const { return height * width * channels; }
+};
+
+// An image of another size: rows and columns from `top` and `left` on, zeros beyond the edges, and
+// zeros in channels beyond the last.
+void cut(const float* from, Image a, float* to, Image b, Index top, Index left) {
+  if (!top && !left && a.height >= b.height && a.width == b.width && a.channels == b.channels) {
+    std::memcpy(to, from, b.size() * sizeof(float));
+    return;
+  }
+  std::fill(to, to + b.size(), 0.0f);
+  Index first = std::max<Index>(0, -left), last = std::min(b.width, a.width - left);
+  for (Index row = std::max<Index>(0, -top); row < std::min(b.height, a.height - top); ++row) {
+    const float* source = from + ((row + top) * a.width + first + left) * a.channels;
+    float* target = to + (row * b.width + first) * b.channels;
+    if (a.channels == b.channels) {
+      if (last > first) std::memcpy(target, source, (last - first) * a.channels * sizeof(float));
+      continue;
+    }
+    for (Index column = first; column < last; ++column) {
+      std::memcpy(target, source, a.channels * sizeof(float));
+      source += a.channels;
+      target += b.channels;
+    }
+  }
+}
+
+// --- sums over the kernel ------------------------------------------------------------------------
+
+// out[t, u] = Σ_r Σ_{m < length} in[t · down + r · row + u · right + m] · kernel[r, m], for
+// t < height and u < width; the kernel's entries are vectors of `channels`.
+struct Correlation {
+  Index rows, length;                // of the kernel
+  Index row, down, right;            // steps in the input
+  Index height, width;               // pixels of the output,
+  Index out_down, out_right;         // steps between them
+  Index channels;
+};
+
+// One tile: P pixels of a row, B vectors of channels. The kernel is packed: [r, m, B · lanes].
+template <int lanes, int B, int P>
+void correlate_tile(const Correlation& how, const float* in, const float* kernel, float* out,
+                    Index channels) {
+  using V = Vector<lanes>;
+  V sums[P][B] = {};
+  for (Index r = 0; r < how.rows; ++r) {
+    const float* x = in + r * how.row;
+    for (Index m = 0; m < how.length; ++m, ++x, kernel += B * lanes) {
+      V k[B];
+      for (int b = 0; b < B; ++b) k[b] = *reinterpret_cast<const V*>(kernel + b * lanes);
+#pragma GCC unroll 32
+      for (int p = 0; p < P; ++p)
+        for (int b = 0; b < B; ++b) sums[p][b] += x[p * how.right] * k[b];
+    }
+  }
+  for (int p = 0; p < P; ++p, out += how.out_right) {
+    if (channels == B * lanes) {
+      for (int b = 0; b < B; ++b) *reinterpret_cast<V*>(out + b * lanes) = sums[p][b];
+    } else {
+      std::memcpy(out, sums[p], channels * sizeof(float));
+    }
+  }
+}
+
+// The pixels of a row from u on: as many tiles of P as there are, then smaller ones.
+template <int lanes, int B, int P>
+void correlate_row(const Correlation& how, const float* in, const float* kernel, float* out,
+                   Index channels, Index u) {
+  for (; u + P <= how.width; u += P)
+    correlate_tile<lanes, B, P>(how, in + u * how.right, kernel, out + u * how.out_right, channels);
+  if constexpr (P > 1)
+    correlate_row<lanes, B, P / 2>(how, in, kernel, out, channels, u);
+}
+
+// How the channels are cut: blocks of B vectors.
+struct Blocks {
+  int lanes, vectors;
+  Index size() const { return lanes * vectors; }
+  Index count(Index channels) const { return (channels + size() - 1) / size(); }
+};
+
+Blocks blocks_of(Index channels) {
+  if (channels > LANES) return {LANES, 2};
+  if (channels > 8 || LANES <= 8) return {LANES, 1};
+  return {8, 1};
+}
+
+// Calls f with the blocks as constants.
+template <class F>
+void with_blocks(Blocks blocks, F&& f) {
+  using std::integral_constant;
+  if (blocks.vectors == 2)
+    f(integral_constant<int, LANES>(), integral_constant<int, 2>());
+  else if (blocks.lanes == LANES)
+    f(integral_constant<int, LANES>(), integral_constant<int, 1>());
+  else
+    f(integral_constant<int, 8>(), integral_constant<int, 1>());
+}
+
+void correlate(const Correlation& how, const float* in, const float* packed, float* out) {
+  Blocks blocks = blocks_of(how.channels);
+  with_blocks(blocks, [&](auto lanes, auto B) {
+    constexpr int P = power_below(TILE / B);
+    for (Index first = 0; first < how.channels; first += blocks.size()) {
+      Index channels = std::min(blocks.size(), how.channels - first);
+      for (Index t = 0; t < how.height; ++t)
+        correlate_row<lanes, B, P>(how, in + t * how.down, packed, out + t * how.out_down + first,
+                                   channels, 0);
+      packed += how.rows * how.length * blocks.size();
+    }
+  });
+}
+
+// A kernel as `correlate` reads it: [block, r, m, channels of the block], zeros where there are
+// none.
+template <class Entry>
+std::vector<float> packed(Index rows, Index length, Index channels, Entry entry) {
+  Blocks blocks = blocks_of(channels);
+  std::vector<float> result(blocks.count(channels) * rows * length * blocks.size());
+  float* to = result.data();
+  for (Index first = 0; first < channels; first += blocks.size())
+    for (Index r = 0; r < rows; ++r)
+      for (Index m = 0; m < length; ++m, to += blocks.size())
+        for (Index o = 0; o < std::min(blocks.size(), channels - first); ++o)
+          to[o] = entry(r, m, first + o);
+  return result;
+}
+
+// --- sums over the pixels ------------------------------------------------------------------------
+
+// sums[m, o] += Σ_{p, q} x[p · down + q · right + m] · y[p, q, o], for m < M and B vectors of o.
+template <int lanes, int B, int M>
+void accumulate_tile(const float* x, Index down, Index right, const float* y, Image out,
+                     float* sums, Index pitch, Index channels) {
+  using V = Vector<lanes>;
+  V tile[M][B] = {};
+  for (Index p = 0; p < out.height; ++p) {
+    const float* pixel = x + p * down;
+    for (Index q = 0; q < out.width; ++q, pixel += right, y += out.channels) {
+      V v[B];
+      for (int b = 0; b < B; ++b) v[b] = *reinterpret_cast<const V*>(y + b * lanes);
+#pragma GCC unroll 32
+      for (int m = 0; m < M; ++m)
+        for (int b = 0; b < B; ++b) tile[m][b] += pixel[m] * v[b];
+    }
+  }
+  for (int m = 0; m < M; ++m, sums += pitch) {
+    const float* row = reinterpret_cast<const float*>(tile[m]);
+    for (Index o = 0; o < channels; ++o) sums[o] += row[o];
+  }
+}
+
+template <int lanes, int B, int M>
+void accumulate_columns(const float* x, Index down, Index right, const float* y, Image out,
+                        float* sums, Index pitch, Index channels, Index length, Index m) {
+  for (; m + M <= length; m += M)
+    accumulate_tile<lanes, B, M>(x + m, down, right, y, out, sums + m * pitch, pitch, channels);
+  if constexpr (M > 1)
+    accumulate_columns<lanes, B, (M % 3 ? M / 2 : M / 3 * 2)>(x, down, right, y, out, sums, pitch,
+                                                             channels, length, m);
+}
+
+// --- the three passes ----------------------------------------------------------------------------
+
+using Array = ffi::Buffer<ffi::F32, 4>;
+using Result = ffi::Result<Array>;
+
+Image image_of(ffi::Span<const Index> shape) { return {shape[1], shape[2], shape[3]}; }
+
+float* scratch(Index size) {
+  static thread_local std::vector<float> memory;
+  if (static_cast<Index>(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+// The images a task takes: some kB of each array, so that a task is worth its overhead.
+Index images_of_task(Index images, Index size) {
+  Index some = std::max<Index>(1, 65536 / std::max<Index>(1, size));
+  return std::min(images, some);
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Array x, Array kernel, Result y, Index down, Index right,
+                   Index top, Index left) {
+  Image from = image_of(x.dimensions()), to = image_of(y->dimensions());
+  Index images = x.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
+  if (!y->element_count()) return ffi::Error::Success();
+  Image padded{(to.height - 1) * down + rows, (to.width - 1) * right + columns, from.channels};
+  Index length = columns * from.channels, row = padded.width * padded.channels;
+  Correlation how{rows,      length,    row,
+                  down * row, right * from.channels, to.height,
+                  to.width,  to.width * to.channels, to.channels,
+                  to.channels};
+  const float* k = kernel.typed_data();
+  auto weights = packed(rows, length, to.channels, [&](Index r, Index m, Index o) {
+    return k[(r * length + m) * to.channels + o];
+  });
+  Index each = images_of_task(images, std::max(from.size(), to.size()));
+  in_parallel(pool, (images + each - 1) / each, [&](Index task) {
+    float* inside = scratch(padded.size());
+    for (Index n = task * each; n < std::min(images, (task + 1) * each); ++n) {
+      cut(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
+      correlate(how, inside, weights.data(), y->typed_data() + n * to.size());
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Along one axis, the image's pixels `first`, `first + step`, … that the same taps of the kernel
+// reach: pixel t of these sums `taps` pixels of the output from `start + t` on, with the kernel's
+// entries `phase + step · (taps - 1)`, …, `phase`.
+struct Phase {
+  Index phase, step, first, count, taps, start;
+};
+
+Phase phase_of(Index phase, Index step, Index pad, Index size, Index kernel) {
+  Index first = ((phase - pad) % step + step) % step;
+  Index count = first < size ? (size - first + step - 1) / step : 0;
+  Index taps = phase < kernel ? (kernel - phase + step - 1) / step : 0;
+  return {phase, step, first, count, taps, (first + pad - phase) / step - (taps - 1)};
+}
+
+ffi::Error ByImage(ffi::ThreadPool pool, Array y, Array kernel, Result x, Index down, Index right,
+                   Index top, Index left) {
+  Image from = image_of(y.dimensions()), to = image_of(x->dimensions());
+  Index images = y.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
+  if (!x->element_count()) return ffi::Error::Success();
+  std::vector<Phase> vertical, horizontal;
+  for (Index a = 0; a < down; ++a) vertical.push_back(phase_of(a, down, top, to.height, rows));
+  for (Index b = 0; b < right; ++b)
+    horizontal.push_back(phase_of(b, right, left, to.width, columns));
+  auto reach = [](const std::vector<Phase>& phases) {  // what they read: from, to
+    Index low = 0, high = 0;
+    for (const Phase& each : phases) {
+      low = std::min(low, each.start);
+      high = std::max(high, each.start + std::max<Index>(0, each.count - 1 + each.taps));
+    }
+    return std::pair<Index, Index>(low, high);
+  };
+  auto [low, high] = reach(vertical);
+  auto [west, east] = reach(horizontal);
+  Image padded{high - low, east - west, from.channels};
+  Index row = padded.width * padded.channels;
+
+  struct Part {
+    Correlation how;
+    Index in, out;
+    std::vector<float> weights;
+  };
+  std::vector<Part> parts;
+  const float* k = kernel.typed_data();
+  for (const Phase& v : vertical)
+    for (const Phase& h : horizontal) {
+      Correlation how{v.taps,
+                      h.taps * from.channels,
+                      row,
+                      row,
+                      from.channels,
+                      v.count,
+                      h.count,
+                      down * to.width * to.channels,
+                      right * to.channels,
+                      to.channels};
+      auto entry = [&](Index r, Index m, Index c) {
+        Index i = v.phase + v.step * (v.taps - 1 - r);
+        Index j = h.phase + h.step * (h.taps - 1 - m / from.channels);
+        return k[((i * columns + j) * to.channels + c) * from.channels + m % from.channels];
+      };
+      Index in = (v.start - low) * row + (h.start - west) * from.channels;
+      Index out = (v.first * to.width + h.first) * to.channels;
+      parts.push_back({how, in, out, packed(how.rows, how.length, to.channels, entry)});
+    }
+  Index each = images_of_task(images, std::max(from.size(), to.size()));
+  in_parallel(pool, (images + each - 1) / each, [&](Index task) {
+    float* inside = scratch(padded.size());
+    for (Index n = task * each; n < std::min(images, (task + 1) * each); ++n) {
+      cut(y.typed_data() + n * from.size(), from, inside, padded, low, west);
+      float* result = x->typed_data() + n * to.size();
+      for (const Part& part : parts)
+        correlate(part.how, inside + part.in, part.weights.data(), result + part.out);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error ByKernel(ffi::ThreadPool pool, Array x, Array y, Result kernel, Index down, Index right,
+                    Index top, Index left) {
+  Image from = image_of(x.dimensions()), to = image_of(y.dimensions());
+  Index images = x.dimensions()[0];
+  Index rows = kernel->dimensions()[0], columns = kernel->dimensions()[1];
+  Index size = kernel->element_count();
+  float* result = kernel->typed_data();
+  std::fill(result, result + size, 0.0f);
+  if (!size || !y.element_count()) return ffi::Error::Success();
+  Image padded{(to.height - 1) * down + rows, (to.width - 1) * right + columns, from.channels};
+  Blocks blocks = blocks_of(to.channels);
+  Image whole = to;  // its channels whole vectors
+  whole.channels = blocks.count(to.channels) * blocks.size();
+  bool fits = whole.channels == to.channels;
+  Index length = columns * from.channels, row = padded.width * padded.channels;
+
+  // Each part of the batch has sums of its own, which are added up in their order at the end: as
+  // many as 4 MB allow, but two.
+  Index most = std::max<Index>(2, (Index{1} << 20) / size);
+  Index parts = std::min({images, most, Index{16}});
+  std::vector<float> sums(parts * size);
+  in_parallel(pool, parts, [&](Index part) {
+    float* inside = scratch(padded.size() + (fits ? 0 : whole.size()));
+    float* mine = sums.data() + part * size;
+    for (Index n = part * images / parts; n < (part + 1) * images / parts; ++n) {
+      cut(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
+      const float* gradient = y.typed_data() + n * to.size();
+      if (!fits) {
+        cut(gradient, to, inside + padded.size(), whole, 0, 0);
+        gradient = inside + padded.size();
+      }
+      with_blocks(blocks, [&](auto lanes, auto B) {
+        for (Index i = 0; i < rows; ++i)
+          for (Index first = 0; first < to.channels; first += blocks.size())
+            accumulate_columns<lanes, B, TILE / B>(
+                inside + i * row, down * row, right * from.channels, gradient + first, whole,
+                mine + i * length * to.channels + first, to.channels,
+                std::min(blocks.size(), to.channels - first), length, 0);
+      });
+    }
+  });
+  for (Index part = 0; part < parts; ++part)
+    for (Index i = 0; i < size; ++i) result[i] += sums[part * size + i];
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define DCJAX_PASS(name, function)                   \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,      \
+                                ffi::Ffi::Bind()     \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Arg<Array>()    \
+                                    .Arg<Array>()    \
+                                    .Ret<Array>()    \
+                                    .Attr<Index>("down")  \
+                                    .Attr<Index>("right") \
+                                    .Attr<Index>("top")   \
+                                    .Attr<Index>("left"))
+
+DCJAX_PASS(dcjax_convolution_forward, Forward);
+DCJAX_PASS(dcjax_convolution_by_image, ByImage);
+DCJAX_PASS(dcjax_convolution_by_kernel, ByKernel);
