@@ -244,10 +244,10 @@ class PairTracer:
 
     def _cond(self, equation: Equation, operands: list[Value], at: tuple[int, ...]) -> list[Value]:
         _decided(self.context, operands[0])
-        if equation.narrow.get("branches_platforms"):  # lax.platform_dependent: one function,
-            n, w = equation.narrow["branches"][-1], equation.wide["branches"][-1]  # the default's
-            return self.run(n, w, operands[1:], equation.path, (*at, len(equation.narrow["branches"])-1))
-        pairs = zip(equation.narrow["branches"], equation.wide["branches"], strict=True)
+        pairs = [*zip(equation.narrow["branches"], equation.wide["branches"], strict=True)]
+        if equation.narrow.get("branches_platforms"):
+            # `lax.platform_dependent`: ways to compute one thing, of which the default says what.
+            return self.run(*pairs[-1], operands[1:], equation.path, (*at, len(pairs) - 1))
         branches = [
             self.run(n, w, operands[1:], equation.path, (*at, i)) for i, (n, w) in enumerate(pairs)
         ]

@@ -11,8 +11,14 @@ import dcjax.checkpoints
 
 ROOT = pathlib.Path(dcjax.__file__).parent
 API = ROOT.parent / "docs" / "api.md"
-MODULES = {"": dcjax, "samples.": dcjax.samples, "models.": dcjax.models,
-           "training.": dcjax.training, "checkpoints.": dcjax.checkpoints}  # fmt: skip
+MODULES = {
+    "": dcjax,
+    "samples.": dcjax.samples,
+    "models.": dcjax.models,
+    "native.": dcjax.native,
+    "training.": dcjax.training,
+    "checkpoints.": dcjax.checkpoints,
+}
 
 
 def public_names():

@@ -198,6 +198,7 @@ def _split(context: Context, equation: Equation, value: Value) -> list[Value]:
 
 @register_rule("platform_index")
 def _platform_index(context: Context, equation: Equation) -> Value:
+    """The number of a platform's branch in `lax.platform_dependent`."""
     return Value()
 
 

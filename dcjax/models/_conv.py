@@ -161,7 +161,9 @@ def _backward(
 _conv.defvjp(_forward, _backward)
 
 _CUT, _WHOLE = PartitionSpec(DEVICES), PartitionSpec()
-_Specs = tuple[tuple[PartitionSpec, PartitionSpec], PartitionSpec]  # of the arguments, of the result
+_Specs = tuple[
+    tuple[PartitionSpec, PartitionSpec], PartitionSpec
+]  # of the arguments, of the result
 
 
 def _plain(x: Array, kernel: Array, window: Window) -> Array:
@@ -187,8 +189,10 @@ def _computed(
         return plain(*args)
     dtype = jax.eval_shape(plain, *args).dtype
 
+    def local(a: Array, b: Array) -> Array:
+        return by(a, b, window)
+
     def on_cpu(*args: Array) -> Array:
-        local = functools.partial(by, window=window)
         return _on_shards(local, specs, *args).astype(dtype)
 
     return lax.platform_dependent(*args, cpu=on_cpu, default=plain)

@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcjax.models._layers import Convolution, ConvNorm, check_positive
+from dcjax.models._layers import ConvNorm, Convolution, check_positive
 
 
 class CNN(nn.Module):

@@ -1,8 +1,8 @@
 """Convolutions compiled for the processor they run on, for XLA's CPU backend.
 
 XLA's convolutions run at a fraction of a CPU's speed where channels are few, as sub-networks' are.
-These are compiled on their first use, by the C++ compiler that is there, and kept in the user's
-cache; nothing is compiled by importing this.
+These are compiled at their first use, by the C++ compiler that is there, and kept in the user's
+cache. Importing this compiles nothing.
 """
 
 from dcjax.native._build import NativeError as NativeError

@@ -38,6 +38,9 @@ def build() -> Path:
 
     Raises:
       NativeError: if there is no compiler, or it fails; says what it said.
+
+    >>> build().suffix
+    '.so'
     """
     command = [*_compiler(), *_flags()]
     macros = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])  # the compiler and processor

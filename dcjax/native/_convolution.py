@@ -24,9 +24,10 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, compiled for the processor, all three passes of it.
 
     With x (N, H, W, C), padded, a kernel (kh, kw, C, O) and stride s it is
-    y[n, p, q] = Σ_{i,j,c} x[n, s·p + i, s·q + j, c] K[i, j, c], computed directly, tile by tile, with
-    the sums in registers; so are the gradients by the image and by the kernel. Results are
-    reproducible: sums are split by the shapes, not by the number of threads.
+    y[n, p, q] = Σ_{i,j,c} x[n, s·p + i, s·q + j, c] K[i, j, c], computed directly, tile by tile,
+    with the sums in registers; so are the gradients by the image and by the kernel. Sums are in the
+    order of (i, j, c), so that a block-diagonal kernel's zeros change no bit of them, and are split
+    by the shapes, not by the number of threads.
 
     Takes effect on the CPU, for float32 and two-dimensional NHWC convolutions without groups and
     dilation; everything else is `dcjax.models.conv_general_dilated`'s, which says what holds for
@@ -46,6 +47,12 @@ def conv_general_dilated(
 
     Raises:
       NativeError: at its first use, if it cannot be compiled here (`dcjax.native.build`).
+
+    >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+    >>> conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[
+    ...     0, 1, 1, 0
+    ... ]
+    Array(18., dtype=float32)
     """
     if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32:
         return in_jax(lhs, rhs, window_strides, padding, **options)

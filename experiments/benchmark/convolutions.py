@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dcjax.models import conv_general_dilated
+import dcjax
+from experiments.benchmark.steps import convolution
 from experiments.benchmark.timing import Ways, in_turns
 
 BATCH = 128
@@ -39,15 +40,32 @@ def convolution_row(size: int, channels: int, runs: int) -> dict[str, Any]:
 
 
 def passes(conv: Convolution) -> Ways:
-    """The passes over a batch: lax's, the kernel gradient of dcjax.models, and PyTorch's."""
-    rng = np.random.default_rng(0)
-    shape = (BATCH, conv.size, conv.size, conv.before)
-    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    kernel = jnp.asarray(
-        rng.normal(size=(conv.kernel, conv.kernel, conv.before, conv.after)), jnp.float32
-    )
+    """The passes over a batch, by name and by whose they are: `forward native`, …
 
-    def forward(x: Array, kernel: Array, by: Any = lax.conv_general_dilated) -> Array:
+    `lax` are XLA's, `jax` is the kernel gradient of dcjax.models, `native` what is compiled here,
+    `torch` PyTorch's.
+    """
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in (
+            (BATCH, conv.size, conv.size, conv.before),
+            (conv.kernel, conv.kernel, conv.before, conv.after),
+        )
+    )
+    ours: dict[str, Callable[..., Array]] = {"lax": lax.conv_general_dilated}
+    ours |= {"jax": dcjax.models.conv_general_dilated}
+    if (native := convolution()) is not None:
+        ours["native"] = native
+    ways: dict[str, Callable[[], Any]] = {}
+    for who, by in ours.items():
+        ways |= {f"{name} {who}": way for name, way in _passes(by, conv, x, kernel).items()}
+    ways = {name: way for name, way in ways.items() if name not in ("forward jax", "by_image jax")}
+    return {**ways, **_torch_passes(conv)}
+
+
+def _passes(by: Callable[..., Array], conv: Convolution, x: Array, kernel: Array) -> Ways:
+    def forward(x: Array, kernel: Array) -> Array:
         return by(x, kernel, (conv.stride,) * 2, "SAME", dimension_numbers=LAYOUT)
 
     def by_image(x: Array, kernel: Array, y: Array) -> Array:
@@ -56,22 +74,16 @@ def passes(conv: Convolution) -> Ways:
     def by_kernel(x: Array, kernel: Array, y: Array) -> Array:
         return jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](y)[0]
 
-    def by_kernel_ours(x: Array, kernel: Array, y: Array) -> Array:
-        return jax.vjp(lambda kernel: forward(x, kernel, conv_general_dilated), kernel)[1](y)[0]
-
-    y = forward(x, kernel)
-
     def way(function: Callable[..., Array], *args: Array) -> Callable[[], Any]:
         function = jax.jit(function)
         return lambda: function(*args).block_until_ready()
 
-    ways = {
+    y = forward(x, kernel)
+    return {
         "forward": way(forward, x, kernel),
         "by_image": way(by_image, x, kernel, y),
-        "by_kernel_lax": way(by_kernel, x, kernel, y),
-        "by_kernel_dcjax": way(by_kernel_ours, x, kernel, y),
+        "by_kernel": way(by_kernel, x, kernel, y),
     }
-    return {**ways, **_torch_passes(conv)}
 
 
 def _torch_passes(conv: Convolution) -> Ways:
@@ -81,4 +93,5 @@ def _torch_passes(conv: Convolution) -> Ways:
         from experiments.benchmark import torch_steps
     except ImportError:
         return {}
-    return torch_steps.convolution_passes(BATCH, *conv)
+    found = torch_steps.convolution_passes(BATCH, *conv)
+    return {f"{name} torch": way for name, way in found.items()}

@@ -4,7 +4,6 @@ from typing import Any, get_args
 
 import jax
 
-import dcjax
 from dcjax import training
 from experiments.benchmark import steps
 
@@ -18,7 +17,7 @@ ENGINES = {
 
 def engine_row(depth: int, width: int, subnets: int, dtype: str, runs: int) -> dict[str, Any]:
     """The step of K sub-networks on one device, by every engine."""
-    network = dcjax.models.ResNet(depth, width * subnets, 10, dtype=dtype)
+    network = steps.resnet(depth, width * subnets, dtype=dtype)
     one = jax.devices()[:1]
     made = {
         name: steps.side_by_side(network, subnets, engine=engine, devices=one)

@@ -1,6 +1,7 @@
 """What a training step is spent on: the convolutions' passes, each by itself, and the rest."""
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,27 +13,44 @@ import dcjax
 from experiments.benchmark import steps
 from experiments.benchmark.convolutions import Convolution, passes
 
-PASSES = {"forward": "forward", "by_image": "by_image", "by_kernel": "by_kernel_dcjax"}
+# Whose convolutions each pass takes: a step with JAX's own has the kernel gradient of dcjax.models.
+PASSES = {
+    "native": ("forward native", "by_image native", "by_kernel native"),
+    "jax": ("forward lax", "by_image lax", "by_kernel jax"),
+    "torch": ("forward torch", "by_image torch", "by_kernel torch"),
+}
 
 
 def profile_row(depth: int, width: int, runs: int) -> dict[str, Any]:
-    """Seconds of a step of one ResNet, and of all its convolutions pass by pass; PyTorch's too."""
-    network = dcjax.models.ResNet(depth, width, 10)
-    convs = convolutions_of(network)
+    """Seconds of a step of one ResNet, and of all its convolutions pass by pass.
+
+    With the compiled convolutions, with JAX's own, and PyTorch's: by whose, a list of the step and
+    the three passes.
+    """
+    plain, one = dcjax.models.ResNet(depth, width, 10), jax.devices()[:1]
+    convs = convolutions_of(plain)
     apart = {f"{conv} {name}": way for conv in convs for name, way in passes(conv).items()}
-    torch_steps = steps.torch_ways(depth, width, 1)
-    theirs = {"torch_step": torch_steps["torch_loop"]} if torch_steps else {}
-    made = {"step": steps.data_parallel(network, jax.devices()[:1])}
-    found = steps.step_times(made, runs, theirs | apart)
-    seconds = {name: found[name]["median"] for name in ("step", *theirs)}
-    for conv, count in convs.items():
-        for name, ours in PASSES.items():
-            if name == "by_image" and conv.before == 3:
-                continue  # nothing asks for the gradient by the input images
-            for key, of in ((name, ours), *[(f"torch_{name}",) * 2 for _ in theirs]):
-                spent = count * found[f"{conv} {of}"]["median"]
-                seconds[key] = seconds.get(key, 0.0) + spent
-    return seconds
+    made = {"jax": steps.data_parallel(plain, one)}
+    if steps.convolution() is not None:
+        made["native"] = steps.data_parallel(steps.resnet(depth, width), one)
+    theirs = steps.torch_ways(depth, width, 1)
+    others = {"torch": theirs["torch_loop"]} if theirs else {}
+    found = {n: t["median"] for n, t in steps.step_times(made, runs, others | apart).items()}
+    return {
+        who: [found[who], *(_in_all(convs, found, name) for name in names)]
+        for who, names in PASSES.items()
+        if who in found
+    }
+
+
+def _in_all(convs: Mapping[Convolution, int], found: Mapping[str, float], name: str) -> float:
+    """Seconds of a pass of all convolutions."""
+    return sum(
+        count * found[f"{conv} {name}"]
+        for conv, count in convs.items()
+        # Nothing asks for the gradient by the input images.
+        if not (name.startswith("by_image") and conv.before == 3)
+    )
 
 
 def convolutions_of(network: nn.Module) -> collections.Counter[Convolution]:

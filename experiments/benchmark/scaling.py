@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-import dcjax
 from dcjax import training
 from experiments.benchmark import steps
 
@@ -18,7 +17,7 @@ COLLECTIVES = re.compile(
 
 def scaling_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
     """K sub-networks on K devices: the step, memory a device, collectives, augmentation's share."""
-    network = dcjax.models.ResNet(depth, width * subnets, 10)
+    network = steps.resnet(depth, width * subnets)
     augmenting = steps.recipe(training.crop_and_flip)
     made, variables = steps.side_by_side(network, subnets)
     phase, state, _, seconds = steps.compiled(made, variables)

@@ -1,5 +1,7 @@
 """Training steps: K sub-networks side by side, one alone, the global network; and PyTorch's."""
 
+import functools
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +12,9 @@ import numpy as np
 
 import dcjax
 from dcjax import training
+from experiments import build
 from experiments.benchmark.timing import Timing, Ways, in_turns
+from experiments.config import Network
 
 BATCH = 128
 Made = tuple[training.Phase, Any]  # a phase, and its variables
@@ -20,17 +24,31 @@ def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
     """The steps of ResNet sub-networks of a width, batch 128 of 32×32×3, float32, no augmentation.
 
     `single` is a sub-network's step by plain `jit` on one device, which uses all cores; `global`
-    the data-parallel step of the network that is K times as wide.
+    the data-parallel step of the network that is K times as wide; `side_by_side_jax` the first with
+    JAX's own convolutions.
     """
-    network = dcjax.models.ResNet(depth, width * subnets, 10)
+    network = resnet(depth, width * subnets)
+    plain = dcjax.models.ResNet(depth, width * subnets, 10)
     subnet = dcjax.decompose(network, subnets)
     one = jax.devices()[:1]
     made = {
         "side_by_side": side_by_side(network, subnets),
+        "side_by_side_jax": side_by_side(plain, subnets),
         "single": data_parallel(subnet, one),
         "global": data_parallel(network),
     }
     return step_times(made, runs, torch_ways(depth, width, subnets))
+
+
+@functools.cache
+def convolution() -> Any:
+    """What the experiments' convolutions are computed with here; None for JAX's own."""
+    return build.convolution(Network(), functools.partial(print, file=sys.stderr))
+
+
+def resnet(depth: int, width: int, **options: Any) -> dcjax.models.ResNet:
+    """The network, as the experiments train it."""
+    return dcjax.models.ResNet(depth, width, 10, conv_general_dilated=convolution(), **options)
 
 
 def step_times(

@@ -64,7 +64,8 @@ def _numbers(name: str) -> list[int]:
 
 
 def _steps(rows: Rows) -> str:
-    columns = ["side_by_side", "single", "global", "torch_loop", "torch_vmap", "torch_global"]
+    columns = ["side_by_side", "side_by_side_jax", "single", "global"]
+    columns += ["torch_loop", "torch_vmap", "torch_global"]
     body = []
     for name, row in sorted(rows.items(), key=lambda item: _numbers(item[0])):
         subnets = _numbers(name)[-1]
@@ -77,39 +78,37 @@ def _steps(rows: Rows) -> str:
                 for key in ("single", "torch", "ideal", "torch_global")
             ]
         )
-    head = ["sub-networks", "side by side, ms", "one alone", "global", "PyTorch loop"]
-    head += ["PyTorch vmap", "PyTorch global", "(a) ≤ 1", "(b) ≤ 1", "(c) ≤ 1.3", "global ≤ 1"]
-    return table(head, body)
+    head = ["sub-networks", "side by side, ms", "with JAX's convolutions", "one alone", "global"]
+    head += ["PyTorch loop", "PyTorch vmap", "PyTorch global"]
+    return table([*head, "(a) ≤ 1", "(b) ≤ 1", "(c) ≤ 1.3", "global ≤ 1"], body)
 
 
 def _convolutions(rows: Rows) -> str:
-    columns = ["forward", "torch_forward", "by_image", "torch_by_image"]
-    columns += ["by_kernel_lax", "by_kernel_dcjax", "torch_by_kernel"]
+    whose = ("lax", "native", "torch")
+    columns = [f"{name} {who}" for name in ("forward", "by_image") for who in whose]
+    columns += [f"by_kernel {who}" for who in ("lax", "jax", "native", "torch")]
     body = [
         [name, *(f"{row[key]:.0f}" if key in row else "–" for key in columns)]
         for name, row in rows.items()
     ]
-    head = ["3×3, 128 images", "forward, GF/s", "PyTorch's", "by the image", "PyTorch's"]
-    return table([*head, "by the kernel, lax", "dcjax", "PyTorch's"], body)
+    head = ["3×3, 128 images; GF/s", "forward: XLA's", "compiled", "PyTorch's"]
+    head += ["by the image: XLA's", "compiled", "PyTorch's"]
+    head += ["by the kernel: XLA's", "`dcjax.models`'", "compiled", "PyTorch's"]
+    return table(head, body)
 
 
 def _profile(rows: Rows) -> str:
-    passes = ("forward", "by_image", "by_kernel")
+    names = {"jax": "JAX's convolutions", "native": "compiled ones", "torch": "PyTorch"}
     body = []
     for name, row in rows.items():
-        for who, prefix in (("", ""), (", PyTorch", "torch_")):
-            if f"{prefix}step" not in row:
-                continue
-            parts = [row[prefix + key] for key in passes]
-            rest = row[f"{prefix}step"] - sum(parts)
-            seconds = [row[f"{prefix}step"], *parts, rest]
-            body.append([name + who, *(f"{1e3 * s:.0f}" for s in seconds), "–"])
-        if "torch_step" in row:
-            theirs = sum(row[f"torch_{key}"] - row[key] for key in passes)
-            ratio = (row["step"] + theirs) / row["torch_step"]
-            body[-2][-1] = f"{1e3 * (row['step'] + theirs):.0f}, {ratio:.2f} of PyTorch's"
+        for who, what in names.items():
+            if who in row:
+                step, *parts = row[who]
+                times = (f"{1e3 * s:.0f}" for s in (step, *parts, step - sum(parts)))
+                ratio = f"{step / row['torch'][0]:.2f}" if "torch" in row else "–"
+                body.append([f"{name}, {what}", *times, ratio])
     head = ["one network", "step, ms", "convolutions forward", "by the image", "by the kernel"]
-    return table([*head, "rest", "with PyTorch's convolutions"], body)
+    return table([*head, "rest", "of PyTorch's step"], body)
 
 
 def _engines(rows: Rows) -> str:

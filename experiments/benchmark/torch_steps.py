@@ -126,9 +126,9 @@ def convolution_passes(
         )
 
     return {
-        "torch_forward": lambda: nn.functional.conv2d(x, weight, None, steps, pads),
-        "torch_by_image": lambda: backward(True, False),
-        "torch_by_kernel": lambda: backward(False, True),
+        "forward": lambda: nn.functional.conv2d(x, weight, None, steps, pads),
+        "by_image": lambda: backward(True, False),
+        "by_kernel": lambda: backward(False, True),
     }
 
 

@@ -30,6 +30,9 @@ class Options:
     """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
     runs: Path = Path("runs/study")
     """The trials' folders."""
+    records: Path = Path("docs/study")
+    """Their settings and results, a file a study, which stay when the folders go: a trial that is
+    here is not run again."""
     minutes: float | None = None
     """Begin no trial after so many minutes."""
     report: bool = False
@@ -58,7 +61,7 @@ def main() -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    declared = list(trials.trials(options.only, options.runs, options.seeds))
+    declared = list(trials.trials(options.only, options.runs, options.records, options.seeds))
     names = dict.fromkeys(trial.arm.name for trial in declared)
     if strange := [arm for arm in options.arms if arm not in names]:
         print(
@@ -92,6 +95,8 @@ def main() -> int:
         try:
             own = [trial for trial in declared if trial.study == name]
             done = report.write(*documents, name, own)
+            if done:
+                trials.keep(own[0].records, (each.trial for each in done))
         except ValueError as error:
             say(f"{program}error: {error}")
             return 2

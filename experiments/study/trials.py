@@ -1,14 +1,15 @@
 """Running the trials: each the experiment's own command, in a process of its own."""
 
+import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import config, workdir
+from experiments import config, document, workdir
 from experiments.study import grid
 
 # What the sub-networks' training does not depend on.
@@ -25,12 +26,18 @@ LATER = (
 
 
 class Trial(NamedTuple):
-    """One arm with one seed, and the folder of its run."""
+    """One arm with one seed, the folder of its run, and the file where its results are kept."""
 
     study: str
     arm: grid.Arm
     seed: int
     folder: Path
+    records: Path
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in the records."""
+        return self.folder.name
 
     @property
     def settings(self) -> config.Settings:
@@ -39,17 +46,48 @@ class Trial(NamedTuple):
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What it has left; None if it is not finished."""
-        return workdir.finished(self.folder, config.flat(self.settings))
+        """What it has left, here or in the records; None if it is not finished."""
+        flags = config.flat(self.settings)
+        here = workdir.finished(self.folder, flags)
+        if here is not None:
+            return here
+        kept = _read(self.records).get(self.name)
+        if kept is None or workdir.differences(config.complete(kept["settings"]), flags):
+            return None
+        return kept["results"]
 
 
-def trials(names: tuple[str, ...], runs: Path, seeds: int) -> Iterator[Trial]:
-    """All trials of the studies, first those of all arms with seed 0."""
+def trials(names: tuple[str, ...], runs: Path, records: Path, seeds: int) -> Iterator[Trial]:
+    """All trials of the studies, first those of all arms with seed 0.
+
+    Args:
+      names: of the studies.
+      runs: the folder of the trials' folders, which hold checkpoints.
+      records: the folder of the results, a file a study: they stay where the runs do not.
+      seeds: how many of each arm, unless it has fewer.
+    """
     for name in names:
         for seed in range(seeds):
             for arm in grid.STUDIES[name].arms:
                 if arm.seeds is None or seed < arm.seeds:
-                    yield Trial(name, arm, seed, runs / name / f"{arm.name}-seed{seed}")
+                    folder = runs / name / f"{arm.name}-seed{seed}"
+                    yield Trial(name, arm, seed, folder, records / f"{name}.json")
+
+
+def keep(records: Path, finished: Iterable[Trial]) -> None:
+    """Put the results of a study's finished trials into its records, a line each."""
+    kept = _read(records)
+    for trial in finished:
+        flags = config.flat(trial.settings)
+        settings = {name: value for name, value in flags.items() if name not in config.PLACES}
+        kept[trial.name] = {"settings": settings, "results": trial.results}
+    records.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+    document.write(records, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _read(records: Path) -> dict[str, Any]:
+    return json.loads(records.read_text()) if records.is_file() else {}
 
 
 def run(
@@ -99,10 +137,12 @@ def _lend(trial: Trial, declared: list[Trial], say: Callable[[str], None]) -> No
         return
     for other in declared:
         if _of_subnets(other) == _of_subnets(trial) and other.results is not None:
-            for folder in (other.folder / "checkpoints").glob("subnet*"):
+            theirs = [*(other.folder / "checkpoints").glob("subnet*")]
+            for folder in theirs:
                 shutil.copytree(folder, own / folder.name)
-            say(f"  with the sub-networks of {other.arm.name}")
-            return
+            if theirs:
+                say(f"  with the sub-networks of {other.arm.name}")
+                return
 
 
 def _of_subnets(trial: Trial) -> dict[str, Any]:

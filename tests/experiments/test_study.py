@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("name", grid.STUDIES)
 def test_every_declared_trial_can_be_run(name):
-    found = list(trials.trials((name,), Path("runs"), seeds=3))
+    found = list(trials.trials((name,), Path("runs"), Path("records"), seeds=3))
     assert len({trial.folder for trial in found}) == len(found)
     settings = [config.flat(trial.settings) for trial in found]
     assert len({json.dumps(each, default=str) for each in settings}) == len(found)
@@ -48,7 +49,7 @@ def test_a_flag_that_is_none_is_refused():
 
 def test_quoted_arms_have_all_seeds_and_others_one(small):
     seeds = {}
-    for trial in trials.trials(("small",), Path("runs"), seeds=3):
+    for trial in trials.trials(("small",), Path("runs"), Path("records"), seeds=3):
         seeds.setdefault(trial.arm.name, []).append(trial.seed)
     assert seeds["scratch-2-rate-0.1"] == [0, 1, 2]
     assert seeds["frozen-2+1-rate-0.1"] == [0]
@@ -96,7 +97,9 @@ def ran(small, monkeypatch):
     def run(args, **_):
         folder = Path(args[args.index("--workdir") + 1])
         trial = next(
-            t for t in trials.trials(("small",), folder.parents[1], 2) if t.folder == folder
+            t
+            for t in trials.trials(("small",), folder.parents[1], Path("records"), 2)
+            if t.folder == folder
         )
         folder.mkdir(parents=True, exist_ok=True)
         flags = config.flat(trial.settings)
@@ -118,6 +121,7 @@ def main(monkeypatch, tmp_path, *args):
         document.write_text("before\n<!-- small -->\n<!-- end -->\nafter\n")
     (tmp_path / "BENCHMARKS.md").write_text("<!-- small -->\n<!-- end -->\n")
     flags = ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--output", str(document)]
+    flags += ["--records", str(tmp_path / "records")]
     flags += ["--summary", str(tmp_path / "BENCHMARKS.md"), *args]
     monkeypatch.setattr("sys.argv", ["study", "--only", "small", *flags])
     return command.main(), document.read_text()
@@ -162,6 +166,23 @@ def test_arms_can_be_chosen(ran, monkeypatch, tmp_path, capsys):
     assert "expected --arms of scratch-2-rate-0.1 " in capsys.readouterr().err
 
 
+def test_results_stay_where_the_runs_do_not(ran, monkeypatch, tmp_path):
+    _, text = main(monkeypatch, tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    assert main(monkeypatch, tmp_path) == (0, text)
+    assert len(ran) == 8
+    # A record of other settings is no record of the trial.
+    records = tmp_path / "records" / "small.json"
+    kept = json.loads(records.read_text())
+    assert len(kept) == 8
+    kept["one-2+1-rate-0.1-seed0"]["settings"]["learning_rate"] = 0.3
+    records.write_text(json.dumps(kept))
+    main(monkeypatch, tmp_path)
+    assert [Path(args[args.index("--workdir") + 1]).name for args in ran[8:]] == [
+        "one-2+1-rate-0.1-seed0"
+    ]
+
+
 def test_time_may_run_out(ran, monkeypatch, tmp_path, capsys):
     code, text = main(monkeypatch, tmp_path, "--minutes", "0")
     assert code == 75
@@ -189,7 +210,11 @@ def test_bad_input(small, monkeypatch, tmp_path, capsys):
 
 def test_what_comes_later_does_not_keep_subnetworks_from_being_lent(small):
     one, frozen, widened = (
-        next(t for t in trials.trials(("small",), Path("runs"), 1) if t.arm.name.startswith(name))
+        next(
+            t
+            for t in trials.trials(("small",), Path("runs"), Path("records"), 1)
+            if t.arm.name.startswith(name)
+        )
         for name in ("one", "frozen", "widened")
     )
     assert trials._of_subnets(one) == trials._of_subnets(frozen)

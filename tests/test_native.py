@@ -1,0 +1,246 @@
+"""The compiled convolution: lax's in all it computes, whatever the shapes, threads and devices."""
+
+import functools
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import dcjax
+from dcjax.native import NativeError, _build, build, conv_general_dilated
+from tests.test_conv import LAYOUT, draw, gradients
+
+OPTIONS = {"dimension_numbers": LAYOUT}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built():
+    try:
+        build()
+    except NativeError as error:
+        pytest.skip(str(error))
+
+
+def by(function, x, kernel, strides, pads):
+    """The convolution and its gradients."""
+    y = function(x, kernel, strides, pads, **OPTIONS)
+    return y, *gradients(function, x, kernel, strides, pads)
+
+
+def assert_same(x, kernel, strides, pads):
+    kernel = kernel / np.sqrt(kernel[..., 0].size)  # or rounding is all that the cost's sine shows
+    ours = by(conv_general_dilated, x, kernel, strides, pads)
+    theirs = by(lax.conv_general_dilated, x, kernel, strides, pads)
+    for got, expected in zip(ours, theirs, strict=True):
+        assert got.shape == expected.shape
+        assert got.dtype == expected.dtype
+        scale = np.abs(expected).max(initial=0) + 1e-6
+        np.testing.assert_allclose(got, expected, atol=1e-5 * scale)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(0, 5),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["SAME", "VALID", [(2, 1), (0, 3)], [(0, 1), (1, 0)]]),
+)
+def test_it_is_lax_s(batch, size, channels, window, strides, padding):
+    pads = (
+        lax.padtype_to_pads(size, window, strides, padding) if isinstance(padding, str) else padding
+    )
+    assume(all(n + sum(p) >= w for n, p, w in zip(size, pads, window, strict=True)))
+    # Beyond that lax's own gradient by the image was seen to hold memory that nothing has written.
+    assume(all(max(p) < w for p, w in zip(pads, window, strict=True)))
+    assert_same(draw(batch, *size, channels[0]), draw(*window, *channels), strides, padding)
+
+
+@pytest.mark.parametrize("channels", [3, 8, 16, 24, 32, 48, 64])
+def test_it_is_lax_s_for_whole_tiles(channels):
+    for strides in (1, 2):
+        x, kernel = draw(3, 16, 16, channels), draw(3, 3, channels, channels)
+        assert_same(x, kernel, (strides, strides), "SAME")
+
+
+@pytest.mark.parametrize("pads", [[(-1, 0), (0, -2)], [(4, 0), (5, 4)], [(-2, 3), (1, 1)]])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+def test_it_cuts_and_pads_as_the_image_cut_and_padded_by_hand(pads, strides):
+    x, kernel = draw(2, 9, 8, 3), draw(3, 2, 3, 5)
+
+    def plain(x, kernel, strides, pads, **options):
+        zero, none = jnp.zeros(()), (0, 0, 0)
+        x = lax.pad(x, zero, (none, *((low, high, 0) for low, high in pads), none))
+        return lax.conv_general_dilated(x, kernel, strides, "VALID", **options)
+
+    ours = by(conv_general_dilated, x, kernel, strides, pads)
+    for got, expected in zip(ours, by(plain, x, kernel, strides, pads), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_larger_than_the_image_sees_nothing():
+    x, kernel = draw(2, 2, 2, 3), draw(3, 3, 3, 4)
+    assert_same(x, kernel, (1, 1), "VALID")
+
+
+@pytest.mark.parametrize("size", [3, 8, 20])
+def test_zeros_between_blocks_change_no_bit(size):
+    """A block-diagonal kernel gives what its blocks give, not only to rounding."""
+    rng = np.random.default_rng(size)
+    xs = rng.normal(size=(4, 2, 8, 8, size)).astype(np.float32)
+    kernels = rng.normal(size=(4, 3, 3, size, size)).astype(np.float32)
+    whole = np.zeros((3, 3, 4 * size, 4 * size), np.float32)
+    for k in range(4):
+        at = slice(k * size, (k + 1) * size)
+        whole[:, :, at, at] = kernels[k]
+    convolve = functools.partial(
+        conv_general_dilated, window_strides=(1, 1), padding="SAME", **OPTIONS
+    )
+    apart = [convolve(x, kernel) for x, kernel in zip(xs, kernels, strict=True)]
+    composed = convolve(jnp.concatenate(list(xs), -1), jnp.asarray(whole))
+    np.testing.assert_array_equal(composed, jnp.concatenate(apart, -1))
+
+
+def test_a_network_of_them_composes_exactly_and_bit_for_bit_up_to_its_head():
+    network = dcjax.models.ResNet(8, 16, 10, conv_general_dilated=conv_general_dilated)
+    x = draw(4, 32, 32, 3)
+    stacked = dcjax.init(network, 4, jax.random.key(0), x)
+    report = dcjax.verify(network, stacked, x)
+    assert {layer.absolute for layer in report.layers[:-1]} == {0.0}
+    assert report.error < 1e-6
+    plain = dcjax.models.ResNet(8, 16, 10)
+    assert dcjax.layout(network, 4, x) == dcjax.layout(plain, 4, x)
+    variables = dcjax.compose(stacked)
+    np.testing.assert_allclose(
+        network.apply(variables, x), plain.apply(variables, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_it_is_reproducible():
+    x, kernel = draw(37, 16, 16, 8), draw(3, 3, 8, 16)
+    first = by(conv_general_dilated, x, kernel, (1, 1), "SAME")
+    for _ in range(5):
+        again = by(conv_general_dilated, x, kernel, (1, 1), "SAME")
+        for a, b in zip(first, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 6, 6, 4), (3, 3, 2, 4), {"feature_group_count": 2}),
+        ((2, 6, 6, 4), (3, 3, 4, 4), {"rhs_dilation": (2, 2)}),
+        ((2, 4, 6, 6), (5, 4, 3, 3), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+    ],
+)
+def test_other_convolutions_are_lax_s_own(shape, kernel, options):
+    options = OPTIONS | options
+    args = draw(*shape), draw(*kernel), (1, 1), [(1, 1), (1, 1)]
+    ours, theirs = (f(*args, **options) for f in (conv_general_dilated, lax.conv_general_dilated))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_half_precision_is_the_models_own():
+    x, kernel = draw(2, 8, 8, 4, dtype=jnp.bfloat16), draw(3, 3, 4, 4, dtype=jnp.bfloat16)
+    args = x, kernel, (1, 1), "SAME"
+    ours = by(conv_general_dilated, *args)
+    for got, expected in zip(ours, by(dcjax.models.conv_general_dilated, *args), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_it_vmaps_and_remats():
+    x, kernel = draw(3, 2, 6, 6, 2), draw(3, 3, 2, 3)
+
+    def by_kernel(function, x):
+        return gradients(function, x, kernel, (1, 1), "SAME")[1]
+
+    ours = jax.jit(jax.vmap(functools.partial(by_kernel, conv_general_dilated)))(x)
+    theirs = jax.vmap(functools.partial(by_kernel, lax.conv_general_dilated))(x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+    @jax.checkpoint
+    def block(x, kernel):
+        return conv_general_dilated(x, kernel, (1, 1), "SAME", **OPTIONS)
+
+    remat = jax.grad(lambda kernel: jnp.sum(jnp.sin(block(x[0], kernel))))(kernel)
+    np.testing.assert_allclose(remat, theirs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_that_is_cut_over_devices_stays_where_it_is():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+    x, kernel = draw(32, 8, 8, 4), draw(3, 3, 4, 4)
+
+    def all_passes(x, kernel):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return by(conv_general_dilated, x, kernel, (1, 1), "SAME")
+
+    cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec("devices")))
+    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(all_passes).lower(cut, whole).compile()
+    program = compiled.as_text()
+    assert "all-reduce" in program
+    assert "all-gather" not in program
+    assert "all-to-all" not in program
+    expected = by(lax.conv_general_dilated, x, kernel, (1, 1), "SAME")
+    for got, wanted in zip(compiled(cut, whole), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_is_spread_over_the_devices_too():
+    network = dcjax.models.ResNet(8, 4, 10, conv_general_dilated=conv_general_dilated)
+    recipe = dcjax.training.Recipe(dcjax.training.sgd(0.1, 1), batch_size=8)
+    phase = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    test = phase.place(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, int))
+    variables = phase.spread(network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
+    program = phase.forward.lower(variables, phase.batch(test, 0)).compile().as_text()
+    assert "all-gather" not in program
+
+
+def test_flax_takes_it():
+    conv = functools.partial(nn.Conv, 8, (3, 3), strides=2)
+    x = draw(2, 9, 9, 3)
+    variables = conv().init(jax.random.key(0), x)
+    ours = conv(conv_general_dilated=conv_general_dilated).apply(variables, x)
+    np.testing.assert_allclose(ours, conv().apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_says_why(monkeypatch, tmp_path):
+    fresh = build.__wrapped__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NativeError, match=r"found none of no-such-compiler; install a C\+\+17"):
+        fresh()
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(NativeError, match=r"false .* failed; install"):
+        fresh()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(_build, "SOURCE", tmp_path / "broken.cc")
+    (tmp_path / "broken.cc").write_text("this is no program\n")
+    with pytest.raises(NativeError, match=r"It said:\n(.|\n)*broken\.cc"):
+        fresh()
+    assert [*tmp_path.rglob("*.so")] == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "broken.cc"))
+    with pytest.raises(NativeError, match="cannot be kept or loaded"):
+        fresh()
+
+
+def test_processes_that_compile_at_once_do_not_disturb_each_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = "import dcjax; print(dcjax.native.build())"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = {process.communicate()[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(said) == 1
+    assert [str(path) for path in tmp_path.rglob("*.*")] == [*said]
