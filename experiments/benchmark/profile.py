@@ -18,14 +18,15 @@ PASSES = {
     "native": ("forward native", "by_image native", "by_kernel native"),
     "jax": ("forward lax", "by_image lax", "by_kernel jax"),
     "torch": ("forward torch", "by_image torch", "by_kernel torch"),
+    "torch_compiled": (),  # its convolutions are PyTorch's, among other things
 }
 
 
 def profile_row(depth: int, width: int, runs: int) -> dict[str, Any]:
     """Seconds of a step of one ResNet, and of all its convolutions pass by pass.
 
-    With the compiled convolutions, with JAX's own, and PyTorch's: by whose, a list of the step and
-    the three passes.
+    With the compiled convolutions, with JAX's own, and PyTorch's; and PyTorch's step as a whole by
+    `torch.compile`. By whose, a list of the step and the three passes.
     """
     plain, one = dcjax.models.ResNet(depth, width, 10), jax.devices()[:1]
     convs = convolutions_of(plain)
@@ -34,7 +35,9 @@ def profile_row(depth: int, width: int, runs: int) -> dict[str, Any]:
     if steps.convolution() is not None:
         made["native"] = steps.data_parallel(steps.resnet(depth, width), one)
     theirs = steps.torch_ways(depth, width, 1)
-    others = {"torch": theirs["torch_loop"]} if theirs else {}
+    others = {}
+    if theirs:
+        others = {"torch": theirs["torch_loop"], "torch_compiled": theirs["torch_compiled"]}
     found = {n: t["median"] for n, t in steps.step_times(made, runs, others | apart).items()}
     return {
         who: [found[who], *(_in_all(convs, found, name) for name in names)]

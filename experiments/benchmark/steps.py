@@ -37,7 +37,9 @@ def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
         "single": data_parallel(subnet, one),
         "global": data_parallel(network),
     }
-    return step_times(made, runs, torch_ways(depth, width, subnets))
+    others = torch_ways(depth, width, subnets)
+    others.pop("torch_compiled", None)  # minutes to compile, for what the profile shows of one
+    return step_times(made, runs, others)
 
 
 @functools.cache
@@ -70,7 +72,7 @@ def _epoch_steps() -> int:
     return 4 if jax.default_backend() == "cpu" else 32
 
 
-def torch_ways(depth: int, width: int, subnets: int) -> Ways:
+def torch_ways(depth: int, width: int, subnets: int) -> dict[str, Callable[[], Any]]:
     """PyTorch's steps, where it is installed and runs on the same device."""
     if jax.default_backend() != "cpu":
         return {}
@@ -85,6 +87,7 @@ def torch_ways(depth: int, width: int, subnets: int) -> Ways:
         "torch_loop": torch_steps.loop_step(depth, width, subnets, images, labels),
         "torch_vmap": torch_steps.vmap_step(depth, width, subnets, images, labels),
         "torch_global": torch_steps.loop_step(depth, width * subnets, 1, images, labels),
+        "torch_compiled": torch_steps.compiled_step(depth, width, images, labels),
     }
 
 

@@ -99,12 +99,15 @@ def _convolutions(rows: Rows) -> str:
 
 def _profile(rows: Rows) -> str:
     names = {"jax": "JAX's convolutions", "native": "compiled ones", "torch": "PyTorch"}
+    names["torch_compiled"] = "PyTorch, `torch.compile`"
     body = []
     for name, row in rows.items():
         for who, what in names.items():
             if who in row:
                 step, *parts = row[who]
-                times = (f"{1e3 * s:.0f}" for s in (step, *parts, step - sum(parts)))
+                parts = [*parts, step - sum(parts)] if parts else []
+                times = [f"{1e3 * s:.0f}" for s in (step, *parts)]
+                times += ["–"] * (5 - len(times))
                 ratio = f"{step / row['torch'][0]:.2f}" if "torch" in row else "–"
                 body.append([f"{name}, {what}", *times, ratio])
     head = ["one network", "step, ms", "convolutions forward", "by the image", "by the kernel"]

@@ -59,18 +59,30 @@ def loop_step(
     depth: int, width: int, networks: int, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[], Any]:
     """One step of SGD with Nesterov momentum of each network, one after another."""
-    x, y = _batch(images, labels)
+    return _loop(depth, width, networks, _batch(images, labels), lambda cost: cost)
+
+
+def compiled_step(
+    depth: int, width: int, images: np.ndarray, labels: np.ndarray
+) -> Callable[[], Any]:
+    """The same of one network, its cost and gradients by `torch.compile`."""
+    return _loop(depth, width, 1, _batch(images, labels), torch.compile)
+
+
+def _loop(depth: int, width: int, networks: int, batch: Any, transform: Any) -> Callable[[], Any]:
+    x, y = batch
     nets: list[Any] = [ResNet(depth, width) for _ in range(networks)]
     nets = [net.to(memory_format=torch.channels_last) for net in nets]
     optimizers = [
         torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         for net in nets
     ]
+    costs = [transform(lambda net=net: nn.functional.cross_entropy(net(x), y)) for net in nets]
 
     def step() -> None:
-        for net, optimizer in zip(nets, optimizers, strict=True):
+        for cost, optimizer in zip(costs, optimizers, strict=True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
+            cost().backward()
             optimizer.step()
 
     return step

@@ -90,9 +90,11 @@ def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
 
 def test_the_profile_s_remainder(tmp_path):
     row = {"native": [0.06, 0.01, 0.02, 0.02], "torch": [0.08, 0.015, 0.01, 0.02]}
+    row["torch_compiled"] = [0.04]
     text = tables.TABLES["profile"]({"net": row})
     assert "| net, compiled ones | 60 | 10 | 20 | 20 | 10 | 0.75 |" in text
     assert "| net, PyTorch | 80 | 15 | 10 | 20 | 35 | 1.00 |" in text
+    assert "| net, PyTorch, `torch.compile` | 40 | – | – | – | – | 0.50 |" in text
     assert "JAX" not in text
 
 
