@@ -246,7 +246,8 @@ class PairTracer:
         _decided(self.context, operands[0])
         pairs = [*zip(equation.narrow["branches"], equation.wide["branches"], strict=True)]
         if equation.narrow.get("branches_platforms"):
-            # `lax.platform_dependent`: ways to compute one thing, of which the default says what.
+            # `lax.platform_dependent`: ways to compute one thing, of which the last, the default,
+            # says what; the others are trusted to agree (`verify` runs this platform's).
             return self.run(*pairs[-1], operands[1:], equation.path, (*at, len(pairs) - 1))
         branches = [
             self.run(n, w, operands[1:], equation.path, (*at, i)) for i, (n, w) in enumerate(pairs)

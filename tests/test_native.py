@@ -1,6 +1,10 @@
 """The compiled convolution: lax's in all it computes, whatever the shapes, threads and devices."""
 
 import functools
+import os
+import pathlib
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +22,7 @@ import dcjax
 from dcjax.native import NativeError, _build, build, conv_general_dilated
 from tests.test_conv import LAYOUT, draw, gradients
 
+ROOT = pathlib.Path(dcjax.__file__).parents[1]
 OPTIONS = {"dimension_numbers": LAYOUT}
 
 
@@ -92,18 +97,20 @@ def test_a_window_larger_than_the_image_sees_nothing():
     assert_same(x, kernel, (1, 1), "VALID")
 
 
-@pytest.mark.parametrize("size", [3, 8, 20])
-def test_zeros_between_blocks_change_no_bit(size):
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 15])
+@pytest.mark.parametrize("size", [3, 8, 9, 16, 20])
+def test_zeros_between_blocks_change_no_bit(size, width, stride):
     """A block-diagonal kernel gives what its blocks give, not only to rounding."""
     rng = np.random.default_rng(size)
-    xs = rng.normal(size=(4, 2, 8, 8, size)).astype(np.float32)
+    xs = rng.normal(size=(4, 2, 5, width, size)).astype(np.float32)
     kernels = rng.normal(size=(4, 3, 3, size, size)).astype(np.float32)
     whole = np.zeros((3, 3, 4 * size, 4 * size), np.float32)
     for k in range(4):
         at = slice(k * size, (k + 1) * size)
         whole[:, :, at, at] = kernels[k]
     convolve = functools.partial(
-        conv_general_dilated, window_strides=(1, 1), padding="SAME", **OPTIONS
+        conv_general_dilated, window_strides=(stride, stride), padding="SAME", **OPTIONS
     )
     apart = [convolve(x, kernel) for x, kernel in zip(xs, kernels, strict=True)]
     composed = convolve(jnp.concatenate(list(xs), -1), jnp.asarray(whole))
@@ -195,6 +202,34 @@ def test_a_batch_that_is_cut_over_devices_stays_where_it_is():
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_it_maps_over_shards_and_devices():
+    x, kernel = draw(4, 8, 8, 3), draw(3, 3, 3, 4)
+    expected = by(lax.conv_general_dilated, x, kernel, (1, 1), "SAME")[0]
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    convolve = functools.partial(
+        conv_general_dilated, window_strides=(1, 1), padding="SAME", **OPTIONS
+    )
+    data, whole = PartitionSpec("data"), PartitionSpec()
+    sharded = jax.shard_map(
+        convolve, mesh=mesh, in_specs=(data, whole), out_specs=data, check_vma=False
+    )
+    np.testing.assert_allclose(jax.jit(sharded)(x, kernel), expected, rtol=1e-4, atol=1e-5)
+    mapped = jax.pmap(convolve, in_axes=(0, None))(x.reshape(2, 2, 8, 8, 3), kernel)
+    np.testing.assert_allclose(mapped.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_shardings_are_types_the_forward_pass_is_lax_s():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x, kernel = draw(4, 8, 8, 3), draw(3, 3, 3, 4)
+    expected = by(lax.conv_general_dilated, x, kernel, (1, 1), "SAME")[0]
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        got = jax.jit(functools.partial(conv_general_dilated, **OPTIONS), static_argnums=(2, 3))(
+            cut, kernel, (1, 1), "SAME"
+        )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_evaluation_is_spread_over_the_devices_too():
     network = dcjax.models.ResNet(8, 4, 10, conv_general_dilated=conv_general_dilated)
     recipe = dcjax.training.Recipe(dcjax.training.sgd(0.1, 1), batch_size=8)
@@ -231,6 +266,40 @@ def test_what_cannot_be_compiled_says_why(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "broken.cc"))
     with pytest.raises(NativeError, match="cannot be kept or loaded"):
         fresh()
+
+
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx -mno-avx512f"])
+def test_processors_with_shorter_vectors_get_the_same(flags, tmp_path):
+    """As this one would compile for them; in a process of its own."""
+    if platform.machine() != "x86_64":
+        pytest.skip("flags of x86-64 compilers")
+    code = (
+        "import numpy as np, jax\n"
+        "from dcjax import native\n"
+        "from tests.test_native import assert_same, draw\n"
+        "for c, o, s in ((3, 8, 1), (8, 8, 2), (5, 20, 1), (16, 33, 2)):\n"
+        "    assert_same(draw(2, 9, 8, c), draw(3, 3, c, o), (s, s), 'SAME')\n"
+        "print(native.build())\n"
+    )
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")))
+    own = {"XDG_CACHE_HOME": str(tmp_path), "CXX": f"{compiler} {flags}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, env=os.environ | own, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert str(tmp_path) in ran.stdout
+
+
+def test_another_version_of_jaxlib_has_a_library_of_its_own(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_build, "_compile", lambda words, library: made.append(library))
+    for version in ("1.0", "2.0"):
+        monkeypatch.setattr(_build.importlib.metadata, "version", lambda _, v=version: v)
+        with pytest.raises(NativeError, match="cannot be kept or loaded"):
+            build.__wrapped__()
+    assert made[0] != made[1]
 
 
 def test_processes_that_compile_at_once_do_not_disturb_each_other(monkeypatch, tmp_path):

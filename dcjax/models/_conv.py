@@ -184,8 +184,8 @@ def _computed(
     specs: _Specs,
     *args: Array,
 ) -> Array:
-    """On the CPU by this pass, elsewhere by lax."""
-    if by is None:
+    """On the CPU by this pass, elsewhere by lax, as where shardings are part of the types."""
+    if by is None or jax.sharding.get_abstract_mesh().explicit_axes:
         return plain(*args)
     dtype = jax.eval_shape(plain, *args).dtype
 

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import platform
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -42,19 +44,23 @@ def build() -> Path:
     >>> build().suffix
     '.so'
     """
-    command = [*_compiler(), *_flags()]
-    macros = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])  # the compiler and processor
-    digest = hashlib.sha256(repr((command, macros, _headers())).encode() + SOURCE.read_bytes())
     try:
-        library = _cache() / f"convolution-{digest.hexdigest()[:16]}.so"
+        command = _command()
+        made_of = repr((command, importlib.metadata.version("jaxlib"), SOURCE.read_bytes()))
+        digest = hashlib.sha256(made_of.encode()).hexdigest()
+        library = _cache() / f"convolution-{digest[:16]}.so"
         if not library.is_file():
-            _compile(command, library)
+            _compile(command.words, library)
         functions = ctypes.CDLL(str(library))
-    except OSError as error:
-        raise NativeError(f"the convolutions cannot be kept or loaded: {error}") from error
-    for name in PASSES:
-        handler = jax.ffi.pycapsule(getattr(functions, f"dcjax_convolution_{name}"))
-        jax.ffi.register_ffi_target(target(name), handler, platform="cpu")
+        for name in PASSES:
+            handler = jax.ffi.pycapsule(getattr(functions, f"dcjax_convolution_{name}"))
+            jax.ffi.register_ffi_target(target(name), handler, platform="cpu")
+    except NativeError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NativeError(
+            f"the convolutions cannot be compiled, kept or loaded: {error}"
+        ) from error
     return library
 
 
@@ -63,24 +69,36 @@ def target(name: str) -> str:
     return f"dcjax_convolution_{name}"
 
 
+class _Command(NamedTuple):
+    """How to compile, and what the compiler predefines: which it is, and for which processor."""
+
+    words: list[str]
+    macros: str
+
+
+def _command() -> _Command:
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    words = [*_compiler(), "-std=c++17", "-O3", "-fPIC"]
+    words.append("-march=native" if on_x86 else "-mcpu=native")
+    macros = _run([*words, "-dM", "-E", "-x", "c++", os.devnull])
+    # One rounding for each product and sum, in every tile: the zeros of a block-diagonal kernel
+    # change no bit only if all are rounded alike. For some processors GCC would rather not.
+    words.append("-ffp-contract=fast")
+    if on_x86 and "__clang__" not in macros:
+        words.append("--param=avoid-fma-max-bits=0")
+    if "__clang__" in macros and "__AVX512F__" in macros:
+        words.append("-mprefer-vector-width=512")
+    return _Command(words, macros)
+
+
 def _compiler() -> list[str]:
-    chosen = os.environ.get("CXX")
-    names = (chosen,) if chosen else _COMPILERS
-    for name in names:
-        words = shlex.split(name)
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    candidates = [chosen] if chosen else [[name] for name in _COMPILERS]
+    for words in candidates:
         if shutil.which(words[0]):
             return words
-    raise NativeError(f"expected a C++ compiler, found none of {', '.join(names)}; {_REMEDY}")
-
-
-def _flags() -> list[str]:
-    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-    return ["-std=c++17", "-O3", native, "-fPIC"]
-
-
-def _headers() -> str:
-    """Where jaxlib's are; they change with its version."""
-    return jax.ffi.include_dir()
+    names = ", ".join(shlex.join(words) for words in candidates)
+    raise NativeError(f"expected a C++ compiler, found none of {names}; {_REMEDY}")
 
 
 def _cache() -> Path:
@@ -94,7 +112,8 @@ def _compile(command: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder, library.name)
         # -isystem: what a compiler warns of in jaxlib's headers is not ours.
-        _run([*command, "-shared", "-isystem", _headers(), str(SOURCE), "-o", str(made)])
+        headers = jax.ffi.include_dir()
+        _run([*command, "-shared", "-isystem", headers, str(SOURCE), "-o", str(made)])
         made.replace(library)
 
 

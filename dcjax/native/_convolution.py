@@ -29,10 +29,11 @@ def conv_general_dilated(
     order of (i, j, c), so that a block-diagonal kernel's zeros change no bit of them, and are split
     by the shapes, not by the number of threads.
 
-    Takes effect on the CPU, for float32 and two-dimensional NHWC convolutions without groups and
-    dilation; everything else is `dcjax.models.conv_general_dilated`'s, which says what holds for
-    derivatives. A batch that is cut over devices is computed where it is within `dcjax.training`'s
-    phases, or `jax.shard_map`; XLA itself would gather it. For Flax:
+    Takes effect where JAX's default backend is the CPU, for float32 and two-dimensional NHWC
+    convolutions without groups and dilation; everything else is
+    `dcjax.models.conv_general_dilated`'s, which says what holds for derivatives. A batch that is
+    cut over devices is computed where it is within `dcjax.training`'s phases, `jax.pmap` and
+    `jax.shard_map(…, check_vma=False)`; XLA itself would gather it. For Flax:
     `nn.Conv(…, conv_general_dilated=dcjax.native.conv_general_dilated)`.
 
     Args:
@@ -54,7 +55,8 @@ def conv_general_dilated(
     ... ]
     Array(18., dtype=float32)
     """
-    if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32:
+    singles = lhs.dtype == rhs.dtype == jnp.float32
+    if not singles or jax.default_backend() != "cpu":
         return in_jax(lhs, rhs, window_strides, padding, **options)
     build()
     return _compiled(lhs, rhs, window_strides, padding, **options)

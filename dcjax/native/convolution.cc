@@ -8,6 +8,8 @@
 // with y for x, once for each of the s × s phases of the image's pixels; the gradient by the kernel
 // sums over the pixels what the others sum over m.
 //
+// `down` and `right` are the strides, `top` and `left` the zeros around the image.
+//
 // Sums are split by the shapes alone, never by the number of threads: results are reproducible.
 
 #include <algorithm>
@@ -15,9 +17,12 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -50,34 +55,42 @@ struct VectorOf {
 template <int lanes>
 using Vector = typename VectorOf<lanes>::type;
 
-// The largest power of two up to n.
-constexpr int power_below(int n) { return n < 2 ? 1 : 2 * power_below(n / 2); }
+// The largest power of two that is at most n.
+constexpr int power_up_to(int n) { return n < 2 ? 1 : 2 * power_up_to(n / 2); }
 
 // --- work ----------------------------------------------------------------------------------------
 
 // Calls f(0), …, f(tasks - 1), on XLA's threads and this one. It waits only for calls that have
-// begun, so that it ends however busy the other threads are.
+// begun, so that it ends however busy the other threads are. What one of them throws is thrown here
+// once all have ended, for they use what the caller has on its stack.
 void in_parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& f) {
   struct Shared {
     std::atomic<Index> next{0};
     Index done = 0;
+    std::exception_ptr failure;
     std::mutex mutex;
     std::condition_variable changed;
   };
   auto shared = std::make_shared<Shared>();
   auto work = [shared, tasks, &f] {
-    Index mine = 0;
-    for (Index i; (i = shared->next++) < tasks; ++mine) f(i);
-    if (!mine) return;
-    std::lock_guard<std::mutex> lock(shared->mutex);
-    shared->done += mine;
-    if (shared->done == tasks) shared->changed.notify_one();
+    for (Index i; (i = shared->next++) < tasks;) {
+      std::exception_ptr failure;
+      try {
+        f(i);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (failure) shared->failure = failure;
+      if (++shared->done == tasks) shared->changed.notify_one();
+    }
   };
   Index helpers = std::min<Index>(pool.num_threads(), tasks) - 1;
   for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->changed.wait(lock, [&] { return shared->done == tasks; });
+  if (shared->failure) std::rethrow_exception(shared->failure);
 }
 
 // --- images --------------------------------------------------------------------------------------
@@ -87,9 +100,13 @@ struct Image {
   Index size() const { return height * width * channels; }
 };
 
-// An image of another size: rows and columns from `top` and `left` on, zeros beyond the edges, and
-// zeros in channels beyond the last.
-void cut(const float* from, Image a, float* to, Image b, Index top, Index left) {
+// An image in a frame of another size, whose corner is at row `top` and column `left` of it: zeros
+// where it is not, and in channels beyond its last.
+void framed(const float* from, Image a, float* to, Image b, Index top, Index left) {
+  if (!a.size() || !b.size()) {
+    std::fill(to, to + b.size(), 0.0f);
+    return;
+  }
   if (!top && !left && a.height >= b.height && a.width == b.width && a.channels == b.channels) {
     std::memcpy(to, from, b.size() * sizeof(float));
     return;
@@ -166,7 +183,7 @@ struct Blocks {
 };
 
 Blocks blocks_of(Index channels) {
-  if (channels > LANES) return {LANES, 2};
+  if (channels > LANES) return {LANES, 2};  // half a vector is for 16 lanes and few channels only
   if (channels > 8 || LANES <= 8) return {LANES, 1};
   return {8, 1};
 }
@@ -183,16 +200,16 @@ void with_blocks(Blocks blocks, F&& f) {
     f(integral_constant<int, 8>(), integral_constant<int, 1>());
 }
 
-void correlate(const Correlation& how, const float* in, const float* packed, float* out) {
+void correlate(const Correlation& how, const float* in, const float* kernel, float* out) {
   Blocks blocks = blocks_of(how.channels);
   with_blocks(blocks, [&](auto lanes, auto B) {
-    constexpr int P = power_below(TILE / B);
+    constexpr int P = power_up_to(TILE / B);
     for (Index first = 0; first < how.channels; first += blocks.size()) {
       Index channels = std::min(blocks.size(), how.channels - first);
       for (Index t = 0; t < how.height; ++t)
-        correlate_row<lanes, B, P>(how, in + t * how.down, packed, out + t * how.out_down + first,
+        correlate_row<lanes, B, P>(how, in + t * how.down, kernel, out + t * how.out_down + first,
                                    channels, 0);
-      packed += how.rows * how.length * blocks.size();
+      kernel += how.rows * how.length * blocks.size();
     }
   });
 }
@@ -259,17 +276,32 @@ float* scratch(Index size) {
   return memory.data();
 }
 
-// The images a task takes: some kB of each array, so that a task is worth its overhead.
-Index images_of_task(Index images, Index size) {
+// The images a task takes: about 256 kB of them, so that it is worth its overhead, and fewer where
+// that would leave threads without work.
+Index images_of_task(ffi::ThreadPool& pool, Index images, Index size) {
   Index some = std::max<Index>(1, 65536 / std::max<Index>(1, size));
-  return std::min(images, some);
+  Index threads = std::max<Index>(1, pool.num_threads());
+  return std::min(some, (images + threads - 1) / threads);
 }
 
-ffi::Error Forward(ffi::ThreadPool pool, Array x, Array kernel, Result y, Index down, Index right,
+// A pass, its exceptions told to XLA, which knows none.
+template <class Pass>
+ffi::Error told(Pass&& pass) {
+  try {
+    pass();
+    return ffi::Error::Success();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a convolution");
+  } catch (const std::exception& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, error.what());
+  }
+}
+
+void forward(ffi::ThreadPool& pool, Array x, Array kernel, Result y, Index down, Index right,
                    Index top, Index left) {
   Image from = image_of(x.dimensions()), to = image_of(y->dimensions());
   Index images = x.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
-  if (!y->element_count()) return ffi::Error::Success();
+  if (!y->element_count()) return;
   Image padded{(to.height - 1) * down + rows, (to.width - 1) * right + columns, from.channels};
   Index length = columns * from.channels, row = padded.width * padded.channels;
   Correlation how{rows,      length,    row,
@@ -280,15 +312,14 @@ ffi::Error Forward(ffi::ThreadPool pool, Array x, Array kernel, Result y, Index 
   auto weights = packed(rows, length, to.channels, [&](Index r, Index m, Index o) {
     return k[(r * length + m) * to.channels + o];
   });
-  Index each = images_of_task(images, std::max(from.size(), to.size()));
+  Index each = images_of_task(pool, images, std::max(from.size(), to.size()));
   in_parallel(pool, (images + each - 1) / each, [&](Index task) {
     float* inside = scratch(padded.size());
     for (Index n = task * each; n < std::min(images, (task + 1) * each); ++n) {
-      cut(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
+      framed(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
       correlate(how, inside, weights.data(), y->typed_data() + n * to.size());
     }
   });
-  return ffi::Error::Success();
 }
 
 // Along one axis, the image's pixels `first`, `first + step`, … that the same taps of the kernel
@@ -305,26 +336,32 @@ Phase phase_of(Index phase, Index step, Index pad, Index size, Index kernel) {
   return {phase, step, first, count, taps, (first + pad - phase) / step - (taps - 1)};
 }
 
-ffi::Error ByImage(ffi::ThreadPool pool, Array y, Array kernel, Result x, Index down, Index right,
+// The pixels of the output that phases read.
+struct Reach {
+  Index begin, end;
+};
+
+Reach reach_of(const std::vector<Phase>& phases) {
+  Reach reach{0, 0};
+  for (const Phase& each : phases) {
+    reach.begin = std::min(reach.begin, each.start);
+    reach.end = std::max(reach.end, each.start + std::max<Index>(0, each.count - 1 + each.taps));
+  }
+  return reach;
+}
+
+void by_image(ffi::ThreadPool& pool, Array y, Array kernel, Result x, Index down, Index right,
                    Index top, Index left) {
   Image from = image_of(y.dimensions()), to = image_of(x->dimensions());
   Index images = y.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
-  if (!x->element_count()) return ffi::Error::Success();
+  if (!x->element_count()) return;
   std::vector<Phase> vertical, horizontal;
   for (Index a = 0; a < down; ++a) vertical.push_back(phase_of(a, down, top, to.height, rows));
   for (Index b = 0; b < right; ++b)
     horizontal.push_back(phase_of(b, right, left, to.width, columns));
-  auto reach = [](const std::vector<Phase>& phases) {  // what they read: from, to
-    Index low = 0, high = 0;
-    for (const Phase& each : phases) {
-      low = std::min(low, each.start);
-      high = std::max(high, each.start + std::max<Index>(0, each.count - 1 + each.taps));
-    }
-    return std::pair<Index, Index>(low, high);
-  };
-  auto [low, high] = reach(vertical);
-  auto [west, east] = reach(horizontal);
-  Image padded{high - low, east - west, from.channels};
+  Reach rows_read = reach_of(vertical), columns_read = reach_of(horizontal);
+  Image padded{rows_read.end - rows_read.begin, columns_read.end - columns_read.begin,
+               from.channels};
   Index row = padded.width * padded.channels;
 
   struct Part {
@@ -351,24 +388,25 @@ ffi::Error ByImage(ffi::ThreadPool pool, Array y, Array kernel, Result x, Index 
         Index j = h.phase + h.step * (h.taps - 1 - m / from.channels);
         return k[((i * columns + j) * to.channels + c) * from.channels + m % from.channels];
       };
-      Index in = (v.start - low) * row + (h.start - west) * from.channels;
+      Index in = (v.start - rows_read.begin) * row +
+                 (h.start - columns_read.begin) * from.channels;
       Index out = (v.first * to.width + h.first) * to.channels;
       parts.push_back({how, in, out, packed(how.rows, how.length, to.channels, entry)});
     }
-  Index each = images_of_task(images, std::max(from.size(), to.size()));
+  Index each = images_of_task(pool, images, std::max(from.size(), to.size()));
   in_parallel(pool, (images + each - 1) / each, [&](Index task) {
     float* inside = scratch(padded.size());
     for (Index n = task * each; n < std::min(images, (task + 1) * each); ++n) {
-      cut(y.typed_data() + n * from.size(), from, inside, padded, low, west);
+      framed(y.typed_data() + n * from.size(), from, inside, padded, rows_read.begin,
+             columns_read.begin);
       float* result = x->typed_data() + n * to.size();
       for (const Part& part : parts)
         correlate(part.how, inside + part.in, part.weights.data(), result + part.out);
     }
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error ByKernel(ffi::ThreadPool pool, Array x, Array y, Result kernel, Index down, Index right,
+void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index down, Index right,
                     Index top, Index left) {
   Image from = image_of(x.dimensions()), to = image_of(y.dimensions());
   Index images = x.dimensions()[0];
@@ -376,7 +414,7 @@ ffi::Error ByKernel(ffi::ThreadPool pool, Array x, Array y, Result kernel, Index
   Index size = kernel->element_count();
   float* result = kernel->typed_data();
   std::fill(result, result + size, 0.0f);
-  if (!size || !y.element_count()) return ffi::Error::Success();
+  if (!size || !y.element_count()) return;
   Image padded{(to.height - 1) * down + rows, (to.width - 1) * right + columns, from.channels};
   Blocks blocks = blocks_of(to.channels);
   Image whole = to;  // its channels whole vectors
@@ -385,7 +423,7 @@ ffi::Error ByKernel(ffi::ThreadPool pool, Array x, Array y, Result kernel, Index
   Index length = columns * from.channels, row = padded.width * padded.channels;
 
   // Each part of the batch has sums of its own, which are added up in their order at the end: as
-  // many as 4 MB allow, but two.
+  // many as fit in 4 MB, at least two and at most 16, whatever the number of threads.
   Index most = std::max<Index>(2, (Index{1} << 20) / size);
   Index parts = std::min({images, most, Index{16}});
   std::vector<float> sums(parts * size);
@@ -393,10 +431,10 @@ ffi::Error ByKernel(ffi::ThreadPool pool, Array x, Array y, Result kernel, Index
     float* inside = scratch(padded.size() + (fits ? 0 : whole.size()));
     float* mine = sums.data() + part * size;
     for (Index n = part * images / parts; n < (part + 1) * images / parts; ++n) {
-      cut(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
+      framed(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
       const float* gradient = y.typed_data() + n * to.size();
       if (!fits) {
-        cut(gradient, to, inside + padded.size(), whole, 0, 0);
+        framed(gradient, to, inside + padded.size(), whole, 0, 0);
         gradient = inside + padded.size();
       }
       with_blocks(blocks, [&](auto lanes, auto B) {
@@ -411,23 +449,27 @@ ffi::Error ByKernel(ffi::ThreadPool pool, Array x, Array y, Result kernel, Index
   });
   for (Index part = 0; part < parts; ++part)
     for (Index i = 0; i < size; ++i) result[i] += sums[part * size + i];
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-#define DCJAX_PASS(name, function)                   \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,      \
-                                ffi::Ffi::Bind()     \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Arg<Array>()    \
-                                    .Arg<Array>()    \
-                                    .Ret<Array>()    \
-                                    .Attr<Index>("down")  \
-                                    .Attr<Index>("right") \
-                                    .Attr<Index>("top")   \
-                                    .Attr<Index>("left"))
+#define DCJAX_PASS(name, pass)                                                                  \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                               \
+      name,                                                                                    \
+      [](ffi::ThreadPool pool, Array a, Array b, Result result, Index down, Index right,       \
+         Index top, Index left) {                                                              \
+        return told([&] { pass(pool, a, b, result, down, right, top, left); });                \
+      },                                                                                       \
+      ffi::Ffi::Bind()                                                                         \
+          .Ctx<ffi::ThreadPool>()                                                              \
+          .Arg<Array>()                                                                        \
+          .Arg<Array>()                                                                        \
+          .Ret<Array>()                                                                        \
+          .Attr<Index>("down")                                                                 \
+          .Attr<Index>("right")                                                                \
+          .Attr<Index>("top")                                                                  \
+          .Attr<Index>("left"))
 
-DCJAX_PASS(dcjax_convolution_forward, Forward);
-DCJAX_PASS(dcjax_convolution_by_image, ByImage);
-DCJAX_PASS(dcjax_convolution_by_kernel, ByKernel);
+DCJAX_PASS(dcjax_convolution_forward, forward);
+DCJAX_PASS(dcjax_convolution_by_image, by_image);
+DCJAX_PASS(dcjax_convolution_by_kernel, by_kernel);

@@ -115,7 +115,8 @@ def _profile(rows: Rows) -> str:
 
 
 def _engines(rows: Rows) -> str:
-    columns = [key for key in next(iter(rows.values())) if key not in ("on", "date", "runs")]
+    first = next(iter(rows.values()))
+    columns = [key for key, value in first.items() if isinstance(value, dict) and key != "on"]
     body = [[name, *(_ms(row[key]) for key in columns)] for name, row in rows.items()]
     return table(["sub-networks on one device, ms a step", *columns], body)
 

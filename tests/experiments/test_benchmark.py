@@ -88,6 +88,12 @@ def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
     assert text.count("<!-- steps on gpu -->") == text.count("--only steps --runs 3") == 1
 
 
+def test_the_engines_are_the_columns():
+    (row,) = rows()["steps"].values()
+    text = tables.TABLES["engines"]({"net": row | {"full": False}})
+    assert "| net | 200 (100–300) | 200 (100–300) | 200 (100–300) |" in text
+
+
 def test_the_profile_s_remainder(tmp_path):
     row = {"native": [0.06, 0.01, 0.02, 0.02], "torch": [0.08, 0.015, 0.01, 0.02]}
     row["torch_compiled"] = [0.04]
