@@ -58,9 +58,7 @@ def build() -> Path:
     except NativeError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise NativeError(
-            f"the convolutions cannot be compiled, kept or loaded: {error}"
-        ) from error
+        raise NativeError(f"the convolutions cannot be kept or loaded: {error}") from error
     return library
 
 
