@@ -20,10 +20,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import dcjax
 from dcjax.native import NativeError, _build, build, conv_general_dilated
-from tests.test_conv import LAYOUT, draw, gradients
 
 ROOT = pathlib.Path(dcjax.__file__).parents[1]
-OPTIONS = {"dimension_numbers": LAYOUT}
+OPTIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+def draw(*shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), dtype)
+
+
+def gradients(by, x, kernel, strides, padding):
+    """By the image and by the kernel, of a cost that is not linear."""
+
+    def cost(x, kernel):
+        return jnp.sum(jnp.sin(by(x, kernel, strides, padding, **OPTIONS)))
+
+    return jax.grad(cost, (0, 1))(x, kernel)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -156,12 +168,22 @@ def test_other_convolutions_are_lax_s_own(shape, kernel, options):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_half_precision_is_the_models_own():
-    x, kernel = draw(2, 8, 8, 4, dtype=jnp.bfloat16), draw(3, 3, 4, 4, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_lax_s_own(dtype):
+    x, kernel = draw(2, 8, 8, 4, dtype=dtype), draw(3, 3, 4, 4, dtype=dtype)
     args = x, kernel, (1, 1), "SAME"
     ours = by(conv_general_dilated, *args)
-    for got, expected in zip(ours, by(dcjax.models.conv_general_dilated, *args), strict=True):
+    for got, expected in zip(ours, by(lax.conv_general_dilated, *args), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_one_and_three_dimensions_are_lax_s_own():
+    for axes in (1, 3):
+        conv = functools.partial(nn.Conv, 3, (2,) * axes)
+        x = draw(2, *(4,) * axes, 2)
+        variables = conv().init(jax.random.key(0), x)
+        ours = conv(conv_general_dilated=conv_general_dilated).apply(variables, x)
+        np.testing.assert_array_equal(ours, conv().apply(variables, x))
 
 
 def test_it_vmaps_and_remats():

@@ -1,5 +1,4 @@
 """Flax Linen networks whose one field `width` scales every layer but the head."""
 
-from dcjax.models._conv import conv_general_dilated as conv_general_dilated
 from dcjax.models.cnn import CNN as CNN
 from dcjax.models.resnet import ResNet as ResNet

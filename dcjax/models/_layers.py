@@ -8,8 +8,6 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcjax.models._conv import conv_general_dilated
-
 Convolution = Callable[..., Array]  # with the arguments of jax.lax.conv_general_dilated
 
 
@@ -32,7 +30,7 @@ class ConvNorm(nn.Module):
             use_bias=False,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
-            conv_general_dilated=self.conv_general_dilated or conv_general_dilated,
+            conv_general_dilated=self.conv_general_dilated,
             name="conv",
         )(x)
         return nn.BatchNorm(

@@ -23,7 +23,7 @@ class ResNet(nn.Module):
         num_classes: Number of logits.
         dtype: What the layers below the head compute in; parameters and statistics are float32.
         conv_general_dilated: What the convolutions are computed with, as in `flax.linen.Conv`; by
-            default `dcjax.models.conv_general_dilated`.
+            default `jax.lax.conv_general_dilated`; `dcjax.native` has one that is fast on the CPU.
 
     Raises:
         ValueError: The depth is none of those.

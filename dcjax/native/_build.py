@@ -20,7 +20,7 @@ PASSES = ("forward", "by_image", "by_kernel")
 _COMPILERS = ("c++", "g++", "clang++")
 _REMEDY = (
     "install a C++17 compiler (GCC or Clang; CXX may name it), or take "
-    "dcjax.models.conv_general_dilated, which needs none"
+    "jax.lax.conv_general_dilated, which needs none"
 )
 
 

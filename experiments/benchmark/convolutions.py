@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-import dcjax
 from experiments.benchmark.steps import convolution
 from experiments.benchmark.timing import Ways, in_turns
 
@@ -42,8 +41,7 @@ def convolution_row(size: int, channels: int, runs: int) -> dict[str, Any]:
 def passes(conv: Convolution) -> Ways:
     """The passes over a batch, by name and by whose they are: `forward native`, …
 
-    `lax` are XLA's, `jax` is the kernel gradient of dcjax.models, `native` what is compiled here,
-    `torch` PyTorch's.
+    `lax` are XLA's, `native` what is compiled here, `torch` PyTorch's.
     """
     rng = np.random.default_rng(0)
     x, kernel = (
@@ -54,13 +52,11 @@ def passes(conv: Convolution) -> Ways:
         )
     )
     ours: dict[str, Callable[..., Array]] = {"lax": lax.conv_general_dilated}
-    ours |= {"jax": dcjax.models.conv_general_dilated}
     if (native := convolution()) is not None:
         ours["native"] = native
     ways: dict[str, Callable[[], Any]] = {}
     for who, by in ours.items():
         ways |= {f"{name} {who}": way for name, way in _passes(by, conv, x, kernel).items()}
-    ways = {name: way for name, way in ways.items() if name not in ("forward jax", "by_image jax")}
     return {**ways, **_torch_passes(conv)}
 
 

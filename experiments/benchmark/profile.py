@@ -13,13 +13,7 @@ import dcjax
 from experiments.benchmark import steps
 from experiments.benchmark.convolutions import Convolution, passes
 
-# Whose convolutions each pass takes: a step with JAX's own has the kernel gradient of dcjax.models.
-PASSES = {
-    "native": ("forward native", "by_image native", "by_kernel native"),
-    "jax": ("forward lax", "by_image lax", "by_kernel jax"),
-    "torch": ("forward torch", "by_image torch", "by_kernel torch"),
-    "torch_compiled": (),  # its convolutions are PyTorch's, among other things
-}
+PASSES = ("forward", "by_image", "by_kernel")
 
 
 def profile_row(depth: int, width: int, runs: int) -> dict[str, Any]:
@@ -31,7 +25,7 @@ def profile_row(depth: int, width: int, runs: int) -> dict[str, Any]:
     plain, one = dcjax.models.ResNet(depth, width, 10), jax.devices()[:1]
     convs = convolutions_of(plain)
     apart = {f"{conv} {name}": way for conv in convs for name, way in passes(conv).items()}
-    made = {"jax": steps.data_parallel(plain, one)}
+    made = {"lax": steps.data_parallel(plain, one)}
     if steps.convolution() is not None:
         made["native"] = steps.data_parallel(steps.resnet(depth, width), one)
     theirs = steps.torch_ways(depth, width, 1)
@@ -39,11 +33,13 @@ def profile_row(depth: int, width: int, runs: int) -> dict[str, Any]:
     if theirs:
         others = {"torch": theirs["torch_loop"], "torch_compiled": theirs["torch_compiled"]}
     found = {n: t["median"] for n, t in steps.step_times(made, runs, others | apart).items()}
-    return {
-        who: [found[who], *(_in_all(convs, found, name) for name in names)]
-        for who, names in PASSES.items()
-        if who in found
+    whose = [who for who in ("lax", "native", "torch") if who in found]
+    row = {
+        who: [found[who], *(_in_all(convs, found, f"{n} {who}") for n in PASSES)] for who in whose
     }
+    if others:
+        row["torch_compiled"] = [found["torch_compiled"]]  # in it convolutions have no time apart
+    return row
 
 
 def _in_all(convs: Mapping[Convolution, int], found: Mapping[str, float], name: str) -> float:

@@ -24,16 +24,13 @@ def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
     """The steps of ResNet sub-networks of a width, batch 128 of 32×32×3, float32, no augmentation.
 
     `single` is a sub-network's step by plain `jit` on one device, which uses all cores; `global`
-    the data-parallel step of the network that is K times as wide; `side_by_side_jax` the first with
-    JAX's own convolutions.
+    the data-parallel step of the network that is K times as wide.
     """
     network = resnet(depth, width * subnets)
-    plain = dcjax.models.ResNet(depth, width * subnets, 10)
     subnet = dcjax.decompose(network, subnets)
     one = jax.devices()[:1]
     made = {
         "side_by_side": side_by_side(network, subnets),
-        "side_by_side_jax": side_by_side(plain, subnets),
         "single": data_parallel(subnet, one),
         "global": data_parallel(network),
     }

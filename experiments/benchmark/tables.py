@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmark.profile import PASSES
 from experiments.benchmark.steps import step_ratios
 from experiments.document import put, table, write
 
@@ -64,8 +65,7 @@ def _numbers(name: str) -> list[int]:
 
 
 def _steps(rows: Rows) -> str:
-    columns = ["side_by_side", "side_by_side_jax", "single", "global"]
-    columns += ["torch_loop", "torch_vmap", "torch_global"]
+    columns = ["side_by_side", "single", "global", "torch_loop", "torch_vmap", "torch_global"]
     body = []
     for name, row in sorted(rows.items(), key=lambda item: _numbers(item[0])):
         subnets = _numbers(name)[-1]
@@ -78,27 +78,26 @@ def _steps(rows: Rows) -> str:
                 for key in ("single", "torch", "ideal", "torch_global")
             ]
         )
-    head = ["sub-networks", "side by side, ms", "with JAX's convolutions", "one alone", "global"]
+    head = ["sub-networks", "side by side, ms", "one alone", "global"]
     head += ["PyTorch loop", "PyTorch vmap", "PyTorch global"]
     return table([*head, "(a) ≤ 1", "(b) ≤ 1", "(c) ≤ 1.3", "global ≤ 1"], body)
 
 
 def _convolutions(rows: Rows) -> str:
     whose = ("lax", "native", "torch")
-    columns = [f"{name} {who}" for name in ("forward", "by_image") for who in whose]
-    columns += [f"by_kernel {who}" for who in ("lax", "jax", "native", "torch")]
+    columns = [f"{name} {who}" for name in PASSES for who in whose]
     body = [
         [name, *(f"{row[key]:.0f}" if key in row else "–" for key in columns)]
         for name, row in rows.items()
     ]
     head = ["3×3, 128 images; GF/s", "forward: XLA's", "compiled", "PyTorch's"]
     head += ["by the image: XLA's", "compiled", "PyTorch's"]
-    head += ["by the kernel: XLA's", "`dcjax.models`'", "compiled", "PyTorch's"]
+    head += ["by the kernel: XLA's", "compiled", "PyTorch's"]
     return table(head, body)
 
 
 def _profile(rows: Rows) -> str:
-    names = {"jax": "JAX's convolutions", "native": "compiled ones", "torch": "PyTorch"}
+    names = {"lax": "XLA's convolutions", "native": "compiled ones", "torch": "PyTorch"}
     names["torch_compiled"] = "PyTorch, `torch.compile`"
     body = []
     for name, row in rows.items():

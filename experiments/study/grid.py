@@ -163,9 +163,9 @@ STUDIES = {
         (
             scratch(6, 0.2, seeds=1),
             scratch(6, 0.4),
-            averaged((4, 2), 0.2, seeds=1),
+            averaged((6, 1), 0.2, seeds=1),
+            averaged((6, 1), 0.4),
             averaged((4, 2), 0.4),
-            averaged((3, 2), 0.4),
             averaged((4, 1), 0.4),
         ),
     ),

@@ -62,7 +62,7 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
     assert "--only steps --runs 3" in text
     # 200 ms side by side, against 4 × 200 alone and 200 / 4 of the global network's
     assert (
-        "| 200 (100–300) | – | 200 (100–300) | 200 (100–300) | – | – | – | 0.25 | – | 4.00 | – |"
+        "| 200 (100–300) | 200 (100–300) | 200 (100–300) | – | – | – | 0.25 | – | 4.00 | – |"
         in text
     )
 
@@ -101,7 +101,7 @@ def test_the_profile_s_remainder(tmp_path):
     assert "| net, compiled ones | 60 | 10 | 20 | 20 | 10 | 0.75 |" in text
     assert "| net, PyTorch | 80 | 15 | 10 | 20 | 35 | 1.00 |" in text
     assert "| net, PyTorch, `torch.compile` | 40 | – | – | – | – | 0.50 |" in text
-    assert "JAX" not in text
+    assert "XLA" not in text
 
 
 def test_the_profile_counts_every_convolution():
