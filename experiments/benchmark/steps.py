@@ -24,7 +24,7 @@ def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
     """The steps of ResNet sub-networks of a width, batch 128 of 32×32×3, float32, no augmentation.
 
     `single` is a sub-network's step by plain `jit` on one device, which uses all cores; `global`
-    the data-parallel step of the network that is K times as wide.
+    the data-parallel step of the network that is K times as wide, on as many devices.
     """
     network = resnet(depth, width * subnets)
     subnet = dcjax.decompose(network, subnets)
@@ -32,7 +32,7 @@ def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
     made = {
         "side_by_side": side_by_side(network, subnets),
         "single": data_parallel(subnet, one),
-        "global": data_parallel(network),
+        "global": data_parallel(network, jax.devices()[:subnets]),
     }
     others = torch_ways(depth, width, subnets)
     others.pop("torch_compiled", None)  # minutes to compile, for what the profile shows of one

@@ -82,34 +82,34 @@ class Run(NamedTuple):
 
 
 def default(lab: Lab) -> Run:
-    """Six epochs of the sub-networks, three of the global network."""
-    subnets = _side(lab, _begin(lab), None, Stage(0, 6, warm=True))
-    return _finished(lab, [subnets.accuracies], *_composed(lab, subnets), Stage(1, 3, anneal=True))
+    """Four epochs of the sub-networks, two of the global network."""
+    subnets = _side(lab, _begin(lab), None, Stage(0, 4, warm=True))
+    return _finished(lab, [subnets.accuracies], *_composed(lab, subnets), Stage(1, 2, anneal=True))
 
 
 def levels(lab: Lab) -> Run:
-    """Four epochs of the sub-networks, one of pairs of them, composed, three of all, composed."""
-    subnets = _side(lab, _begin(lab), None, Stage(0, 4, warm=True))
+    """Two epochs of the sub-networks, one of pairs of them, composed, two of all, composed."""
+    subnets = _side(lab, _begin(lab), None, Stage(0, 2, warm=True))
     pairs = _side(lab, *_paired(lab, subnets), Stage(1, 1))
     stages = [subnets.accuracies, pairs.accuracies]
-    return _finished(lab, stages, *_composed(lab, pairs), Stage(2, 3, anneal=True))
+    return _finished(lab, stages, *_composed(lab, pairs), Stage(2, 2, anneal=True))
 
 
 def rounds(lab: Lab) -> Run:
-    """Three epochs of the sub-networks, one composed, three of its diagonal blocks, two composed.
+    """Two epochs of the sub-networks, one composed, two of its diagonal blocks, one composed.
 
     Additive Schwarz: each block is trained as if the others, and what connects them, were not
     there; then all are put back.
     """
-    subnets = _side(lab, _begin(lab), None, Stage(0, 3, warm=True))
+    subnets = _side(lab, _begin(lab), None, Stage(0, 2, warm=True))
     variables, momenta = _composed(lab, subnets)
     whole = _whole(lab, variables, momenta, Stage(1, 1))
     blocks = dcjax.extract(whole.variables, like=subnets.variables)
-    again = _side(lab, blocks, None, Stage(2, 3))
+    again = _side(lab, blocks, None, Stage(2, 2))
     _, momenta = _composed(lab, again)
     back = dcjax.compose(again.variables, into=whole.variables)
     stages = [subnets.accuracies, whole.accuracies, again.accuracies]
-    return _finished(lab, stages, back, momenta, Stage(3, 2, anneal=True))
+    return _finished(lab, stages, back, momenta, Stage(3, 1, anneal=True))
 
 
 def weighted_classes(lab: Lab) -> Run:
@@ -119,13 +119,13 @@ def weighted_classes(lab: Lab) -> Run:
     for k in range(subnets):
         own = np.arange(classes) % subnets == k
         weights = jnp.asarray(np.where(own, 2.0, (classes - 2 * own.sum()) / (~own).sum()))
-        each.append(_side(lab, start, None, Stage(0, 6, warm=True), (k,), weights))
+        each.append(_side(lab, start, None, Stage(0, 4, warm=True), (k,), weights))
     joined = [
         jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
         for trees in ([e.variables for e in each], [e.opt_state for e in each])
     ]
     trained = Trained(joined[0], joined[1], [a for e in each for a in e.accuracies])
-    return _finished(lab, [trained.accuracies], *_composed(lab, trained), Stage(1, 3, anneal=True))
+    return _finished(lab, [trained.accuracies], *_composed(lab, trained), Stage(1, 2, anneal=True))
 
 
 def summing_head(lab: Lab) -> Run:
@@ -133,9 +133,9 @@ def summing_head(lab: Lab) -> Run:
 
     Its gradients have nothing to do with the sub-networks': the momenta start anew.
     """
-    subnets = _side(lab, _begin(lab), None, Stage(0, 6, warm=True))
+    subnets = _side(lab, _begin(lab), None, Stage(0, 4, warm=True))
     variables = dcjax.compose(subnets.variables, head="sum")
-    return _finished(lab, [subnets.accuracies], variables, None, Stage(1, 3, anneal=True))
+    return _finished(lab, [subnets.accuracies], variables, None, Stage(1, 2, anneal=True))
 
 
 WAYS = {
@@ -264,7 +264,7 @@ class Options:
     """How many seeds of each."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
-    runs: Path = Path("runs/study/beyond.json")
+    records: Path = Path("docs/study/beyond.json")
     """What has been run."""
     output: Path = Path("docs/results.md")
     """The document whose table is rewritten, between its markers."""
@@ -284,22 +284,22 @@ def main() -> int:
         return 2
     startup.start_jax(Settings().subnets)
     say = functools.partial(print, file=sys.stderr, flush=True)
-    kept = json.loads(options.runs.read_text()) if options.runs.is_file() else {}
+    kept = json.loads(options.records.read_text()) if options.records.is_file() else {}
     for seed in range(options.seeds):
         for way in options.ways:
             if (name := f"{way}-seed{seed}") not in kept:
                 say(name)
                 found = WAYS[way](_lab(options.data_dir, seed, say))
                 kept[name] = {"way": way, "stages": found.stages}
-                options.runs.parent.mkdir(parents=True, exist_ok=True)
-                document.write(options.runs, json.dumps(kept, indent=1) + "\n")
+                options.records.parent.mkdir(parents=True, exist_ok=True)
+                document.write(options.records, json.dumps(kept, indent=1) + "\n")
     text = document.put(options.output.read_text(), "beyond", _table(kept))
     document.write(options.output, text)
     return 0
 
 
 def _lab(data_dir: Path | None, seed: int, say: Callable[[str], None]) -> Lab:
-    arm = grid.averaged((6, 3), 0.2)
+    arm = grid.averaged((4, 2), 0.4)
     settings = grid.settings(grid.STUDIES["cifar10"], arm, seed)
     settings = grid.with_flags(settings, {"data_dir": data_dir})
     dataset = cli.load(settings, progress.voice(Console(quiet=True)))

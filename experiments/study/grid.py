@@ -79,11 +79,13 @@ def with_flags(settings: Settings, flags: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
-def scratch(epochs: int, rate: float, seeds: int | None = None) -> Arm:
+def scratch(
+    epochs: int, rate: float, seeds: int | None = None, name: str = "scratch", **more: Any
+) -> Arm:
     """The global network from scratch: warm-up, and one cosine to zero."""
     flags = {"subnet_epochs": 0, "finetune_epochs": 0}
     flags |= {"baseline_epochs": epochs, "learning_rate": rate}
-    return Arm(f"scratch-{epochs}-rate-{rate}", "scratch", flags, seeds)
+    return Arm(f"{name}-{epochs}-rate-{rate}", "scratch", flags | more, seeds)
 
 
 def one_schedule(
@@ -128,7 +130,13 @@ def averaged(
     **more: Any,
 ) -> Arm:
     """One schedule, with averaged weights: the recipe of the quick preset."""
-    return one_schedule(name, epochs, rate, seeds, average=0.95, **more)
+    return one_schedule(name, epochs, rate, seeds, **{"average": 0.95, **more})
+
+
+def falling(epochs: tuple[int, int], rates: tuple[float, float], seeds: int | None = None) -> Arm:
+    """With averages, the sub-networks' rate falling to the one from which fine-tuning goes on."""
+    later = {"subnet_final_rate": rates[1], "finetune_rate": rates[1]}
+    return averaged(epochs, rates[0], seeds, name=f"falling-to-{rates[1]}", **later)
 
 
 STUDIES = {
@@ -150,6 +158,7 @@ STUDIES = {
             averaged((4, 1), 0.4),
             averaged((6, 1), 0.4),
             averaged((4, 2), 0.2, seeds=1, name="averaged-then-0.4", finetune_rate=0.4),
+            averaged((4, 2), 0.4, seeds=1, name="averaged-over-50-steps", average=0.98),
             averaged((4, 2), 0.4, seeds=1, name="averaged-new-momentum", carry_momentum=False),
             averaged((4, 2), 0.4, seeds=1, name="averaged-off-diagonal-4x", off_diagonal_rate=4.0),
             one_schedule("one-schedule", (4, 2), 0.4),

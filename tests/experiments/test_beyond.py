@@ -58,14 +58,14 @@ def test_what_has_been_run_is_in_the_table_and_not_run_again(
     monkeypatch.setattr(beyond, "_lab", lambda *_: lab)
     document = tmp_path / "results.md"
     document.write_text("<!-- beyond -->\n<!-- end -->\n")
-    runs = tmp_path / "runs" / "beyond.json"
-    flags = ["beyond", "--runs", str(runs), "--output", str(document), "--ways"]
+    records = tmp_path / "runs" / "beyond.json"
+    flags = ["beyond", "--records", str(records), "--output", str(document), "--ways"]
     monkeypatch.setattr("sys.argv", [*flags, "default"])
     assert beyond.main() == 0
-    (name, kept) = json.loads(runs.read_text()).popitem()
+    (name, kept) = json.loads(records.read_text()).popitem()
     assert name == "default-seed0"
     final = f"{100 * kept['stages'][-1][0]:.1f}"
-    row = "| default | Six epochs of the sub-networks, three of the global network | 1 |"
+    row = "| default | Four epochs of the sub-networks, two of the global network | 1 |"
     assert f"{row} {final} | {final} |" in document.read_text()
     before = document.read_text()
     monkeypatch.setattr(beyond, "_lab", None)  # nothing is to be run
