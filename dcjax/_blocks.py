@@ -76,18 +76,31 @@ def extract_leaf(
     whole = jnp.sum(shares)
     if layout.is_mean:
         return jnp.broadcast_to(_divided(leaf, whole), (subnets, *leaf.shape))
+    if 0 in layout.narrow_shape:  # an axis without entries has no blocks
+        return jnp.zeros((subnets, *layout.narrow_shape), leaf.dtype)
     wide = leaf.reshape(_factored(layout, layout.global_shape(subnets)))
-    shape = _factored(layout, layout.narrow_shape)
-    out = jnp.zeros((subnets, *shape), leaf.dtype)
+    parts: list[list[Array]] = [[] for _ in range(subnets)]
     for block in blocks(layout, subnets):
         part = wide[block.wide]
         if block.subnet is None:
             part = _divided(part, whole)
         elif layout.head:
             part = _divided(part, shares[block.subnet])
-        owner = slice(None) if block.subnet is None else block.subnet
-        out = out.at[(owner, *block.narrow)].set(part)
-    return out.reshape(subnets, *layout.narrow_shape)
+        for own in parts if block.subnet is None else [parts[block.subnet]]:
+            own.append(part)
+    # Not written into zeros as in `compose_leaf`: nothing but the blocks is in a narrow leaf.
+    return jnp.stack([_joined(own, layout).reshape(layout.narrow_shape) for own in parts])
+
+
+def _joined(parts: list[Array], layout: LeafLayout) -> Array:
+    """A sub-network's leaf in its factored shape, from its rectangles in the order of `blocks`."""
+    axis = len(_factored(layout, layout.narrow_shape))
+    for order in reversed(layout.axes):
+        axis -= 1
+        step = len(order.runs)
+        parts = [jnp.concatenate(parts[i : i + step], axis) for i in range(0, len(parts), step)]
+        axis -= order.repeat > 1
+    return parts[0]
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "subnets"))

@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -133,9 +133,7 @@ def extract(
     """
     layout = layout_of(like)
     shares = shares_of(head, weights, layout.subnets, positive=True)
-    shapes = {path: leaf.global_shape(layout.subnets) for path, leaf in layout.leaves}
-    check_shapes(variables, shapes, "global network")
-    _check_kinds(variables, layout)
+    _check_kinds(check_shapes(variables, layout.global_shapes, "global network"), layout)
 
     return Stacked(_extract_tree(variables, shares, layout=layout), layout)
 
@@ -186,22 +184,21 @@ def _compose_node(
     fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
 ) -> PyTree:
     """The global network's variables, written into those that are given, if any are."""
-    layout, subnets = stacked.layout, len(stacked)
+    layout = stacked.layout
     check_stack(stacked.tree, layout)
 
     into = None
     if given:
-        wide = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
-        found = check_shapes(given[0], wide, "global network (into=)")
+        found = check_shapes(given[0], layout.global_shapes, "global network (into=)")
         check_dtypes([stacked.tree, given[0]], ["the sub-networks", "into="])
         # The same paths may be in other containers: a FrozenDict, a state that was restored.
         into = jax.tree_util.tree_map_with_path(lambda p, _: found[path_of(p)], stacked.tree)
     elif fill is not None:
 
         def filled(path: Any, leaf: Array) -> Array | None:
-            rule = layout.by_path[path_of(path)]
-            shape = rule.global_shape(subnets)
-            return fill(path_of(path), shape, leaf.dtype) if rule.has_off_diagonal else None
+            own = path_of(path)
+            has_them = layout.by_path[own].has_off_diagonal
+            return fill(own, layout.global_shapes[own], leaf.dtype) if has_them else None
 
         into = jax.tree_util.tree_map_with_path(filled, stacked.tree)
     return _compose_tree(stacked.tree, into, shares, layout=layout)
@@ -285,13 +282,12 @@ def _filling(
 
 def check_stack(tree: PyTree, layout: Layout, *, abstract: bool = False) -> None:
     """A `ValueError` that lists every leaf which is no stack of sub-networks' leaves."""
-    shapes = {path: (layout.subnets, *leaf.narrow_shape) for path, leaf in layout.leaves}
-    check_shapes(tree, shapes, f"stack of {layout.subnets} sub-networks", abstract=abstract)
-    _check_kinds(tree, layout)
+    what = f"stack of {layout.subnets} sub-networks"
+    _check_kinds(check_shapes(tree, layout.stack_shapes, what, abstract=abstract), layout)
 
 
 def check_shapes(
-    tree: PyTree, expected: dict[Path, tuple[int, ...]], what: str, *, abstract: bool = False
+    tree: PyTree, expected: Mapping[Path, tuple[int, ...]], what: str, *, abstract: bool = False
 ) -> dict[Path, Any]:
     """The leaves by their paths.
 
@@ -314,12 +310,12 @@ def check_shapes(
     return got
 
 
-def _check_kinds(tree: PyTree, layout: Layout) -> None:
+def _check_kinds(leaves: Mapping[Path, Any], layout: Layout) -> None:
     """A `ValueError` for integers without a mean or a K-th part, and for keys side by side."""
     if layout.subnets == 1:
         return
     wrong = []
-    for path, leaf in leaves_of(tree, "tree").items():
+    for path, leaf in leaves.items():
         rule, dtype = layout.by_path[path], dtype_of(leaf)
         if jnp.issubdtype(dtype, jnp.inexact):
             continue

@@ -189,7 +189,7 @@ def _check_fit(stacked: Stacked, path: Path) -> None:
     """A `ValueError` that lists every leaf which the layout does not have, or not of that shape."""
     subnets, leaves = len(stacked), jax.tree_util.tree_leaves_with_path(stacked.tree)
     got = {path_of(keys): leaf.shape for keys, leaf in leaves}
-    expected = {p: (subnets, *leaf.narrow_shape) for p, leaf in stacked.layout.leaves}
+    expected = stacked.layout.stack_shapes
     wrong = [
         f"{name_of((*path, *p))}: expected {expected.get(p, 'none')}, got {got.get(p, 'none')}"
         for p in sorted(expected | got)

@@ -83,6 +83,16 @@ class Layout:
         """The leaves' layouts by their paths."""
         return dict(self.leaves)
 
+    @functools.cached_property
+    def stack_shapes(self) -> dict[Path, tuple[int, ...]]:
+        """The leaves' shapes in a stack of sub-networks: K first."""
+        return {path: (self.subnets, *leaf.narrow_shape) for path, leaf in self.leaves}
+
+    @functools.cached_property
+    def global_shapes(self) -> dict[Path, tuple[int, ...]]:
+        """The leaves' shapes in the global network."""
+        return {path: leaf.global_shape(self.subnets) for path, leaf in self.leaves}
+
     def __getitem__(self, key: str) -> "Layout":
         below = tuple((path[1:], leaf) for path, leaf in self.leaves if path and path[0] == key)
         if not below:
