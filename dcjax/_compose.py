@@ -314,11 +314,13 @@ def _check_kinds(leaves: Mapping[Path, Any], layout: Layout) -> None:
     """A `ValueError` for integers without a mean or a K-th part, and for keys side by side."""
     if layout.subnets == 1:
         return
+    dtypes = {path: dtype_of(leaf) for path, leaf in leaves.items()}
+    inexact = {dtype for dtype in {*dtypes.values()} if jnp.issubdtype(dtype, jnp.inexact)}
     wrong = []
-    for path, leaf in leaves.items():
-        rule, dtype = layout.by_path[path], dtype_of(leaf)
-        if jnp.issubdtype(dtype, jnp.inexact):
+    for path, dtype in dtypes.items():
+        if dtype in inexact:
             continue
+        rule = layout.by_path[path]
         if rule.used and (rule.head or rule.has_shared):
             wrong.append(f"{_name(path)}: {dtype}, but the logits need its mean or its K-th part")
         elif jnp.issubdtype(dtype, jax.dtypes.prng_key) and not rule.is_mean:

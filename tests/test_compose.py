@@ -73,6 +73,24 @@ def test_extract_is_the_inverse(subnets, narrow, seed):
     chex.assert_trees_all_equal({k: again["params"].tree[k] for k in kept}, kept)
 
 
+runs = st.builds(dcjax.Run, st.integers(0, 3), st.booleans())
+orders = st.builds(
+    dcjax.Order, st.lists(runs, min_size=1, max_size=3).map(tuple), st.integers(1, 2)
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(axes=st.lists(orders, min_size=1, max_size=3).map(tuple), subnets=st.integers(1, 3))
+def test_extract_reads_the_entries_that_the_layout_says(axes, subnets):
+    rule = dcjax.LeafLayout(axes)
+    shape = rule.global_shape(subnets)
+    leaf = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    got = dcjax.extract({"a": leaf}, like=dcjax.Layout(subnets, ((("a",), rule),)))["a"]
+    places = [order.indices(subnets) for order in axes]
+    expected = np.stack([leaf[np.ix_(*(p[k] for p in places))] for k in range(subnets)])
+    np.testing.assert_array_equal(np.asarray(got), expected)
+
+
 def test_into_keeps_the_off_diagonal_blocks(stacked):
     composed = dcjax.compose(stacked)
     moved = jax.tree.map(lambda x: x + 1, composed)

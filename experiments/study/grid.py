@@ -180,7 +180,7 @@ STUDIES = {
             averaged((6, 1), 0.4),
             averaged((4, 2), 0.4),
             averaged((4, 1), 0.4),
-            falling((6, 1), (0.4, 0.1)),
+            averaged((7, 0), 0.4),
         ),
     ),
     "digits": Study(
