@@ -3,12 +3,14 @@ import functools
 import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dcjax.models import CNN, ResNet
+from dcjax.models._norm import BatchNorm
 
 KEY = jax.random.key(0, impl="rbg")  # compiles several times as fast as the default
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -120,3 +122,31 @@ def test_kernels_of_convolutions_are_he_normal():
 def test_fields_that_make_no_network_are_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_is_flax_s(dtype, train):
+    theirs = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    ours = BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype)
+    x = (3 + 2 * jax.random.normal(jax.random.key(0), (16, 8, 8, 5))).astype(dtype)
+    start = theirs.init(jax.random.key(1), x)
+    chex.assert_trees_all_equal(ours.init(jax.random.key(1), x, train), start)
+    leaves, structure = jax.tree.flatten(start)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    drawn = [leaf + jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    variables = jax.tree.unflatten(structure, drawn)
+
+    def value(apply, variables, x):
+        y, renewed = apply(variables, x, mutable=["batch_stats"])
+        return jnp.sin(y.astype(jnp.float32)).sum(), (y, renewed)
+
+    def all_of(apply):
+        return jax.value_and_grad(value, argnums=(1, 2), has_aux=True)(apply, variables, x)
+
+    expected = all_of(theirs.apply)
+    got = all_of(lambda variables, x, **how: ours.apply(variables, x, train, **how))
+    chex.assert_trees_all_equal_dtypes(got, expected)
+    # in bfloat16 two values a rounding apart
+    rtol, atol = (1e-4, 1e-4) if dtype == jnp.float32 else (0.02, 0.02)
+    chex.assert_trees_all_close(got, expected, rtol=rtol, atol=atol)

@@ -8,6 +8,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from dcjax.models._norm import BatchNorm
+
 Convolution = Callable[..., Array]  # with the arguments of jax.lax.conv_general_dilated
 
 
@@ -33,9 +35,7 @@ class ConvNorm(nn.Module):
             conv_general_dilated=self.conv_general_dilated,
             name="conv",
         )(x)
-        return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
-        )(x)
+        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")(x, train)
 
 
 def check_positive(module: nn.Module, *fields: str) -> None:
