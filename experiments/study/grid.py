@@ -130,13 +130,13 @@ def averaged(
     **more: Any,
 ) -> Arm:
     """One schedule, with averaged weights: the recipe of the quick preset."""
-    return one_schedule(name, epochs, rate, seeds, **{"average": 0.95, **more})
+    return one_schedule(name, epochs, rate, seeds, **{"average": 0.95} | more)
 
 
-def falling(epochs: tuple[int, int], rates: tuple[float, float], seeds: int | None = None) -> Arm:
+def falling(epochs: tuple[int, int], rates: tuple[float, float]) -> Arm:
     """With averages, the sub-networks' rate falling to the one from which fine-tuning goes on."""
     later = {"subnet_final_rate": rates[1], "finetune_rate": rates[1]}
-    return averaged(epochs, rates[0], seeds, name=f"falling-to-{rates[1]}", **later)
+    return averaged(epochs, rates[0], seeds=1, name=f"falling-to-{rates[1]}", **later)
 
 
 STUDIES = {
@@ -145,32 +145,31 @@ STUDIES = {
         {"dataset": "cifar10"},
         (
             scratch(6, 0.1, seeds=1),
-            scratch(6, 0.2),
+            scratch(6, 0.2, seeds=1),
             scratch(6, 0.4),
             scratch(6, 0.8),
             scratch(6, 1.6, seeds=1),
             scratch(6, 0.4, seeds=1, name="scratch-averaged", average=0.95),
-            scratch(6, 0.4, seeds=1, name="scratch-longer-warm-up", warmup_epochs=1.5),
-            scratch(4, 0.4),
+            scratch(6, 0.8, seeds=1, name="scratch-longer-warm-up", warmup_epochs=1.5),
+            scratch(4, 0.8),
             averaged((4, 2), 0.1, seeds=1),
-            averaged((4, 2), 0.2),
+            averaged((4, 2), 0.2, seeds=1),
             averaged((4, 2), 0.4),
             averaged((4, 2), 0.8),
             averaged((4, 2), 1.6, seeds=1),
-            averaged((2, 2), 0.4),
-            averaged((3, 2), 0.4),
-            averaged((4, 1), 0.4),
+            averaged((4, 1), 0.4, seeds=1),
             averaged((6, 1), 0.4),
             averaged((6, 1), 0.8),
+            averaged((2, 2), 0.8),
             falling((4, 2), (0.4, 0.2)),
             falling((6, 1), (0.4, 0.1)),
             averaged((4, 2), 0.2, seeds=1, name="averaged-then-0.4", finetune_rate=0.4),
             averaged((4, 2), 0.4, seeds=1, name="averaged-over-50-steps", average=0.98),
-            averaged((4, 2), 0.4, seeds=1, name="averaged-new-momentum", carry_momentum=False),
-            averaged((4, 2), 0.4, seeds=1, name="averaged-off-diagonal-4x", off_diagonal_rate=4.0),
-            one_schedule("one-schedule", (4, 2), 0.4),
-            two_schedules((4, 2), (0.4, 0.2)),
-            averaged((4, 2), 0.4, name="widened", widen=True, off_diagonal_scale=0.1),
+            averaged((4, 2), 0.8, seeds=1, name="averaged-new-momentum", carry_momentum=False),
+            averaged((4, 2), 0.8, seeds=1, name="averaged-off-diagonal-4x", off_diagonal_rate=4.0),
+            one_schedule("one-schedule", (4, 2), 0.8),
+            two_schedules((4, 2), (0.8, 0.4)),
+            averaged((4, 2), 0.8, name="widened", widen=True, off_diagonal_scale=0.1),
         ),
     ),
     "cifar10-wide": Study(
