@@ -57,7 +57,7 @@ class Training:
     """Epochs of the global network trained from scratch, for comparison."""
     batch_size: int = 128
     """Images a step."""
-    learning_rate: float = 0.2
+    learning_rate: float = 0.4
     """Peak learning rate of the sub-networks and of the baseline."""
     finetune_rate: float | None = None
     """Peak learning rate of fine-tuning; by default the --learning-rate."""

@@ -46,7 +46,7 @@ WRONG = [
     (Settings(training=Training(warmup_epochs=math.inf)), "--warmup-epochs inf"),
     (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
     (Settings(training=Training(average=1.0)), "--average 1.0"),
-    (Settings(transfer=Transfer(subnet_final_rate=0.3)), "at most the --learning-rate 0.2"),
+    (Settings(transfer=Transfer(subnet_final_rate=0.5)), "at most the --learning-rate 0.4"),
     (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
     (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
     (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
