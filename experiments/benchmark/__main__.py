@@ -11,7 +11,7 @@ import tyro
 
 from experiments import startup
 
-TABLES = ("machine", "copies", "engines", "convolutions", "profile", "steps", "scaling")
+TABLES = ("machine", "copies", "engines", "convolutions", "norms", "profile", "steps", "scaling")
 DEVICES = 8
 
 
@@ -25,7 +25,7 @@ class Options:
     """
 
     only: tuple[str, ...] = TABLES
-    """The tables: machine, copies, engines, convolutions, profile, steps, scaling."""
+    """The tables: machine, copies, engines, convolutions, norms, profile, steps, scaling."""
     runs: int = 7
     """Runs of each row, after one that does not count; medians are quoted."""
     full: bool = False
@@ -82,6 +82,7 @@ def cases(
         copies,
         engines,
         machine,
+        norms,
         profile,
         scaling,
         steps,
@@ -114,6 +115,13 @@ def cases(
                 "convolutions",
                 f"{size}×{size}×{channels}",
                 lambda s=size, c=channels: convolutions.convolution_row(s, c, runs),
+            )
+    if "norms" in options.only:
+        for size, channels in ((32, 8), (32, 16), (16, 32), (8, 64), (32, 64)):
+            yield (
+                "norms",
+                f"{size}×{size}×{channels}",
+                lambda s=size, c=channels: norms.norm_row(s, c, runs),
             )
     if "copies" in options.only:
         for name in copies.LAYOUTS:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dcjax
-from experiments.benchmark import profile, store, tables
+from experiments.benchmark import norms, profile, store, tables
 from experiments.benchmark.timing import in_turns
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +92,13 @@ def test_the_engines_are_the_columns():
     (row,) = rows()["steps"].values()
     text = tables.TABLES["engines"]({"net": row | {"full": False}})
     assert "| net | 200 (100–300) | 200 (100–300) | 200 (100–300) |" in text
+
+
+def test_the_norms_are_measured_and_compared():
+    row = norms.norm_row(4, 2, runs=1)
+    assert all(timing["median"] > 0 for timing in row.values())
+    text = tables.TABLES["norms"]({"net": {"flax": {"median": 0.002}, "dcjax": {"median": 0.001}}})
+    assert "| net | 2.00 | 1.00 | 0.50 |" in text
 
 
 def test_the_profile_s_remainder(tmp_path):
