@@ -126,8 +126,11 @@ def spread_members(members: int, devices: Sequence[Device], form: str) -> Member
             if form == "vmap":
                 return jax.vmap(function, in_axes)(*args)
 
+            # What is computed for one member stays apart from the others: fused with theirs, sums
+            # could be taken in another order than on a device of its own.
             def member(j: Any) -> Any:
-                return function(*_member(args, in_axes, j))
+                own = jax.lax.optimization_barrier(_member(args, in_axes, j))
+                return jax.lax.optimization_barrier(function(*own))
 
             if form == "map":
                 return jax.lax.map(member, jnp.arange(shape[1]))
