@@ -17,8 +17,8 @@ class BatchNorm(nn.Module):
     Statistics are float32 at least; `dtype` is that of the result.
     """
 
-    momentum: float = 0.9
-    epsilon: float = 1e-5
+    momentum: float
+    epsilon: float
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -64,7 +64,7 @@ def engine_for(platform: str) -> Engine:
     """The engine of a backend, by what `python -m experiments.benchmark --only engines` measures.
 
     On the CPU XLA's convolutions are several times slower under `vmap` or in the body of a loop;
-    with `dcjax.native`'s, all forms are within a third of the fastest, which is this one. On
+    with `dcjax.native`'s the forms are closer, and this one is among the fastest. On
     accelerators, unmeasured so far, the choice is the usual one: large batched operations, and the
     host out of the way.
 
