@@ -129,8 +129,7 @@ def spread_members(members: int, devices: Sequence[Device], form: str) -> Member
             # What is computed for one member stays apart from the others: fused with theirs, sums
             # could be taken in another order than on a device of its own.
             def member(j: Any) -> Any:
-                own = jax.lax.optimization_barrier(_member(args, in_axes, j))
-                return jax.lax.optimization_barrier(function(*own))
+                return jax.lax.optimization_barrier(function(*_member(args, in_axes, j)))
 
             if form == "map":
                 return jax.lax.map(member, jnp.arange(shape[1]))
@@ -144,9 +143,14 @@ def spread_members(members: int, devices: Sequence[Device], form: str) -> Member
 
 
 def _member(args: Any, in_axes: Any, member: Any) -> Any:
-    """The arguments of one of a device's members; what has the axis None is shared by all."""
+    """The arguments of one of a device's members; what has the axis None is shared by all.
+
+    Its own are kept apart from those of the others; what is shared needs no barrier.
+    """
 
     def pick(axis: int | None, part: PyTree) -> PyTree:
-        return part if axis is None else jax.tree.map(lambda leaf: leaf[member], part)
+        if axis is None:
+            return part
+        return jax.lax.optimization_barrier(jax.tree.map(lambda leaf: leaf[member], part))
 
     return jax.tree.map(pick, in_axes, args, is_leaf=lambda axis: axis is None)

@@ -182,6 +182,9 @@ STUDIES = {
             averaged((4, 2), 0.4),
             averaged((4, 1), 0.4, seeds=1),
             averaged((7, 0), 0.8, seeds=1),
+            falling((6, 0), (0.4, 0.0)),
+            falling((5, 0), (0.4, 0.0)),
+            falling((4, 0), (0.4, 0.0)),
         ),
     ),
     "digits": Study(
