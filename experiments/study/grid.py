@@ -139,6 +139,13 @@ def falling(epochs: tuple[int, int], rates: tuple[float, float]) -> Arm:
     return averaged(epochs, rates[0], seeds=1, name=f"falling-to-{rates[1]}", **later)
 
 
+def composed(epochs: int, rate: float, seeds: int | None = None) -> Arm:
+    """The sub-networks annealed, with averaged weights, composed and left at that."""
+    flags = {"subnet_epochs": epochs, "finetune_epochs": 0, "baseline_epochs": 0}
+    flags |= {"learning_rate": rate, "average": 0.95}
+    return Arm(f"composed-{epochs}-rate-{rate}", "transfer", flags, seeds)
+
+
 STUDIES = {
     "cifar10": Study(
         "CIFAR-10, 10,000 training images, ResNet-8 of width 32, four sub-networks of width 8",
@@ -182,9 +189,9 @@ STUDIES = {
             averaged((4, 2), 0.4),
             averaged((4, 1), 0.4, seeds=1),
             averaged((7, 0), 0.8, seeds=1),
-            falling((6, 0), (0.4, 0.0)),
-            falling((5, 0), (0.4, 0.0)),
-            falling((4, 0), (0.4, 0.0)),
+            composed(6, 0.4, seeds=1),
+            composed(5, 0.4, seeds=1),
+            composed(4, 0.4, seeds=1),
         ),
     ),
     "digits": Study(
