@@ -190,9 +190,12 @@ STUDIES = {
             averaged((4, 1), 0.4, seeds=1),
             averaged((7, 0), 0.8, seeds=1),
             composed(6, 0.4, seeds=1),
-            composed(5, 0.4, seeds=1),
-            composed(4, 0.4, seeds=1),
         ),
+    ),
+    "cifar10-widest": Study(
+        "CIFAR-10, 10,000 training images, ResNet-8 of width 128, four sub-networks of width 32",
+        {"dataset": "cifar10", "width": 128},
+        (scratch(6, 0.4), averaged((6, 1), 0.4)),
     ),
     "digits": Study(
         "Handwritten digits (340 test images), ResNet-8 of width 32, four sub-networks of width 8 "
