@@ -8,6 +8,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from experiments.speedup import learned
+
 Results = Mapping[str, Any]
 
 
@@ -85,11 +87,17 @@ def verdict(results: Results) -> str:
     subnets, composed, finetune, baseline = (
         results[name] for name in ("subnets_phase", "composed", "finetune", "baseline")
     )
-    target, wall = results["speedup"]["target_accuracy"], results["speedup"]["wall"]
+    gain, classes = results["speedup"], results["model"]["classes"]
+    target, wall = gain["target_accuracy"], gain["wall"]
     if not baseline["epochs"]:
         return "No baseline was trained, so there is nothing to compare with."
     if baseline["cost"] is None:
         return "The baseline's training diverged, so there is nothing to compare with."
+    if not learned(target, classes):
+        return (
+            f"The baseline has learned nothing ({percent(target)}, and guessing gives "
+            f"{percent(1 / classes)}), so there is nothing to compare with."
+        )
     if wall is None:
         total = subnets["seconds"] + composed["seconds"] + finetune["seconds"]
         best = max(entry["accuracy"] for entry in finetune["curve"])
@@ -98,9 +106,9 @@ def verdict(results: Results) -> str:
             f"sub-networks, composition and fine-tuning came to {percent(best)} in {total:.1f} s."
         )
     return (
-        f"Reached the baseline's {percent(target)} in {baseline['seconds'] / wall:.1f} s, against "
-        f"{baseline['seconds']:.1f} s from scratch: {wall:.2f}× in wall-clock time, "
-        f"{results['speedup']['device']:.2f}× in device time."
+        f"Reached the baseline's {percent(target)} in {gain['seconds']:.1f} s, against "
+        f"{gain['baseline_seconds']:.1f} s from scratch: {wall:.2f}× in wall-clock time, "
+        f"{gain['device']:.2f}× in device time."
     )
 
 

@@ -155,7 +155,7 @@ KEYS = {
     | {"accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper"},
     "finetune": TIMES | SCORE | {"curve"},
     "baseline": TIMES | SCORE | {"curve"},
-    "speedup": {"target_accuracy", "wall", "device"},
+    "speedup": {"target_accuracy", "seconds", "baseline_seconds", "wall", "device"},
 }
 
 

@@ -58,6 +58,11 @@ def test_a_target_that_was_not_reached_is_said(results):
     assert "70.00 % in 25.2 s" in report.verdict(results)
 
 
+def test_a_baseline_that_only_guesses_is_said(results):
+    results["speedup"] |= {"wall": None, "device": None, "target_accuracy": 0.1}
+    assert report.verdict(results).startswith("The baseline has learned nothing (10.00 %")
+
+
 def test_no_baseline_is_said(results):
     results["baseline"]["epochs"] = 0
     assert report.verdict(results).startswith("No baseline")
