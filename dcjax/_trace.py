@@ -154,8 +154,9 @@ class PairTracer:
                     "it adds up the channels of all sub-networks, with no kernel that could hold "
                     "the 1/K of a mean",
                     "normalise and average within groups whose number grows with the width "
-                    "(GroupNorm instead of LayerNorm or RMSNorm), and merge the sub-networks with "
-                    "a dense layer or a convolution",
+                    "(nn.GroupNorm(num_groups=None, group_size=…) instead of LayerNorm, RMSNorm or "
+                    "a fixed number of groups; heads whose number is one of the fields), and merge "
+                    "the sub-networks with a dense layer or a convolution",
                 )
             self.wanted.add(leaf)
         elif power != -1:
@@ -182,7 +183,8 @@ class PairTracer:
             f"{a.shape} in a sub-network and {b.shape} in the global network"
         )
         remedy = (
-            "make it independent of the width (a field that decompose leaves alone)"
+            "make it independent of the width (a field that decompose leaves alone; a head's size "
+            "is, where the number of heads is one of the fields)"
             if a.ndim == 0
             else "make it a parameter of the network"
         )

@@ -87,7 +87,7 @@ def verify(
 
     Raises:
       ValueError: an error above the tolerance, or one that is not a number; the table is in the
-        message. The variables are not this network's.
+        message. The variables are not this network's. Every feature map is zero.
       TypeError: an argument is of another kind.
 
     >>> import dcjax, jax
@@ -116,6 +116,11 @@ def verify(
         return evaluate(found.narrow.jaxpr, jax.tree.leaves((variables, x)), layers)
 
     own = [features(stacked[k], x_k)[1] for k, x_k in enumerate(samples.split(x))]
+    if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
+        raise ValueError(
+            "every feature map of the sub-networks is zero, so that nothing can be compared: give "
+            "an x that is not all zero, such as jax.random.normal(jax.random.key(1), x.shape)"
+        )
     composed = jax.jit(
         lambda variables, x: evaluate(found.wide.jaxpr, jax.tree.leaves((variables, x)), layers)
     )(variables, samples.join(x))[1]

@@ -193,15 +193,18 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise WorkdirError(
-            f"{path} cannot be read: {error}. Give another --workdir or delete that folder"
-        ) from None
+        raise WorkdirError(f"{path} cannot be read: {error}. {_remedy(path)}") from None
     if not isinstance(values, dict):
         raise WorkdirError(
-            f"{path}: expected a JSON object, got {type(values).__name__}. "
-            f"Give another --workdir or delete that folder"
+            f"{path}: expected a JSON object, got {type(values).__name__}. {_remedy(path)}"
         )
     return values
+
+
+def _remedy(damaged: Path) -> str:
+    if damaged.name == RESULTS:
+        return "Delete that file: the same command makes it again from the checkpoints"
+    return "Give another --workdir, or --fresh to delete what it holds and start anew"
 
 
 def _refuse_strangers(workdir: Path) -> None:

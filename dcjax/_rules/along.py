@@ -13,7 +13,8 @@ def within(context: Context, equation: Equation, value: Value, axes: Sequence[in
         raise Inseparable(
             "it runs over the channels of all sub-networks",
             "let it run within a group or a head of fixed size, whose number grows with the width "
-            "(in place of a LayerNorm, a GroupNorm of fixed group size)",
+            "(nn.GroupNorm(num_groups=None, group_size=…) in place of a LayerNorm; attention with "
+            'fields=("width", "heads")), and let the network return its logits',
         )
 
 

@@ -40,16 +40,24 @@ class Options:
     """Begin no row after so many minutes; the same command goes on from there."""
 
 
+def _problems(options: Options) -> Iterator[str]:
+    """What is wrong with the options."""
+    for name in options.only:
+        if name not in TABLES:
+            yield f"--only {name}: choose from {' '.join(TABLES)}"
+    if options.runs < 1:
+        yield f"--runs {options.runs}: expected at least 1"
+    if options.minutes is not None and not options.minutes >= 0:
+        yield f"--minutes {options.minutes}: expected at least 0"
+    if not options.output.is_file():
+        yield f"--output {options.output}: there is no such file"
+
+
 def main() -> int:
     """The exit code: 0 done, 2 bad input."""
     options = tyro.cli(Options, prog="python -m experiments.benchmark")
-    unknown = set(options.only) - set(TABLES)
-    if unknown or options.runs < 1 or not options.output.is_file():
-        print(
-            f"python -m experiments.benchmark: error: expected --only of {TABLES}, --runs ≥ 1 and "
-            f"an existing --output, got {sorted(unknown)}, {options.runs}, {options.output}",
-            file=sys.stderr,
-        )
+    if problems := list(_problems(options)):
+        print("python -m experiments.benchmark: error: " + "\n  ".join(problems), file=sys.stderr)
         return 2
     startup.start_jax(DEVICES)
     import jax

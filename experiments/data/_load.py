@@ -45,7 +45,8 @@ def load(
     Args:
       name: one of
         `cifar10`: CIFAR-10, prepared data or a download; never anything else in its place.
-        `auto`: CIFAR-10; the digits, with a notice, if it is neither here nor to be downloaded.
+        `auto`: CIFAR-10; without a `data_dir` the digits in its place, with a notice, if it is
+          neither here nor to be downloaded.
         `digits`: scikit-learn's handwritten digits as 32×32×3 images; needs no network.
         `folder:PATH`: PATH/train/<class>/*.jpg|jpeg|png and PATH/test/<class>/….
       data_dir: tensorflow-datasets' directory, for CIFAR-10; None for `TFDS_DATA_DIR` or, without
@@ -69,7 +70,7 @@ def load(
     try:
         return _cifar10.load(data_dir, notify)
     except _cifar10.NotAtHandError as error:
-        if name == "cifar10":
+        if name == "cifar10" or data_dir is not None:  # a directory that was named is meant
             raise
         notify(stand_in_notice(str(error)))
         return _digits.load()

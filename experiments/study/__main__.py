@@ -1,8 +1,10 @@
 """Run the study and rewrite its tables: `python -m experiments.study`."""
 
 import dataclasses
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +25,7 @@ class Options:
     )
     """The studies."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[ARM ...]")] = ()
-    """Run these arms only, in this order; the tables hold all that is there. () is all."""
+    """Run these arms only, in this order; the tables hold all that is there. By default all."""
     seeds: int = 3
     """Seeds behind every number that is quoted; trials that only tune have one."""
     data_dir: Path | None = None
@@ -43,31 +45,38 @@ class Options:
     """The document that holds the comparison with the baseline only."""
 
 
+def _problems(options: Options) -> Iterator[str]:
+    """What is wrong with the options."""
+    for name in options.only:
+        if name not in grid.STUDIES:
+            yield f"--only {name}: choose from {' '.join(grid.STUDIES)}"
+    if options.seeds < 1:
+        yield f"--seeds {options.seeds}: expected at least 1"
+    if options.minutes is not None and not options.minutes >= 0:
+        yield f"--minutes {options.minutes}: expected at least 0"
+    for flag, place in (("--output", options.output), ("--summary", options.summary)):
+        if not place.is_file():
+            yield f"{flag} {place}: there is no such file"
+    # Now, and not when the first table is to be written.
+    if importlib.util.find_spec("matplotlib") is None:
+        yield "the curves need matplotlib: pip install -e '.[study]'"
+
+
 def main() -> int:
     """The exit code: 0 done, 1 a trial failed, 2 bad input, 75 trials are left for another time."""
     options = tyro.cli(Options, prog="python -m experiments.study")
     program = "python -m experiments.study: "
-    unknown = set(options.only) - set(grid.STUDIES)
-    documents = (options.output, options.summary)
-    if unknown or options.seeds < 1 or not all(each.is_file() for each in documents):
-        print(
-            f"{program}error: expected --only of {' '.join(grid.STUDIES)}, --seeds ≥ 1 and an "
-            f"existing --output and --summary, got {sorted(unknown)}, {options.seeds}, "
-            f"{' and '.join(map(str, documents))}",
-            file=sys.stderr,
-        )
-        return 2
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if problems := list(_problems(options)):
+        say(f"{program}error: " + "\n  ".join(problems))
+        return 2
     declared = list(trials.trials(options.only, options.runs, options.records, options.seeds))
     names = dict.fromkeys(trial.arm.name for trial in declared)
     if strange := [arm for arm in options.arms if arm not in names]:
-        print(
-            f"{program}error: expected --arms of {' '.join(names)}, got {' '.join(strange)}",
-            file=sys.stderr,
-        )
+        say(f"{program}error: --arms {' '.join(strange)}: choose from {' '.join(names)}")
         return 2
     todo = declared
     if options.arms:
@@ -84,7 +93,8 @@ def main() -> int:
         try:
             complete = trials.run(todo, declared, options.data_dir, options.minutes, say)
         except subprocess.CalledProcessError as error:
-            say(f"{program}error: a trial ended with {error.returncode}; the same command goes on")
+            then = "mend what it says" if error.returncode == 2 else "the same command goes on"
+            say(f"{program}error: a trial ended with {error.returncode}; {then}")
             return 1
         except KeyboardInterrupt:
             say(f"{program}stopped; the same command goes on")
@@ -94,7 +104,7 @@ def main() -> int:
     for name in options.only:
         try:
             own = [trial for trial in declared if trial.study == name]
-            done = report.write(*documents, name, own)
+            done = report.write(options.output, options.summary, name, own)
             if done:
                 trials.keep(own[0].records, (each.trial for each in done))
         except ValueError as error:

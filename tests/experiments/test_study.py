@@ -163,7 +163,23 @@ def test_arms_can_be_chosen(ran, monkeypatch, tmp_path, capsys):
     assert "| frozen-2+1-rate-0.1 | 1 |" in text  # not chosen this time, but there
     code, _ = main(monkeypatch, tmp_path, "--arms", "one-2+1")
     assert code == 2
-    assert "expected --arms of scratch-2-rate-0.1 " in capsys.readouterr().err
+    assert "--arms one-2+1: choose from scratch-2-rate-0.1 " in capsys.readouterr().err
+
+
+def test_wrong_options_are_named(small, monkeypatch, tmp_path, capsys):
+    code, _ = main(monkeypatch, tmp_path, "--seeds", "0", "--minutes", "-1", "--only", "smal")
+    assert code == 2
+    said = capsys.readouterr().err
+    assert "--only smal: choose from small" in said
+    assert "--seeds 0: expected at least 1" in said
+    assert "--minutes -1.0: expected at least 0" in said
+
+
+def test_without_what_draws_the_curves_nothing_is_begun(ran, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(monkeypatch, tmp_path)[0] == 2
+    assert "pip install -e '.[study]'" in capsys.readouterr().err
+    assert not ran
 
 
 def test_results_stay_where_the_runs_do_not(ran, monkeypatch, tmp_path):
@@ -201,11 +217,6 @@ def test_a_trial_that_fails_is_said(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(trials, "command", lambda *_: ["false"])
     assert main(monkeypatch, tmp_path)[0] == 1
     assert "a trial ended with 1; the same command goes on" in capsys.readouterr().err
-
-
-def test_bad_input(small, monkeypatch, tmp_path, capsys):
-    assert main(monkeypatch, tmp_path, "--seeds", "0")[0] == 2
-    assert "--seeds ≥ 1" in capsys.readouterr().err
 
 
 def test_what_comes_later_does_not_keep_subnetworks_from_being_lent(small):
