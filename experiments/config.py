@@ -85,6 +85,9 @@ class Transfer:
     """Fine-tuning goes on with the sub-networks' momenta; without it, it starts from none."""
     off_diagonal_rate: float = 1.0
     """Factor of the fine-tuning rate for the blocks that connect different sub-networks."""
+    head_rate: float | None = None
+    """Factor of the fine-tuning rate for the head's kernel; by default 1/K, so that a step moves
+    the logits as one of the sub-networks' heads moved theirs."""
     freeze_epochs: float = 0.0
     """For so many epochs of fine-tuning the sub-networks' own blocks stay as they are."""
     off_diagonal_scale: float = 0.0
@@ -104,7 +107,7 @@ class Data:
 
     dataset: str = "auto"
     """cifar10, digits, folder:PATH (train/<class>/*.jpg, test/<class>/*.jpg), or auto: cifar10, and
-    digits in its place where it cannot be had."""
+    digits in its place where it cannot be had and no --data-dir says where it is."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
     train_size: int | None = 10_000
@@ -153,6 +156,16 @@ class Settings:
         """The peak rate of fine-tuning."""
         own = self.training.finetune_rate
         return self.training.learning_rate if own is None else own
+
+    @property
+    def head_rate(self) -> float:
+        """The factor of fine-tuning's rate for the head's kernel.
+
+        >>> Settings(subnets=4).head_rate
+        0.25
+        """
+        own = self.transfer.head_rate
+        return 1 / self.subnets if own is None else own
 
     @property
     def subnet_final_rate(self) -> float:
@@ -207,14 +220,14 @@ def flat(settings: Settings) -> dict[str, Any]:
 
 
 # What was done before there was a flag for it.
-BEFORE = {"average": 0.0, "native": False}
+BEFORE = {"average": 0.0, "head_rate": 1.0, "native": False}
 
 
 def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
     """A run's flags as `flat` gave them, with those that an earlier version did not have.
 
     >>> complete({"width": 8})
-    {'average': 0.0, 'native': False, 'width': 8}
+    {'average': 0.0, 'head_rate': 1.0, 'native': False, 'width': 8}
     """
     return {**BEFORE, **flags} if flags else {}
 
@@ -262,6 +275,7 @@ _AT_LEAST = {
     "subnet_final_rate": 0,
     "finetune_warmup_epochs": 0,
     "off_diagonal_rate": 0,
+    "head_rate": 0,
     "freeze_epochs": 0,
     "off_diagonal_scale": 0,
 }

@@ -100,7 +100,7 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
         "devices": environment.devices({name: part.devices for name, part in parts.items()}),
         "compile_seconds": {name: part.compile_seconds for name, part in parts.items()},
         **measured,
-        "speedup": speedup(**measured),
+        "speedup": speedup(**measured, classes=len(dataset.classes)),
     }
 
 
@@ -230,8 +230,8 @@ def _finetune(this: Run, variables: PyTree, trained: members.Outcome) -> Part:
 
 def _block_rates(this: Run, params: dcjax.Stacked) -> list[optax.GradientTransformation]:
     """What fine-tuning does with the updates of the blocks, if anything."""
-    transfer, dataset = this.settings.transfer, this.dataset
-    if transfer.off_diagonal_rate == 1 and not transfer.freeze_epochs:
+    transfer, dataset, head = this.settings.transfer, this.dataset, this.settings.head_rate
+    if transfer.off_diagonal_rate == head == 1 and not transfer.freeze_epochs:
         return []
     per_epoch = training.steps_per_epoch(
         len(dataset.train.labels), this.settings.training.batch_size
@@ -242,6 +242,7 @@ def _block_rates(this: Run, params: dcjax.Stacked) -> list[optax.GradientTransfo
             params,
             diagonal=lambda step: jnp.where(jnp.asarray(step) < frozen, 0.0, 1.0),
             off_diagonal=transfer.off_diagonal_rate,
+            head=head,
         )
     ]
 

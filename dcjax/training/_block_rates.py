@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dcjax._compose import compose, extract, layout_of
-from dcjax._layout import Layout
+from dcjax._layout import Layout, path_of
 from dcjax._stacked import Stacked
 
 
@@ -15,23 +15,31 @@ def scale_blocks(
     like: Layout | Stacked,
     diagonal: optax.ScalarOrSchedule = 1.0,
     off_diagonal: optax.ScalarOrSchedule = 1.0,
+    head: optax.ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformation:
-    """Scales the updates of the diagonal blocks, and of the off-diagonal ones, each by its factor.
+    """Scales the updates of the diagonal blocks, the off-diagonal ones, and the head's kernel.
 
     With u the update and D u its part on the diagonal blocks (what `dcjax.extract` reads:
     biases and the parameters of normalisation layers belong to it):
-    `u ← d_t D u + o_t (u − D u)`. At the end of a chain, behind the optimiser, the factors are
-    those of the learning rate; in front of it, of the gradient.
+    `u ← d_t D u + o_t (u − D u)`, and `h_t` times that for the kernel that merges the sub-networks,
+    all of which is diagonal. At the end of a chain, behind the optimiser, the factors are those of
+    the learning rate; in front of it, of the gradient.
 
     Off-diagonal blocks start from zero, so that a factor above 1 lets the coupling of the
     sub-networks grow faster than what they have learned is changed; a schedule for `diagonal` that
     is 0 in the first steps freezes their blocks meanwhile.
+
+    The head of the mean holds K-ths of the sub-networks' kernels, and the gradient at a K-th is the
+    sub-network's own, so that an SGD step of rate η moves the logits as K η would move a
+    sub-network's. `head=1/K` makes up for it: without it, a rate that suits the sub-networks is
+    above what the head stands when K is large, and the first steps lose what was composed.
 
     Args:
       like: the layout of the trained parameters, or a `Stacked` that has it, such as
         `stacked["params"]`.
       diagonal: d, a number, or an optax schedule of the step t.
       off_diagonal: o, likewise.
+      head: h, likewise.
 
     Returns:
       An optax transformation, for parameters of the global network. Its state is the count of
@@ -63,12 +71,15 @@ def scale_blocks(
         blocks = extract(updates, like=layout)
         between = compose(jax.tree.map(jnp.zeros_like, blocks), into=updates)
 
-        def scaled(u: Any, off: Any) -> Any:
-            d, o = (_at(factor, state.count).astype(u.dtype) for factor in (diagonal, off_diagonal))
-            return d * (u - off) + o * off
+        d, o, h = (_at(factor, state.count) for factor in (diagonal, off_diagonal, head))
+
+        def scaled(path: Any, u: Any, off: Any) -> Any:
+            own = d * h if layout.by_path[path_of(path)].head else d
+            return own.astype(u.dtype) * (u - off) + o.astype(u.dtype) * off
 
         next_count = optax.safe_increment(state.count)
-        return jax.tree.map(scaled, updates, between), optax.ScaleByScheduleState(next_count)
+        scaled_updates = jax.tree_util.tree_map_with_path(scaled, updates, between)
+        return scaled_updates, optax.ScaleByScheduleState(next_count)
 
     return optax.GradientTransformation(init, update)
 

@@ -17,6 +17,7 @@ PINNED = {
     "finetune_warmup_epochs": 0.5,
     "carry_momentum": False,
     "average": 0.0,
+    "head_rate": 1.0,
 }
 
 

@@ -20,6 +20,7 @@ LATER = (
     "baseline_epochs",
     "carry_momentum",
     "off_diagonal_rate",
+    "head_rate",
     "off_diagonal_scale",
     "freeze_epochs",
 )

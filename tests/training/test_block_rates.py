@@ -69,3 +69,47 @@ def test_updates_of_another_network_are_refused(params):
     other = {"head": {"kernel": jnp.ones((3, 3))}}
     with pytest.raises(ValueError, match="head/kernel"):
         blocks.update(other, blocks.init(other))
+
+
+def test_the_head_has_a_factor_of_its_own(params, on_diagonal):
+    u = updates(params)
+    blocks = training.scale_blocks(params, diagonal=2.0, off_diagonal=0.5, head=0.25)
+    got, _ = jax.jit(blocks.update)(u, blocks.init(u))
+    expected = jax.tree.map(lambda u, mask: jnp.where(mask, 2.0, 0.5) * u, u, on_diagonal)
+    expected["head"]["kernel"] = 0.5 * u["head"]["kernel"]
+    chex.assert_trees_all_close(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("subnets", [2, 4])
+def test_with_a_kth_the_head_moves_the_logits_as_one_of_the_subnetworks_does(subnets):
+    """Where all sub-networks are the same, and so are their gradients."""
+    network = dcjax.models.CNN(width=2 * subnets, num_classes=3)
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    stacked = dcjax.init(network, subnets, jax.random.key(0), x)
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * subnets), stacked)
+    narrow, wide = dcjax.decompose(network, subnets), dcjax.compose(same)
+
+    def moved(network, variables, optimizer):
+        """The logits after a step of the head's kernel, less those before."""
+
+        def logits(kernel):
+            head = {**variables["params"]["head"], "kernel": kernel}
+            return network.apply({**variables, "params": {**variables["params"], "head": head}}, x)
+
+        def cost(params):
+            z = network.apply({**variables, "params": params}, x)
+            labels = jnp.array([0, 1, 2, 0])
+            return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
+
+        params = variables["params"]
+        change, _ = optimizer.update(jax.grad(cost)(params), optimizer.init(params), params)
+        kernel = params["head"]["kernel"]
+        return logits(kernel + change["head"]["kernel"]) - logits(kernel)
+
+    own = moved(narrow, same[0], optax.sgd(0.1))
+    factor = training.scale_blocks(same.layout["params"], head=1 / subnets)
+    chex.assert_trees_all_close(
+        moved(network, wide, optax.chain(optax.sgd(0.1), factor)), own, rtol=1e-3, atol=1e-6
+    )
+    plain = moved(network, wide, optax.sgd(0.1))
+    chex.assert_trees_all_close(plain, subnets * own, rtol=1e-3, atol=1e-6)
