@@ -135,7 +135,8 @@ def summing_head(lab: Lab) -> Run:
     """
     subnets = _side(lab, _begin(lab), None, Stage(0, 4, warm=True))
     variables = dcjax.compose(subnets.variables, head="sum")
-    return _finished(lab, [subnets.accuracies], variables, None, Stage(1, 2, anneal=True))
+    stages, stage = [subnets.accuracies], Stage(1, 2, anneal=True)
+    return _finished(lab, stages, variables, None, stage, head=1.0)  # it holds no K-ths
 
 
 WAYS = {
@@ -189,10 +190,15 @@ def _side(
     return _train(lab, phase, stacked, momenta, stage)
 
 
-def _whole(lab: Lab, variables: PyTree, momenta: PyTree, stage: Stage) -> Trained:
-    """Train the global network."""
-    samples = dcjax.samples.replicate(lab.settings.subnets)
-    phase = training.data_parallel(lab.network, samples, _recipe(lab, stage))
+def _whole(
+    lab: Lab, variables: PyTree, momenta: PyTree, stage: Stage, head: float | None = None
+) -> Trained:
+    """Train the global network, its head at a factor of the rate: 1/K unless said otherwise."""
+    subnets, recipe = lab.settings.subnets, _recipe(lab, stage)
+    layout = dcjax.layout(lab.network, subnets, lab.x)["params"]
+    factor = training.scale_blocks(layout, head=1 / subnets if head is None else head)
+    recipe = recipe._replace(optimizer=optax.chain(recipe.optimizer, factor))
+    phase = training.data_parallel(lab.network, dcjax.samples.replicate(subnets), recipe)
     return _train(lab, phase, variables, momenta, stage)
 
 
@@ -246,11 +252,16 @@ def _paired(lab: Lab, trained: Trained) -> tuple[dcjax.Stacked, PyTree]:
 
 
 def _finished(
-    lab: Lab, stages: list[list[float]], variables: PyTree, momenta: PyTree, stage: Stage
+    lab: Lab,
+    stages: list[list[float]],
+    variables: PyTree,
+    momenta: PyTree,
+    stage: Stage,
+    head: float | None = None,
 ) -> Run:
     """The composed network's accuracy, its training, and its accuracy after that."""
     at_once = _whole(lab, variables, None, Stage(stage.place, 0))
-    trained = _whole(lab, variables, momenta, stage)
+    trained = _whole(lab, variables, momenta, stage, head)
     return Run([*stages, at_once.accuracies, trained.accuracies])
 
 

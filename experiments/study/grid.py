@@ -130,8 +130,13 @@ def averaged(
     name: str = "averaged",
     **more: Any,
 ) -> Arm:
-    """One schedule, with averaged weights: the recipe of the quick preset."""
+    """One schedule, with averaged weights."""
     return one_schedule(name, epochs, rate, seeds, **{"average": 0.95} | more)
+
+
+def quick(epochs: tuple[int, int], rate: float, name: str = "quick", **more: Any) -> Arm:
+    """With averages, and the head's rate divided by K: the recipe of the quick preset."""
+    return averaged(epochs, rate, name=name, **{"head_rate": None} | more)
 
 
 def falling(epochs: tuple[int, int], rates: tuple[float, float]) -> Arm:
@@ -163,6 +168,7 @@ STUDIES = {
             averaged((4, 2), 0.1, seeds=1),
             averaged((4, 2), 0.2, seeds=1),
             averaged((4, 2), 0.4),
+            quick((4, 2), 0.4),
             averaged((4, 2), 0.8),
             averaged((4, 2), 1.6, seeds=1),
             averaged((4, 1), 0.4, seeds=1),
@@ -186,17 +192,20 @@ STUDIES = {
             scratch(6, 0.4),
             scratch(6, 0.8, seeds=1),
             averaged((6, 1), 0.4),
+            quick((6, 1), 0.4, seeds=1),
             averaged((6, 1), 0.8, seeds=1),
             averaged((4, 2), 0.4),
             averaged((4, 1), 0.4, seeds=1),
             averaged((7, 0), 0.8, seeds=1),
+            averaged((4, 2), 0.4, name="K8", subnets=8, seeds=1),
+            quick((4, 2), 0.4, name="quick-K8", subnets=8, seeds=1),
             composed(6, 0.4, seeds=1),
         ),
     ),
     "cifar10-widest": Study(
         "CIFAR-10, 10,000 training images, ResNet-8 of width 128, four sub-networks of width 32",
         {"dataset": "cifar10", "width": 128},
-        (scratch(6, 0.4), averaged((6, 1), 0.4)),
+        (scratch(6, 0.4), quick((6, 1), 0.4)),
     ),
     "digits": Study(
         "Handwritten digits (340 test images), ResNet-8 of width 32, four sub-networks of width 8 "
@@ -207,8 +216,11 @@ STUDIES = {
             scratch(12, 0.2),
             averaged((8, 4), 0.2),
             averaged((10, 2), 0.2),
+            quick((8, 4), 0.2),
             averaged((8, 4), 0.2, name="K2", subnets=2),
+            quick((8, 4), 0.2, name="quick-K2", subnets=2),
             averaged((8, 4), 0.2, name="K8", subnets=8),
+            quick((8, 4), 0.2, name="quick-K8", subnets=8),
             averaged((8, 4), 0.2, name="tiles", samples="tiles"),
             averaged((8, 4), 0.2, name="phases", samples="phases"),
             averaged((8, 4), 0.2, name="bands", samples="bands"),
@@ -219,11 +231,11 @@ STUDIES = {
     "digits-wide": Study(
         "Handwritten digits, ResNet-8 of width 64, four sub-networks of width 16",
         {"dataset": "digits", "train_size": 1400, "width": 64},
-        (scratch(12, 0.2), averaged((8, 4), 0.2)),
+        (scratch(12, 0.2), quick((8, 4), 0.2)),
     ),
     "digits-deep": Study(
         "Handwritten digits, ResNet-14 of width 32, four sub-networks of width 8",
         {"dataset": "digits", "train_size": 1400, "depth": 14},
-        (scratch(12, 0.2), averaged((8, 4), 0.2)),
+        (scratch(12, 0.2), quick((8, 4), 0.2)),
     ),
 }
