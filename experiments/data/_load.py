@@ -83,6 +83,7 @@ def stand_in_notice(reason: str) -> str:
         "THIS IS NOT CIFAR-10: scikit-learn's handwritten digits are used instead.",
         "They are real images and need no network, but they are a far easier task:",
         'no figure of this run is a CIFAR-10 result. Its outputs say "dataset": "digits".',
+        "For settings that suit them: --preset digits.",
         *lines,
     )
     return "\n".join(("!" * 80, *(f"!!  {line}" for line in text), "!" * 80))

@@ -48,6 +48,9 @@ WRONG = [
     (Settings(training=Training(average=1.0)), "--average 1.0"),
     (Settings(transfer=Transfer(subnet_final_rate=0.5)), "at most the --learning-rate 0.4"),
     (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
+    (Settings(training=Training(warmup_epochs=5)), "--warmup-epochs 5: expected at most the 4"),
+    (Settings(transfer=Transfer(freeze_epochs=3)), "--freeze-epochs 3: expected at most the 2"),
+    (Settings(transfer=Transfer(head_rate=-0.5)), "--head-rate -0.5"),
     (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
     (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
     (
