@@ -1,9 +1,10 @@
 """Flax Linen networks: their layout, K sub-networks' variables, and their logits."""
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
@@ -81,8 +82,8 @@ def separation(
     wide_x = jax.eval_shape(samples.join, x)
     key = jax.random.key(0)
     return separate(
-        lambda variables, x: subnet.apply(variables, x, **kwargs),
-        lambda variables, x: network.apply(variables, x, **kwargs),
+        lambda variables, x: _call(subnet.apply, variables, x, **kwargs),
+        lambda variables, x: _call(network.apply, variables, x, **kwargs),
         (jax.eval_shape(_init(subnet, kwargs), key, narrow_x), narrow_x),
         (jax.eval_shape(_init(network, kwargs), key, wide_x), wide_x),
         subnets,
@@ -238,6 +239,18 @@ def _init(network: Any, kwargs: dict[str, Any]) -> Any:
     rngs = kwargs.get("rngs", {})
 
     def initialise(key: Array, x: Any) -> PyTree:
-        return network.init({**rngs, "params": key} if rngs else key, x, **others)
+        return _call(network.init, {**rngs, "params": key} if rngs else key, x, **others)
 
     return arrays_only(initialise, "variables")
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A call of the network, which is to be one as it evaluates."""
+    try:
+        return function(*args, **kwargs)
+    except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
+        raise ValueError(
+            "the network changes its variables or draws random numbers in this call, as in "
+            "training: have it traced as it evaluates (train=False, deterministic=True, "
+            f"use_running_average=True, or what it is called in yours). Flax says: {error}"
+        ) from error

@@ -20,6 +20,8 @@ class Stacked:
 
     * `stacked[2]` (an int): the plain variables of sub-network 2; `IndexError` beyond K.
     * `stacked["params"]` (a str): one collection, still stacked.
+    * `stacked.tree`: the pytree without the layout, for functions that take plain variables
+      (`jax.vmap` over its leading axis); `dcjax.compose(tree, like=stacked)` takes it back.
     * `len(stacked)` is K, and iteration gives the K sub-networks' variables.
     """
 
@@ -44,6 +46,12 @@ class Stacked:
         if not -subnets <= key < subnets:
             raise IndexError(f"sub-network {key} of {subnets}: valid are 0 to {subnets - 1}")
         return jax.tree.map(lambda leaf: leaf[key % subnets], self.tree)
+
+    def __getattr__(self, name: str) -> Any:  # only for what is not there
+        raise AttributeError(
+            f"a Stacked has no {name!r}: it holds K sub-networks' variables. stacked[k] is one "
+            "sub-network's, stacked.tree the pytree of all, with the leading axis K"
+        )
 
     def __len__(self) -> int:
         return self.layout.subnets

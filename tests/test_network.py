@@ -1,5 +1,8 @@
 """decompose, init, apply, verify on networks."""
 
+import copy
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -269,3 +272,42 @@ def test_one_subnetwork_is_the_network():
     np.testing.assert_array_equal(
         network.apply(dcjax.compose(stacked), x), network.apply(stacked[0], x)
     )
+
+
+class Trains(nn.Module):
+    """Batch norm and dropout, which are told apart in training."""
+
+    width: int = 8
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(self.width, (3, 3))(x)
+        if self.norm:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(3)(x.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_call_as_in_training_is_refused(norm):
+    x = jnp.zeros((2, 8, 8, 3))
+    assert dcjax.layout(Trains(norm=norm), 2, x).subnets == 2
+    with pytest.raises(ValueError, match=r"traced as it evaluates \(train=False"):
+        dcjax.layout(Trains(norm=norm), 2, x, train=True)
+
+
+def test_verify_does_not_compare_zeros():
+    network, x = dcjax.models.CNN(width=4, num_classes=3), jnp.zeros((2, 8, 8, 3))
+    stacked = dcjax.init(network, 2, jax.random.key(0), x)
+    with pytest.raises(ValueError, match="every feature map of the sub-networks is zero"):
+        dcjax.verify(network, stacked, x)
+
+
+def test_what_a_stacked_is_not_is_said():
+    network = dcjax.models.CNN(width=4, num_classes=3)
+    stacked = dcjax.init(network, 2, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+    with pytest.raises(AttributeError, match=r"stacked.tree the pytree of all"):
+        _ = stacked["params"]["head"].shape
+    assert copy.deepcopy(stacked).layout == stacked.layout
+    assert pickle.loads(pickle.dumps(stacked)).layout == stacked.layout
