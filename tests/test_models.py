@@ -47,6 +47,12 @@ def test_the_cnn_has_the_layers_that_its_fields_say():
     }
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_images_without_channels_are_refused(network):
+    with pytest.raises(ValueError, match=r"expected images of shape \(N, H, W, C\), got"):
+        jax.eval_shape(network.init, KEY, jax.ShapeDtypeStruct((2, 32, 32), jnp.float32))
+
+
 def grown(wide, narrow, times):
     """For every axis of every leaf, whether it is `times` as long; otherwise it is as long."""
 

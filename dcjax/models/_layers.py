@@ -43,3 +43,11 @@ def check_positive(module: nn.Module, *fields: str) -> None:
     bad = [f"{field} = {getattr(module, field)}" for field in fields if getattr(module, field) < 1]
     if bad:
         raise ValueError(f"{type(module).__name__}: {', '.join(bad)}; these must be at least 1")
+
+
+def check_images(module: nn.Module, x: Array) -> None:
+    """Raise a ValueError unless x is a batch of images: flax would take three axes for one."""
+    if x.ndim != 4:
+        raise ValueError(
+            f"{type(module).__name__}: expected images of shape (N, H, W, C), got {x.shape}"
+        )

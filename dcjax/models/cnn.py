@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcjax.models._layers import ConvNorm, Convolution, check_positive
+from dcjax.models._layers import ConvNorm, Convolution, check_images, check_positive
 
 
 class CNN(nn.Module):
@@ -64,8 +64,9 @@ class CNN(nn.Module):
             (N, num_classes), float32.
 
         Raises:
-            ValueError: The images are too small for the stages.
+            ValueError: x has other axes, or the images are too small for the stages.
         """
+        check_images(self, x)
         self._check_image(*x.shape[1:3])
         widths = [self.width * 2**i for i in range(self.stages)]
         chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}

@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcjax.models._layers import ConvNorm, Convolution, check_positive
+from dcjax.models._layers import ConvNorm, Convolution, check_images, check_positive
 
 
 class ResNet(nn.Module):
@@ -70,7 +70,11 @@ class ResNet(nn.Module):
 
         Returns:
             (N, num_classes), float32.
+
+        Raises:
+            ValueError: x has other axes.
         """
+        check_images(self, x)
         chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
         x = nn.relu(ConvNorm(self.width, name="stem", **chosen)(x, train))
         for stage in (1, 2, 3):

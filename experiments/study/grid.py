@@ -207,9 +207,14 @@ STUDIES = {
         ),
     ),
     "cifar10-widest": Study(
-        "CIFAR-10, 10,000 training images, ResNet-8 of width 128, four sub-networks of width 32",
+        "CIFAR-10, 10,000 training images, ResNet-8 of width 128, four sub-networks of width 32, "
+        "each of which sees every second row and column",
         {"dataset": "cifar10", "width": 128},
-        (scratch(6, 0.4), quick((6, 1), 0.4)),
+        (
+            scratch(6, 0.4, name="scratch-phases", samples="phases"),
+            scratch(6, 0.2, seeds=1, name="scratch-phases", samples="phases"),
+            quick((6, 1), 0.4, name="phases", samples="phases"),
+        ),
     ),
     "digits": Study(
         "Handwritten digits (340 test images), ResNet-8 of width 32, four sub-networks of width 8 "
