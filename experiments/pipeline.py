@@ -237,10 +237,14 @@ def _block_rates(this: Run, params: dcjax.Stacked) -> list[optax.GradientTransfo
         len(dataset.train.labels), this.settings.training.batch_size
     )
     frozen = round(transfer.freeze_epochs * per_epoch)
+
+    def thawed(step: Any) -> Array:
+        return jnp.where(jnp.asarray(step) < frozen, 0.0, 1.0)
+
     return [
         training.scale_blocks(
             params,
-            diagonal=lambda step: jnp.where(jnp.asarray(step) < frozen, 0.0, 1.0),
+            diagonal=thawed if frozen else 1.0,
             off_diagonal=transfer.off_diagonal_rate,
             head=head,
         )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcjax._compose import compose, extract, layout_of
+from dcjax._compose import check_shapes, compose, extract, layout_of
 from dcjax._layout import Layout, path_of
 from dcjax._stacked import Stacked
 
@@ -59,6 +59,9 @@ def scale_blocks(
     True
     """
     layout = layout_of(like)
+    # Blocks of one factor need not be told apart, which takes a copy of all.
+    plain = isinstance(diagonal, (int, float)) and isinstance(off_diagonal, (int, float))
+    alike = plain and diagonal == off_diagonal
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:
         del params
@@ -68,21 +71,29 @@ def scale_blocks(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params
-        blocks = extract(updates, like=layout)
-        between = compose(jax.tree.map(jnp.zeros_like, blocks), into=updates)
-
+        check_shapes(updates, layout.global_shapes, "global network")
         d, o, h = (_at(factor, state.count) for factor in (diagonal, off_diagonal, head))
+        if alike:
+            updates = jax.tree.map(lambda u: _times(d, u), updates)
+        else:
+            blocks = extract(updates, like=layout)
+            between = compose(jax.tree.map(jnp.zeros_like, blocks), into=updates)
+            updates = jax.tree.map(
+                lambda u, off: _times(d, u - off) + _times(o, off), updates, between
+            )
 
-        def scaled(path: Any, u: Any, off: Any) -> Any:
-            own = d * h if layout.by_path[path_of(path)].head else d
-            return own.astype(u.dtype) * (u - off) + o.astype(u.dtype) * off
+        def merging(path: Any, u: Any) -> Any:
+            return _times(h, u) if layout.by_path[path_of(path)].head else u
 
-        next_count = optax.safe_increment(state.count)
-        scaled_updates = jax.tree_util.tree_map_with_path(scaled, updates, between)
-        return scaled_updates, optax.ScaleByScheduleState(next_count)
+        updates = jax.tree_util.tree_map_with_path(merging, updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
 
 
 def _at(factor: optax.ScalarOrSchedule, count: Any) -> Any:
     return jnp.asarray(factor(count) if callable(factor) else factor)
+
+
+def _times(factor: Any, u: Any) -> Any:
+    return factor.astype(u.dtype) * u
