@@ -189,6 +189,7 @@ STUDIES = {
         "CIFAR-10, 10,000 training images, ResNet-8 of width 64, four sub-networks of width 16",
         {"dataset": "cifar10", "width": 64},
         (
+            scratch(6, 0.2, seeds=1),
             scratch(6, 0.4),
             scratch(6, 0.8, seeds=1),
             averaged((6, 1), 0.4),
