@@ -4,9 +4,9 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Shaped
 
@@ -248,7 +248,7 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A call of the network, which is to be one as it evaluates."""
     try:
         return function(*args, **kwargs)
-    except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
+    except (ModifyScopeVariableError, InvalidRngError) as error:
         raise ValueError(
             "the network changes its variables or draws random numbers in this call, as in "
             "training: have it traced as it evaluates (train=False, deterministic=True, "

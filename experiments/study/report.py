@@ -167,7 +167,10 @@ def _speedups(finished: Sequence[Finished]) -> str:
     )
     targets = {each.trial.seed: each.accuracy for each in group}
     # The best arm's own clock stops where it is there, too: that may be before its end.
-    own = {e.trial.seed: accounts.first_reaching(e.points, e.accuracy) for e in group}
+    own = {
+        each.trial.seed: accounts.first_reaching(each.points, each.accuracy) or each.points[-1]
+        for each in group
+    }
     body = []
     for name, others in arms.items():
         pairs = [each for each in others if each.trial.seed in targets]
