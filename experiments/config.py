@@ -86,8 +86,8 @@ class Transfer:
     off_diagonal_rate: float = 1.0
     """Factor of the fine-tuning rate for the blocks that connect different sub-networks."""
     head_rate: float | None = None
-    """Factor of the fine-tuning rate for the head's kernel; by default 1/K, so that a step moves
-    the logits as one of the sub-networks' heads moved theirs."""
+    """Factor of the fine-tuning rate for the head's kernel; by default 4/K above four
+    sub-networks, which keeps what a step does to the logits within bounds."""
     freeze_epochs: float = 0.0
     """For so many epochs of fine-tuning the sub-networks' own blocks stay as they are."""
     off_diagonal_scale: float = 0.0
@@ -162,11 +162,11 @@ class Settings:
     def head_rate(self) -> float:
         """The factor of fine-tuning's rate for the head's kernel.
 
-        >>> Settings(subnets=4).head_rate
-        0.25
+        >>> Settings(subnets=4).head_rate, Settings(subnets=8).head_rate
+        (1.0, 0.5)
         """
         own = self.transfer.head_rate
-        return 1 / self.subnets if own is None else own
+        return min(1.0, 4 / self.subnets) if own is None else own
 
     @property
     def subnet_final_rate(self) -> float:

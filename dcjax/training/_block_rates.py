@@ -31,8 +31,8 @@ def scale_blocks(
 
     The head of the mean holds K-ths of the sub-networks' kernels, and the gradient at a K-th is the
     sub-network's own, so that an SGD step of rate η moves the logits as K η would move a
-    sub-network's. `head=1/K` makes up for it: without it, a rate that suits the sub-networks is
-    above what the head stands when K is large, and the first steps lose what was composed.
+    sub-network's. `head=1/K` makes up for it. When K is large, a rate that suits the sub-networks
+    is above what the head stands without it, and the first steps lose what was composed.
 
     Args:
       like: the layout of the trained parameters, or a `Stacked` that has it, such as

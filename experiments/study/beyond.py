@@ -135,8 +135,7 @@ def summing_head(lab: Lab) -> Run:
     """
     subnets = _side(lab, _begin(lab), None, Stage(0, 4, warm=True))
     variables = dcjax.compose(subnets.variables, head="sum")
-    stages, stage = [subnets.accuracies], Stage(1, 2, anneal=True)
-    return _finished(lab, stages, variables, None, stage, head=1.0)  # it holds no K-ths
+    return _finished(lab, [subnets.accuracies], variables, None, Stage(1, 2, anneal=True))
 
 
 WAYS = {
@@ -190,15 +189,10 @@ def _side(
     return _train(lab, phase, stacked, momenta, stage)
 
 
-def _whole(
-    lab: Lab, variables: PyTree, momenta: PyTree, stage: Stage, head: float | None = None
-) -> Trained:
-    """Train the global network, its head at a factor of the rate: 1/K unless said otherwise."""
-    subnets, recipe = lab.settings.subnets, _recipe(lab, stage)
-    layout = dcjax.layout(lab.network, subnets, lab.x)["params"]
-    factor = training.scale_blocks(layout, head=1 / subnets if head is None else head)
-    recipe = recipe._replace(optimizer=optax.chain(recipe.optimizer, factor))
-    phase = training.data_parallel(lab.network, dcjax.samples.replicate(subnets), recipe)
+def _whole(lab: Lab, variables: PyTree, momenta: PyTree, stage: Stage) -> Trained:
+    """Train the global network."""
+    samples = dcjax.samples.replicate(lab.settings.subnets)
+    phase = training.data_parallel(lab.network, samples, _recipe(lab, stage))
     return _train(lab, phase, variables, momenta, stage)
 
 
@@ -252,16 +246,11 @@ def _paired(lab: Lab, trained: Trained) -> tuple[dcjax.Stacked, PyTree]:
 
 
 def _finished(
-    lab: Lab,
-    stages: list[list[float]],
-    variables: PyTree,
-    momenta: PyTree,
-    stage: Stage,
-    head: float | None = None,
+    lab: Lab, stages: list[list[float]], variables: PyTree, momenta: PyTree, stage: Stage
 ) -> Run:
     """The composed network's accuracy, its training, and its accuracy after that."""
     at_once = _whole(lab, variables, None, Stage(stage.place, 0))
-    trained = _whole(lab, variables, momenta, stage, head)
+    trained = _whole(lab, variables, momenta, stage)
     return Run([*stages, at_once.accuracies, trained.accuracies])
 
 

@@ -130,13 +130,16 @@ def averaged(
     name: str = "averaged",
     **more: Any,
 ) -> Arm:
-    """One schedule, with averaged weights."""
+    """One schedule, with averaged weights: the recipe of the quick preset."""
     return one_schedule(name, epochs, rate, seeds, **{"average": 0.95} | more)
 
 
-def quick(epochs: tuple[int, int], rate: float, name: str = "quick", **more: Any) -> Arm:
-    """With averages, and the head's rate divided by K: the recipe of the quick preset."""
-    return averaged(epochs, rate, name=name, **{"head_rate": None} | more)
+def slow_head(
+    epochs: tuple[int, int], rate: float, name: str = "slow-head", subnets: int = 4, **more: Any
+) -> Arm:
+    """With averages, and the head's rate divided by K."""
+    own = {"subnets": subnets, "head_rate": 1 / subnets}
+    return averaged(epochs, rate, name=name, **own | more)
 
 
 def falling(epochs: tuple[int, int], rates: tuple[float, float]) -> Arm:
@@ -168,7 +171,7 @@ STUDIES = {
             averaged((4, 2), 0.1, seeds=1),
             averaged((4, 2), 0.2, seeds=1),
             averaged((4, 2), 0.4),
-            quick((4, 2), 0.4),
+            slow_head((4, 2), 0.4),
             averaged((4, 2), 0.8),
             averaged((4, 2), 1.6, seeds=1),
             averaged((4, 1), 0.4, seeds=1),
@@ -193,12 +196,12 @@ STUDIES = {
             scratch(6, 0.4),
             scratch(6, 0.8, seeds=1),
             averaged((6, 1), 0.4),
-            quick((6, 1), 0.4, seeds=1),
+            slow_head((6, 1), 0.4, seeds=1),
             averaged((6, 1), 0.8, seeds=1),
-            quick((6, 1), 0.4, name="phases", samples="phases", seeds=1),
+            slow_head((6, 1), 0.4, name="phases", samples="phases", seeds=1),
             scratch(6, 0.4, name="scratch-phases", samples="phases", seeds=1),
-            quick((6, 1), 0.4, name="bands", samples="bands"),
-            quick((4, 2), 0.4, name="bands", samples="bands"),
+            slow_head((6, 1), 0.4, name="bands", samples="bands"),
+            slow_head((4, 2), 0.4, name="bands", samples="bands"),
             scratch(6, 0.4, name="scratch-bands", samples="bands"),
             averaged((4, 2), 0.4),
             averaged((4, 1), 0.4, seeds=1),
@@ -213,7 +216,7 @@ STUDIES = {
         (
             scratch(6, 0.4, name="scratch-phases", samples="phases"),
             scratch(6, 0.2, seeds=1, name="scratch-phases", samples="phases"),
-            quick((6, 1), 0.4, name="phases", samples="phases"),
+            slow_head((6, 1), 0.4, name="phases", samples="phases"),
         ),
     ),
     "digits": Study(
@@ -225,11 +228,12 @@ STUDIES = {
             scratch(12, 0.2),
             averaged((8, 4), 0.2),
             averaged((10, 2), 0.2),
-            quick((8, 4), 0.2),
+            slow_head((8, 4), 0.2),
             averaged((8, 4), 0.2, name="K2", subnets=2),
-            quick((8, 4), 0.2, name="quick-K2", subnets=2),
+            slow_head((8, 4), 0.2, name="slow-head-K2", subnets=2),
             averaged((8, 4), 0.2, name="K8", subnets=8),
-            quick((8, 4), 0.2, name="quick-K8", subnets=8),
+            slow_head((8, 4), 0.2, name="slow-head-K8", subnets=8),
+            averaged((8, 4), 0.2, name="half-K8", subnets=8, head_rate=0.5),
             averaged((8, 4), 0.2, name="tiles", samples="tiles"),
             scratch(12, 0.2, name="scratch-tiles", samples="tiles"),
             averaged((8, 4), 0.2, name="phases", samples="phases"),
@@ -243,11 +247,11 @@ STUDIES = {
     "digits-wide": Study(
         "Handwritten digits, ResNet-8 of width 64, four sub-networks of width 16",
         {"dataset": "digits", "train_size": 1400, "width": 64},
-        (scratch(12, 0.2), quick((8, 4), 0.2)),
+        (scratch(12, 0.2), averaged((8, 4), 0.2)),
     ),
     "digits-deep": Study(
         "Handwritten digits, ResNet-14 of width 32, four sub-networks of width 8",
         {"dataset": "digits", "train_size": 1400, "depth": 14},
-        (scratch(12, 0.2), quick((8, 4), 0.2)),
+        (scratch(12, 0.2), averaged((8, 4), 0.2)),
     ),
 }

@@ -205,8 +205,14 @@ def test_without_network_cifar10_is_refused_and_nothing_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_network_auto_gives_the_digits(tmp_path):
-    assert load(tmp_path, "auto").name == "digits"
+def test_without_network_auto_gives_the_digits(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert load(None, "auto").name == "digits"
+
+
+def test_a_directory_that_was_named_is_meant(tmp_path):
+    with pytest.raises(NotAtHandError, match="--dataset digits"):
+        load(tmp_path / "misspelt", "auto")
 
 
 def truncate(path):
