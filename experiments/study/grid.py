@@ -214,8 +214,8 @@ STUDIES = {
         "each of which sees every second row and column",
         {"dataset": "cifar10", "width": 128},
         (
-            scratch(6, 0.4, name="scratch-phases", samples="phases"),
-            scratch(6, 0.2, seeds=1, name="scratch-phases", samples="phases"),
+            scratch(6, 0.4, seeds=1, name="scratch-phases", samples="phases"),
+            scratch(6, 0.2, name="scratch-phases", samples="phases"),
             slow_head((6, 1), 0.4, name="phases", samples="phases"),
         ),
     ),
