@@ -155,11 +155,22 @@ def _accuracies(finished: Sequence[Finished]) -> str:
 
 
 def _speedups(finished: Sequence[Finished]) -> str:
+    """How much sooner each arm gets where training from scratch ends, a table for each kind of
+    samples: by what it sees the global network differs.
+    """
+    kinds = dict.fromkeys(each.trial.settings.network.samples for each in finished)
+    return "\n\n".join(
+        _against_scratch([each for each in finished if each.trial.settings.network.samples == kind])
+        for kind in kinds
+    )
+
+
+def _against_scratch(finished: Sequence[Finished]) -> str:
     """How much sooner each arm reaches the accuracy of the best arm from scratch than that does."""
     arms = _by_arm(finished)
     scratch = {n: group for n, group in arms.items() if group[0].trial.arm.kind == "scratch"}
     if not scratch:
-        return "No arm from scratch is finished yet."
+        return f"No arm from scratch is finished yet, to compare with: {', '.join(arms)}."
     most = max(len(group) for group in scratch.values())
     best, group = max(
         ((n, g) for n, g in scratch.items() if len(g) == most),

@@ -233,6 +233,25 @@ def test_what_comes_later_does_not_keep_subnetworks_from_being_lent(small):
     assert set(trials.LATER) < {*config.flat(config.Settings())}
 
 
+def test_an_arm_is_held_against_scratch_with_its_own_samples(small):
+    def finished(arm, accuracies):
+        folder = Path("runs") / arm.name
+        curve = [Point("any", Cost(n, n, n), a) for n, a in enumerate(accuracies, start=1)]
+        return report.Finished(trials.Trial("small", arm, 0, folder, Path("records")), {}, curve)
+
+    whole = finished(grid.scratch(2, 0.1), [0.5, 0.9])
+    bands = finished(grid.scratch(2, 0.1, name="scratch-bands", samples="bands"), [0.5, 0.6])
+    arm = finished(grid.one_schedule("bands", (2, 1), 0.1, samples="bands"), [0.7])
+    tiles = finished(grid.one_schedule("tiles", (2, 1), 0.1, samples="tiles"), [0.7])
+    text = report._speedups([whole, bands, arm, tiles])
+    against_whole, rest = text.split("\n\nAgainst `scratch-bands-2-rate-0.1`")
+    against_bands, without = rest.split("\n\nNo arm from scratch")
+    assert against_whole.startswith("Against `scratch-2-rate-0.1`")
+    assert "| bands-2+1" not in against_whole
+    assert "| bands-2+1-rate-0.1 | 1 of 1 | 2.00× | 2.00× | 2.00× | +10.0 |" in against_bands
+    assert "tiles-2+1-rate-0.1" in without
+
+
 FOUR, WHOLE = Narrow(4, 4, "replicate"), Wide("replicate", 1)
 
 
