@@ -296,15 +296,15 @@ def check_shapes(
     """
     got = leaves_of(tree, what)
     wrong = [f"{_name(p)}: missing" for p in expected if p not in got]
-    wrong += [f"{_name(p)}: not in the layout" for p in got if p not in expected]
-    for path, shape in expected.items():
-        if path not in got:
-            continue
-        fault = array_fault(got[path], abstract=abstract)
-        if not fault and jnp.shape(got[path]) != shape:
-            fault = f"got {jnp.shape(got[path])}"
-        if fault:
-            wrong.append(f"{_name(path)}: expected shape {shape}, {fault}")
+    faults = []
+    for path, leaf in got.items():  # once each: hashing paths is a good part of a small network's
+        if (shape := expected.get(path)) is None:
+            wrong.append(f"{_name(path)}: not in the layout")
+        elif fault := array_fault(leaf, abstract=abstract):
+            faults.append(f"{_name(path)}: expected shape {shape}, {fault}")
+        elif (found := jnp.shape(leaf)) != shape:
+            faults.append(f"{_name(path)}: expected shape {shape}, got {found}")
+    wrong += faults
     if wrong:
         raise ValueError(f"this is no {what} of that layout:\n  " + "\n  ".join(wrong))
     return got

@@ -34,7 +34,10 @@ STAND_IN = (
 def table(results: Results) -> Table:
     """A row for every phase and sub-network."""
     title = f"{results['dataset']}, subnets {results['subnets']}, seed {results['seed']}"
-    note = "seconds of training, without evaluation and compilation"
+    note = (
+        "seconds of training, without evaluation and compilation; device s: times the number of "
+        "physical devices that took part"
+    )
     made = Table(
         title=title,
         title_justify="left",
