@@ -81,11 +81,23 @@ def separation(
     narrow_x = jax.eval_shape(lambda x: samples.split(x)[0], x)
     wide_x = jax.eval_shape(samples.join, x)
     key = jax.random.key(0)
+    # The global network first: what is wrong there is wrong without dcjax, too.
+    wide = jax.eval_shape(_init(network, kwargs), key, wide_x)
+    try:
+        narrow = jax.eval_shape(_init(subnet, kwargs), key, narrow_x)
+    except Exception as error:
+        error.add_note(
+            f"This is dcjax's sub-network, decompose(network, {subnets}); the global one can be "
+            "initialised. Whatever depends on the width has to divide with it: "
+            "nn.GroupNorm(num_groups=None, group_size=…), numbers of heads that are fields, or a "
+            "method narrow(subnets) that says what the sub-network is."
+        )
+        raise
     return separate(
         lambda variables, x: _call(subnet.apply, variables, x, **kwargs),
         lambda variables, x: _call(network.apply, variables, x, **kwargs),
-        (jax.eval_shape(_init(subnet, kwargs), key, narrow_x), narrow_x),
-        (jax.eval_shape(_init(network, kwargs), key, wide_x), wide_x),
+        (narrow, narrow_x),
+        (wide, wide_x),
         subnets,
     )
 

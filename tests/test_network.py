@@ -297,6 +297,30 @@ def test_a_call_as_in_training_is_refused(norm):
         dcjax.layout(Trains(norm=norm), 2, x, train=True)
 
 
+def test_a_fault_of_the_subnetwork_alone_says_whose_it_is():
+    class Groups(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.GroupNorm(num_groups=4)(nn.Conv(self.width, (3, 3))(x))
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    x = jnp.ones((1, 4, 4, 3))
+    with pytest.raises(ValueError, match="does not divide the number of channels") as caught:
+        dcjax.init(Groups(8), 4, jax.random.key(0), x)
+    assert "decompose(network, 4)" in _notes(caught.value)
+    assert "group_size=" in _notes(caught.value)
+    # What is wrong with the global network itself is no matter of dcjax.
+    with pytest.raises(ValueError, match="does not divide") as caught:
+        dcjax.layout(Groups(6), 2, x)
+    assert "decompose(" not in _notes(caught.value)
+
+
+def _notes(error):
+    return "\n".join(getattr(error, "__notes__", ()))
+
+
 def test_verify_does_not_compare_zeros():
     network, x = dcjax.models.CNN(width=4, num_classes=3), jnp.zeros((2, 8, 8, 3))
     stacked = dcjax.init(network, 2, jax.random.key(0), x)
