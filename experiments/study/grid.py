@@ -251,11 +251,6 @@ STUDIES = {
             averaged((8, 4), 0.2, name="smoothed", label_smoothing=0.1),
         ),
     ),
-    "digits-wide": Study(
-        "Handwritten digits, ResNet-8 of width 64, four sub-networks of width 16",
-        {"dataset": "digits", "train_size": 1400, "width": 64},
-        (scratch(12, 0.2), averaged((8, 4), 0.2)),
-    ),
     "digits-deep": Study(
         "Handwritten digits, ResNet-14 of width 32, four sub-networks of width 8",
         {"dataset": "digits", "train_size": 1400, "depth": 14},
