@@ -11,11 +11,11 @@ import dcjax
 X = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
 
 
-def network(layer, after=None):
+def network(layer, after=None, width=8):
     """A convolution, the layer in question, and a head; or what else comes after."""
 
     class Net(nn.Module):
-        width: int = 8
+        width: int
 
         @nn.compact
         def __call__(self, x):
@@ -24,7 +24,7 @@ def network(layer, after=None):
                 return nn.Dense(5, name="head")(nn.relu(x).mean((1, 2)))
             return after(self, x)
 
-    return Net()
+    return Net(width)
 
 
 def standardised(net, x):
@@ -110,6 +110,9 @@ REFUSED = {
     "product of channels": (
         lambda net, x: nn.softmax(x[..., :, None] * x[..., None, :]).sum(-1), None, "mul", "heads",
     ),
+    "strided part": (
+        lambda net, x: x[..., : x.shape[-1] // 2 : 2], None, "slice", "stride over all channels",
+    ),
     "control flow": (
         lambda net, x: jax.lax.cond(x[0, 0, 0, 0] > 0, lambda x: x, lambda x: -x, x),
         None, "slice", "",
@@ -126,6 +129,16 @@ def test_refused_with_place_and_remedy(name):
     assert where in message
     assert "Remedy: " in message
     assert remedy in message
+
+
+@pytest.mark.parametrize(
+    "part", [lambda x: x[..., 1::2], lambda x: x[..., : x.shape[-1] // 2][..., ::2]]
+)
+def test_strides_over_all_channels_compose(part):
+    """So the remedy of the refusal above is one."""
+    x = jax.random.normal(jax.random.key(1), X.shape)
+    strided = network(lambda net, x: part(x), width=16)
+    assert dcjax.verify(strided, dcjax.init(strided, 4, jax.random.key(0), x), x).error < 1e-5
 
 
 def test_all_violations_in_one_error_before_anything_is_initialised():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dcjax._rules.along import resized, within
 from dcjax._rules.elementwise import either, one_of
 from dcjax._rules.registry import register_rule
-from dcjax._terms import Conflict, Size, repeat, scale
+from dcjax._terms import Conflict, Size, Term, repeat, scale
 from dcjax._values import Axis, Context, Equation, Inseparable, Value, refuse_own
 
 
@@ -159,29 +159,42 @@ def _slice(context: Context, equation: Equation, value: Value) -> Value:
             context.fixed(start)
             axes.append(context.fixed(size))
             continue
-        axes.append(Axis(_part(context, axis, start, stop, steps[i]), axis.const))
+        part = (
+            _part(context, axis, start, stop)
+            if steps[i] == 1
+            else _every(context, axis, start, size, steps[i])
+        )
+        axes.append(Axis(part, axis.const))
     return value.with_axes(axes)
 
 
-def _part(context: Context, axis: Axis, start: Size, stop: Size, step: int):
+def _part(context: Context, axis: Axis, start: Size, stop: Size) -> Term:
     """The order of a part of an axis: the axis must be made of that part and the rest."""
-    fresh, unify = context.orders.fresh, context.orders.unify
-    if step != 1:
-        every = fresh(context.orders.size(axis.term).over(step))
-        unify(axis.term, scale(every, step))
-        if start.grows or start.narrow >= step:
-            raise Inseparable("a strided slice of channels", "reshape, then index the last axis")
-        return every
-    size = context.orders.size(axis.term)
+    orders = context.orders
+    size = orders.size(axis.term)
     try:
-        before, part, rest = (fresh(piece) for piece in (start, stop - start, size - stop))
+        before, part, rest = (orders.fresh(piece) for piece in (start, stop - start, size - stop))
     except Conflict as conflict:
         raise Inseparable(
             f"it cuts channels out of proportion to the width, from {start} to {stop} of {size}",
             "take the same fraction of the channels in both networks, such as x[..., : width // 2]",
         ) from conflict
-    unify(axis.term, (*before, *part, *rest))
+    orders.unify(axis.term, (*before, *part, *rest))
     return part
+
+
+def _every(context: Context, axis: Axis, start: Size, taken: Size, step: int) -> Term:
+    """The order of one entry out of every `step`: the axis must be made of such groups."""
+    size = context.orders.size(axis.term)
+    if start.grows or start.narrow >= step or taken.times(step) != size:
+        raise Inseparable(
+            f"a strided slice of channels takes {taken} of {size} in steps of {step}, from {start}",
+            f"let {step} divide the width, and stride over all channels; a part of them is cut "
+            "out before, such as x[..., : width // 2][..., ::2]",
+        )
+    every = context.orders.fresh(taken)
+    context.orders.unify(axis.term, scale(every, step))
+    return every
 
 
 @register_rule("split")
