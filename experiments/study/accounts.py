@@ -90,7 +90,10 @@ def costs(
         phase = results["subnets_phase"]
         if phase["epochs"]:
             each = phase["device_seconds"] / phase["epochs"]
-            seconds.setdefault(narrow(results, widened), []).append(each)
+            paces = seconds.setdefault(narrow(results, widened), [])
+            # The same to the bit where a trial had the sub-networks of another: measured once.
+            if each not in paces:
+                paces.append(each)
         for name in ("finetune", "baseline"):
             curve = [entry["device_seconds"] for entry in results[name]["curve"]]
             epochs = [after - before for before, after in itertools.pairwise(curve)]

@@ -70,11 +70,11 @@ def _finished(trials: Sequence[Trial]) -> list[Finished]:
     ]
     if not done:
         return []
-    study, (first, results, _) = grid.STUDIES[done[0][0].study], done[0]
+    first, results, _ = done[0]
     costs = accounts.costs(
         [(results, widened) for _, results, widened in done],
         functools.partial(_operations, first.settings, results["model"]["classes"]),
-        devices=grid.with_flags(config.Settings(), study.flags).subnets,
+        devices=_devices(first),
     )
 
     def finished(trial: Trial, results: Results, widened: bool) -> Finished:
@@ -83,6 +83,11 @@ def _finished(trials: Sequence[Trial]) -> list[Finished]:
         return Finished(trial, results, points)
 
     return [finished(*each) for each in done]
+
+
+def _devices(trial: Trial) -> int:
+    """How many the account of wall-clock seconds has: one for each of the study's sub-networks."""
+    return grid.with_flags(config.Settings(), grid.STUDIES[trial.study].flags).subnets
 
 
 def _operations(
@@ -150,7 +155,7 @@ def _accuracies(finished: Sequence[Finished]) -> str:
             ]
         )
     head = ["arm", "seeds", "sub-networks, %", "composed, %", "largest fall, points", "final, %"]
-    head += ["device-seconds", "seconds on K devices", "TFLOP"]
+    head += ["device-seconds", f"seconds on {_devices(finished[0].trial)} devices", "TFLOP"]
     return table(head, body)
 
 
@@ -202,8 +207,9 @@ def _against_scratch(finished: Sequence[Finished]) -> str:
                 )
             ]
         body.append([name, f"{len(reached)} of {len(pairs)}", *ratios, spread(gains, "+")])
-    head = ["arm", "seeds that reach it", "device-seconds", "seconds on K devices"]
-    head += ["operations", "final accuracy, points above"]
+    head = ["arm", "seeds that reach it", "device-seconds"]
+    head += [f"seconds on {_devices(finished[0].trial)} devices", "operations"]
+    head += ["final accuracy, points above"]
     return (
         f"Against `{best}`, seed by seed: the cost at which its curve first reaches its final "
         f"accuracy, over the cost at which the arm's does.\n\n{table(head, body)}"

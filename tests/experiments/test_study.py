@@ -267,6 +267,15 @@ def test_the_pace_is_the_median_of_all_epochs():
     assert found == {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
 
 
+def test_subnetworks_that_were_lent_are_measured_once():
+    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    lender, other = results(settings), results(settings)
+    lender["subnets_phase"]["device_seconds"] = 40.0
+    other["subnets_phase"]["device_seconds"] = 4.0
+    found = costs((lender, False), (lender, False), (other, False))
+    assert found[FOUR].device_seconds == 11.0  # the median of 20 and 2, not of 20, 20 and 2
+
+
 def test_subnetworks_keep_at_most_as_many_devices_busy_as_they_are():
     """The widened one runs on one device; four on two devices take turns."""
     found = costs((results(grid.settings(STUDY, STUDY.arms[4], 0)), True))
