@@ -14,16 +14,16 @@ Place = tuple[int, ...]
 Seen = dict[Place, list[Array]]
 
 
-def evaluate(
-    program: jex.ClosedJaxpr, args: Sequence[Array], places: Collection[Place]
-) -> tuple[list[Array], Seen]:
-    """The program's results, and the first result of every equation at one of the `places`.
+def evaluate(program: jex.ClosedJaxpr, args: Sequence[Array], places: Collection[Place]) -> Seen:
+    """The first result of every equation at one of the `places`.
 
     A place is the index of an equation, preceded by those of the equations it lies within. An
-    equation in a `scan` is seen once for every round, so each place has a list.
+    equation in a `scan` is seen once for every round, so each place has a list. Nothing is seen
+    inside of `cond` and `while`, whose places are missing in the result.
     """
     seen: Seen = {}
-    return _run(program, args, frozenset(places), (), seen), seen
+    _run(program, args, frozenset(places), (), seen)
+    return seen
 
 
 def _run(

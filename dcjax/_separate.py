@@ -23,7 +23,6 @@ class Separation(NamedTuple):
     narrow: Program
     wide: Program
     taps: dict[tuple[int, ...], Tap]
-    outputs: list[Value]
     orders: Orders
 
 
@@ -68,7 +67,7 @@ def separate(
         )
         for (path, _), v, is_used in zip(leaves, values, used, strict=False)
     )
-    return Separation(Layout(subnets, settled), *programs, tracer.taps, outputs, tracer.orders)
+    return Separation(Layout(subnets, settled), *programs, tracer.taps, tracer.orders)
 
 
 def identity_layout(variables: PyTree) -> Layout:

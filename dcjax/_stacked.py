@@ -1,6 +1,6 @@
 """K sub-networks' variables as one pytree: leaves with a leading axis K, the layout beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ class Stacked:
         return (self[k] for k in range(len(self)))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(self.tree, dict) and name in self.tree
+        return isinstance(self.tree, Mapping) and name in self.tree
 
     def __repr__(self) -> str:
         shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), self.tree)

@@ -38,17 +38,23 @@ class Report(NamedTuple):
     Attributes:
       layers: one `LayerError` for each layer, in the order of the network.
       error: the largest difference over the largest magnitude, over all layers.
+      unseen: paths of layers inside `lax.cond` or `lax.while_loop`, where nothing can be looked at:
+        what comes behind them is compared.
     """
 
     layers: tuple[LayerError, ...]
     error: float
+    unseen: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("layer", "shape", "absolute", "relative")]
         rows += [(e.layer, str(e.shape), f"{e.absolute:.1e}", f"{e.relative:.1e}") for e in self[0]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([*map(str.rstrip, lines), f"largest relative error {self.error:.1e}"])
+        lines = [*map(str.rstrip, lines), f"largest relative error {self.error:.1e}"]
+        if self.unseen:
+            lines.append(f"not compared, within cond or while: {', '.join(self.unseen)}")
+        return "\n".join(lines)
 
 
 def verify(
@@ -66,7 +72,8 @@ def verify(
     """Compare every layer's feature map of the composed network with the K sub-networks' own.
 
     A layer is a module of the network (and the network's own operations outside its modules); its
-    feature map is the last array it computes. Layers inside `nn.scan` are compared in every round.
+    feature map is the last array it computes. Layers inside `nn.scan` are compared in every round;
+    those inside `nn.cond` and `nn.while_loop` are not, and named in the report.
     After the merge the composed network's arrays are compared with the sub-networks' mean (or what
     `head` and `weights` say).
 
@@ -112,10 +119,10 @@ def verify(
     samples = samples_for(samples, subnets)
 
     @jax.jit
-    def features(variables: PyTree, x: Array) -> tuple[list[Array], dict[Place, list[Array]]]:
+    def features(variables: PyTree, x: Array) -> dict[Place, list[Array]]:
         return evaluate(found.narrow.jaxpr, jax.tree.leaves((variables, x)), layers)
 
-    own = [features(stacked[k], x_k)[1] for k, x_k in enumerate(samples.split(x))]
+    own = [features(stacked[k], x_k) for k, x_k in enumerate(samples.split(x))]
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
         raise ValueError(
             "every feature map of the sub-networks is zero, so that nothing can be compared: give "
@@ -123,7 +130,7 @@ def verify(
         )
     composed = jax.jit(
         lambda variables, x: evaluate(found.wide.jaxpr, jax.tree.leaves((variables, x)), layers)
-    )(variables, samples.join(x))[1]
+    )(variables, samples.join(x))
     shares = np.asarray(shares_of(head, weights, subnets), np.float64)
     report = _report(found, layers, own, composed, shares)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
@@ -186,18 +193,21 @@ def _report(
     composed: dict[Place, list[Array]],
     shares: np.ndarray,
 ) -> Report:
-    rows = []
+    rows, unseen = [], []
     for place, name in layers.items():
         value = found.taps[place].value
         orders = [found.orders.settle(axis.term) for axis in value.axes]
         rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
         merged = shares if value.own else None
         errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
-        if errors:
+        if not errors:
+            unseen.append(name)
+        else:
             worst = np.max(np.array(errors), axis=0)  # NaN stays NaN
             absolute, relative = map(float, worst)
             rows.append(LayerError(name, composed[place][0].shape, absolute, relative))
-    return Report(tuple(rows), float(np.max([row.relative for row in rows], initial=0.0)))
+    error = float(np.max([row.relative for row in rows], initial=0.0))
+    return Report(tuple(rows), error, tuple(unseen))
 
 
 def _difference(

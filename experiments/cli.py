@@ -76,7 +76,7 @@ def study(settings: Settings, asked: stop.Stop) -> int:
     voice = progress.voice(Console(stderr=True))
     if (results := workdir.finished(folder, flags, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
-        report.show(results, Console())
+        report.show(results, Console(), asked=settings.data.dataset)
         return OK
     with lock.locked(folder, how.only_subnet, voice.say):
         dataset = load(settings, voice)
@@ -113,9 +113,9 @@ def _run(
         voice.say(f"results: {folder / workdir.RESULTS}")
     except OSError as error:
         voice.say(f"the results cannot be written to {folder}: {error.strerror}")
-        report.show(workdir.plain(results), Console())
+        report.show(workdir.plain(results), Console(), asked=settings.data.dataset)
         return LOST
-    report.show(results, Console())
+    report.show(results, Console(), asked=settings.data.dataset)
     return OK
 
 

@@ -62,7 +62,8 @@ class Training:
     finetune_rate: float | None = None
     """Peak learning rate of fine-tuning; by default the --learning-rate."""
     warmup_epochs: float = 0.5
-    """Epochs of linear warm-up at the start of the sub-networks and of the baseline."""
+    """Epochs of linear warm-up at the start of the sub-networks and of the baseline, at most half
+    of the phase."""
     weight_decay: float = 5e-4
     """Weight decay of the kernels."""
     label_smoothing: float = 0.0
@@ -80,7 +81,7 @@ class Transfer:
     """The rate at which the sub-networks end. By default that at which fine-tuning begins: one
     schedule goes through both phases and anneals once, in fine-tuning. 0 anneals them too."""
     finetune_warmup_epochs: float = 0.0
-    """Epochs of linear warm-up at the start of fine-tuning."""
+    """Epochs of linear warm-up at the start of fine-tuning, at most half of it."""
     carry_momentum: bool = True
     """Fine-tuning goes on with the sub-networks' momenta; without it, it starts from none."""
     off_diagonal_rate: float = 1.0
@@ -107,7 +108,8 @@ class Data:
 
     dataset: str = "auto"
     """cifar10, digits, folder:PATH (train/<class>/*.jpg, test/<class>/*.jpg), or auto: cifar10, and
-    digits in its place where it cannot be had and no --data-dir says where it is."""
+    digits in its place where it cannot be had and no --data-dir says where it is. In training all
+    but digits are shifted and mirrored at random."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default TFDS_DATA_DIR, or its own place."""
     train_size: int | None = 10_000
@@ -119,7 +121,8 @@ class Keeping:
     """What is kept on the disk, and what happens if something goes wrong."""
 
     checkpoint_every: int | None = None
-    """Steps between checkpoints; by default one at the end of every epoch."""
+    """Steps between checkpoints; by default one at the end of every epoch. Saving within an epoch
+    counts as its time."""
     keep: int = 2
     """So many of the newest checkpoints of each phase are kept."""
     only_subnet: int | None = None
@@ -375,6 +378,11 @@ def _misfit_transfer(settings: Settings) -> Iterator[str]:
             "--off-diagonal-scale, for example 0.1"
         )
     keeping = settings.keeping
+    if keeping.only_subnet is not None and keeping.fresh:
+        yield (
+            "--fresh with --only-subnet would delete what the other sub-networks' processes have "
+            "trained: give another --workdir, or start the whole run anew"
+        )
     if transfer.widen and (keeping.only_subnet is not None or keeping.on_diverged == "drop"):
         yield (
             "--widen trains sub-network 0 for all: it goes with neither --only-subnet nor "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import filelock
 
-from experiments.workdir import WorkdirError
+from experiments.workdir import WorkdirError, unwritable
 
 MAIN = "lock"
 
@@ -34,7 +34,7 @@ def locked(workdir: Path, member: int | None, say: Callable[[str], None]) -> Ite
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(workdir, error) from None
+        raise unwritable(workdir, error) from None
     try:
         with contextlib.ExitStack() as main, contextlib.ExitStack() as own:
             main.enter_context(_held(workdir, MAIN, say))
@@ -73,7 +73,7 @@ def _held(workdir: Path, name: str, say: Callable[[str], None]) -> Iterator[file
             "another --workdir"
         ) from None
     except OSError as error:
-        raise _unwritable(workdir, error) from None
+        raise unwritable(workdir, error) from None
     try:
         if owner.exists():
             say(f"a run{_described(owner)} ended without a word; its lock on {workdir} is void")
@@ -94,10 +94,3 @@ def _described(owner: Path) -> str:
         return f" (process {there['pid']} on {there['host']}, since {there['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
-    why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-    return WorkdirError(
-        f"the workdir {workdir} cannot be written: {why}. Give a folder of your own with --workdir"
-    )

@@ -129,7 +129,7 @@ def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:
     )
 
 
-def _train_subnets(this: Run) -> tuple[Part, members.Outcome, dict[str, float]]:
+def _train_subnets(this: Run) -> tuple[Part, members.Outcome, dict[str, Any]]:
     """The trained sub-networks, and the bounds for the composed network."""
     settings, labels = this.settings, this.dataset.test.labels
     shared = _members(this)
@@ -148,6 +148,8 @@ def _train_subnets(this: Run) -> tuple[Part, members.Outcome, dict[str, float]]:
         results["diverged"] = trained.diverged
     part = Part(trained.stacked, trained.devices, trained.progress.compile_seconds, results)
     bounds = _bounds(logits, labels, trained.weights)
+    if settings.transfer.off_diagonal_scale:  # they are for sub-networks that nothing connects
+        bounds = dict.fromkeys(bounds)
     return part, trained, bounds
 
 
@@ -180,10 +182,9 @@ def _compose(this: Run, trained: members.Outcome) -> Part:
         compiled = time.perf_counter()
         variables = jax.block_until_ready(compose(stacked, weights=weights, key=key))
         seconds = time.perf_counter() - compiled
-        results = {
-            "seconds": seconds,
-            "feature_error": _feature_error(this, stacked, weights),
-        }
+        # With random blocks between them it does not compute what the sub-networks compute.
+        error = None if scale else _feature_error(this, stacked, weights)
+        results = {"seconds": seconds, "feature_error": error}
         this.keeper.log(phase="composed", **results)
         part = {"compile_seconds": compiled - started, "results": results}
         kept.save(0, variables, {"phase": "composed", "part": part}, finished=True)

@@ -13,9 +13,11 @@ from experiments.speedup import learned
 Results = Mapping[str, Any]
 
 
-def show(results: Results, console: Console) -> None:
-    """Print the results: a notice if the data is a stand-in, the table, one sentence at the end."""
-    if results["dataset"] == "digits":
+def show(results: Results, console: Console, *, asked: str = "auto") -> None:
+    """Print the results: a notice if the data is a stand-in for what was asked for, the table, one
+    sentence at the end.
+    """
+    if results["dataset"] == "digits" != asked:
         console.print(Panel(Text(STAND_IN), title="stand-in data", width=min(80, console.width)))
     console.print(table(results))
     for entry in results["subnets_phase"].get("diverged", ()):
@@ -72,6 +74,11 @@ def _times(phase: Mapping[str, Any]) -> tuple[str, str]:
 
 def _bounds(composed: Mapping[str, Any]) -> str:
     """What the theory promises of the composed network beside what was measured."""
+    if composed["accuracy_lower"] is None:
+        return (
+            "composed with random blocks between the sub-networks (--off-diagonal-scale): it does "
+            "not compute what they compute, and has no bounds"
+        )
 
     def between(name: str, show: Callable[[Any], str]) -> str:
         return " ≤ ".join(show(composed[key]) for key in (f"{name}_lower", name, f"{name}_upper"))

@@ -115,15 +115,19 @@ def probe(workdir: Path) -> None:
         with tempfile.TemporaryFile(dir=workdir) as file:
             file.write(b"x")
     except OSError as error:
-        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise WorkdirError(
-            f"the workdir {workdir} cannot be written: {why}. "
-            f"Give a folder of your own with --workdir"
-        ) from None
+        raise unwritable(workdir, error) from None
     finally:
         for folder in made:  # the deepest first; one that another process has filled stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def unwritable(workdir: Path, error: OSError) -> WorkdirError:
+    """The error that says so."""
+    why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    return WorkdirError(
+        f"the workdir {workdir} cannot be written: {why}. Give a folder of your own with --workdir"
+    )
 
 
 @contextlib.contextmanager
@@ -147,7 +151,8 @@ def opened(
 def clear(workdir: Path) -> None:
     """Delete what a run has left in its folder, and nothing else."""
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl")):
+    parts = workdir.glob(".*.json.*.part")
+    for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl"), *parts):
         file.unlink(missing_ok=True)
 
 
@@ -165,7 +170,8 @@ def plain(results: Mapping[str, Any]) -> dict[str, Any]:
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON to a file that appears whole or not at all."""
     text = _dumps(values, indent=2) + "\n"
-    part = path.with_name(f".{path.name}.part")
+    # Sub-networks that are trained by processes of their own leave the same settings at once.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(part, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 import dcjax
 from tests.networks import LeNet, Scanned
@@ -192,6 +193,24 @@ def test_verify_looks_into_scanned_layers():
     assert "largest relative error" in str(report)
 
 
+def test_verify_names_what_it_cannot_look_into():
+    class Chosen(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(self.width, (3, 3), name="before")(x)
+            hidden = nn.Conv(self.width, (3, 3), name="within")
+            x = nn.cond(jnp.array(True), lambda m, x: m(x), lambda m, x: 2 * m(x), hidden, x)
+            return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+    network, x = Chosen(), images((2, 8, 8, 3))
+    report = dcjax.verify(network, dcjax.init(network, 2, jax.random.key(0), x), x)
+    assert [row.layer for row in report.layers] == ["Chosen/before", "Chosen", "Chosen/head"]
+    assert any("within" in path for path in report.unseen)
+    assert "not compared, within cond or while: " in str(report)
+
+
 def test_verify_finds_what_is_wrong(monkeypatch):
     network, x = LeNet(4), images((2, 8, 8, 3))
     stacked = random_stacked(network, 2, x)
@@ -334,4 +353,5 @@ def test_what_a_stacked_is_not_is_said():
     with pytest.raises(AttributeError, match=r"stacked.tree the pytree of all"):
         _ = stacked["params"]["head"].shape
     assert copy.deepcopy(stacked).layout == stacked.layout
+    assert "params" in dcjax.Stacked(FrozenDict(stacked.tree), stacked.layout)
     assert pickle.loads(pickle.dumps(stacked)).layout == stacked.layout

@@ -12,11 +12,6 @@ from dcjax._values import Value
 Rule = Callable[..., "Value | list[Value]"]
 RULES: dict[str, Rule] = {}
 
-_OFF_DIAGONAL = (
-    "the zeros between the sub-networks' blocks would not stay zero",
-    "use only operations that keep zeros on a kernel (products, sums of like kernels)",
-)
-
 
 def register_rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for one or more primitives, for networks that use others than those known.

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from experiments.study import grid, trials
+from experiments.workdir import WorkdirError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,9 @@ def main() -> int:
         except KeyboardInterrupt:
             say(f"{program}stopped; the same command goes on")
             return 130
+        except WorkdirError as error:
+            say(f"{program}error: {error}")
+            return 2
     from experiments.study import report
 
     for name in options.only:
@@ -107,7 +111,7 @@ def main() -> int:
             done = report.write(options.output, options.summary, name, own)
             if done:
                 trials.keep(own[0].records, (each.trial for each in done))
-        except ValueError as error:
+        except (ValueError, WorkdirError) as error:
             say(f"{program}error: {error}")
             return 2
         say(f"{name}: {len(done)} trials of {len(own)}")

@@ -66,6 +66,7 @@ WRONG = [
         ),
         "--on-diverged drop",
     ),
+    (Settings(keeping=Keeping(only_subnet=1, fresh=True)), "--fresh with --only-subnet"),
     (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
     (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
     (Settings(data=Data(train_size=0)), "--train-size 0"),

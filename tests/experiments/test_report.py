@@ -74,6 +74,19 @@ def test_a_stand_in_is_said(results, dataset, said):
     assert ("stand-in" in shown(results)) is said
 
 
+def test_digits_that_were_asked_for_are_no_stand_in(results):
+    console = Console(file=io.StringIO(), width=80)
+    report.show(results | {"dataset": "digits"}, console, asked="digits")
+    assert "stand-in" not in console.file.getvalue()
+
+
+def test_what_random_blocks_connect_has_no_bounds(results):
+    none = dict.fromkeys(("accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper"))
+    results["composed"] |= none | {"feature_error": None}
+    assert "(--off-diagonal-scale)" in shown(results)
+    assert "≤" not in shown(results)
+
+
 def test_a_diverged_run_is_shown(results):
     results["composed"] |= {"cost": None, "cost_lower": None, "feature_error": None}
     results["subnets_phase"]["cost"] = [None, None]

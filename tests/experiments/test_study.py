@@ -213,6 +213,15 @@ def test_a_document_without_a_place_is_said(ran, monkeypatch, tmp_path, capsys):
     assert "the document has no place <!-- small -->" in capsys.readouterr().err
 
 
+def test_a_folder_of_another_run_is_said(ran, monkeypatch, tmp_path, capsys):
+    main(monkeypatch, tmp_path, "--arms", "frozen-2+1-rate-0.1")
+    folder = tmp_path / "runs" / "small" / "frozen-2+1-rate-0.1-seed0"
+    (folder / workdir.SETTINGS).write_text('{"seed": 5}')
+    for more in ([], ["--report"]):
+        assert main(monkeypatch, tmp_path, *more)[0] == 2
+        assert f"the workdir {folder} holds a run of other settings" in capsys.readouterr().err
+
+
 def test_a_trial_that_fails_is_said(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(trials, "command", lambda *_: ["false"])
     assert main(monkeypatch, tmp_path)[0] == 1

@@ -91,6 +91,10 @@ def test_blocks_between_may_start_from_random_numbers(run):
     again = dcjax.compose(dcjax.extract(composed, like=stacked["params"]))
     between = jax.tree.map(lambda a, b: a - b, composed, again)
     assert float(optax.tree.norm(between)) > 0.1
+    # It does not compute what the sub-networks compute, and is not said to.
+    found = json.loads((folder / "results.json").read_text())["composed"]
+    names = ("feature_error", "accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper")
+    assert [found[name] for name in names] == [None] * 5
 
 
 def test_widening_trains_one(run):
