@@ -57,8 +57,9 @@ class Training:
     """Epochs of the global network trained from scratch, for comparison."""
     batch_size: int = 128
     """Images a step."""
-    learning_rate: float = 0.4
-    """Peak learning rate of the sub-networks and of the baseline."""
+    learning_rate: float = 0.8
+    """Peak learning rate of the sub-networks and of the baseline. The quick preset's is the best at
+    its width, 32; at width 64 0.4 is better (docs/results.md)."""
     finetune_rate: float | None = None
     """Peak learning rate of fine-tuning; by default the --learning-rate."""
     warmup_epochs: float = 0.5

@@ -46,7 +46,7 @@ WRONG = [
     (Settings(training=Training(warmup_epochs=math.inf)), "--warmup-epochs inf"),
     (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
     (Settings(training=Training(average=1.0)), "--average 1.0"),
-    (Settings(transfer=Transfer(subnet_final_rate=0.5)), "at most the --learning-rate 0.4"),
+    (Settings(transfer=Transfer(subnet_final_rate=0.9)), "at most the --learning-rate 0.8"),
     (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
     (Settings(training=Training(warmup_epochs=5)), "--warmup-epochs 5: expected at most the 4"),
     (Settings(transfer=Transfer(freeze_epochs=3)), "--freeze-epochs 3: expected at most the 2"),
