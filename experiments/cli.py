@@ -27,8 +27,9 @@ def main(program: str, args: Sequence[str] | None = None) -> int:
       args: the flags; those of the process if not given.
 
     Returns:
-      The exit code: 0 done; 1 the results could not be written (they are printed); 2 bad input
-      (one message on stderr); 3 a sub-network diverged; 130 or 143 stopped by SIGINT or SIGTERM.
+      The exit code: 0 done; 1 the results could not be written (they are printed), or a sub-network
+      that was trained alone; 2 bad input (one message on stderr); 3 a sub-network diverged; 130 or
+      143 stopped by SIGINT or SIGTERM.
     """
     startup.keep_memory()  # before the reading of data starts threads
     try:
@@ -101,7 +102,12 @@ def _run(
     how, flags = settings.keeping, config.flat(settings)
     keeper = keeping.Keeper(folder, how, flags, keeping.fingerprint(dataset), voice, metrics, asked)
     if how.only_subnet is not None:
-        pipeline.run_one(settings, dataset, keeper, how.only_subnet)
+        if not pipeline.run_one(settings, dataset, keeper, how.only_subnet):
+            voice.say(
+                f"sub-network {how.only_subnet} is trained, and its end is not kept in {folder}: "
+                "make room there, and the same command goes on"
+            )
+            return LOST
         voice.say(
             f"sub-network {how.only_subnet} is trained; the command without --only-subnet "
             f"collects it from {folder}"

@@ -64,9 +64,11 @@ class Group(NamedTuple):
     """What came of some that were trained together; leaves have them in the leading axis.
 
     Attributes:
+      name: of the training, and of its checkpoints.
       found: the steps at which members diverged.
     """
 
+    name: str
     variables: PyTree
     opt_state: PyTree
     progress: phases.Progress
@@ -79,15 +81,19 @@ def alone(member: int) -> str:
     return f"subnet-{member}"
 
 
-def train_one(this: Members, member: int) -> None:
+def train_one(this: Members, member: int) -> bool:
     """Train one sub-network by itself, for a later run of the whole.
+
+    Returns:
+      Whether what it came to is kept: a disk may be full.
 
     Raises:
       Diverged: it has diverged, more than RESTARTS times or without leave to restart.
     """
-    found = _train(this, (member,), alone(member)).found
-    if found and this.settings.keeping.on_diverged == "restart":
-        _restarted(this, member)
+    group = _train(this, (member,), alone(member))
+    if group.found and this.settings.keeping.on_diverged == "restart":
+        group = _restarted(this, member)
+    return _is_kept(this, group.name)
 
 
 def train_all(this: Members) -> Outcome:
@@ -150,13 +156,15 @@ def _together(this: Members) -> tuple[int, ...]:
             assert kept.found is not None
             return tuple(kept.found.record["members"])
 
-    def is_missing(k: int) -> bool:
-        if not this.keeper.has(alone(k)):
-            return True
-        with this.keeper.opened(alone(k)) as kept:
-            return kept.found is None or not kept.found.record["finished"]
+    return tuple(k for k in everyone if not _is_kept(this, alone(k)))
 
-    return tuple(k for k in everyone if is_missing(k))
+
+def _is_kept(this: Members, name: str) -> bool:
+    """Whether there is a checkpoint of that training's end."""
+    if not this.keeper.has(name):
+        return False
+    with this.keeper.opened(name) as kept:
+        return kept.found is not None and kept.found.record["finished"]
 
 
 def _restarted(this: Members, member: int) -> Group:
@@ -206,7 +214,7 @@ def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -
     watcher.refuse()
     opt_state = phase.gather(trained.state.opt_state) if transfer.carry_momentum else None
     devices = len(phase.devices)
-    return Group(trained.variables, opt_state, trained.progress, devices, watcher.found)
+    return Group(name, trained.variables, opt_state, trained.progress, devices, watcher.found)
 
 
 def _recipe(this: Members, attempt: int = 0) -> training.Recipe:

@@ -104,9 +104,9 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
     }
 
 
-def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -> None:
-    """Train one sub-network by itself, as it would be beside the others."""
-    members.train_one(_members(_begin(settings, dataset, keeper)), member)
+def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -> bool:
+    """Train one sub-network by itself, as it would be beside the others; whether it is kept."""
+    return members.train_one(_members(_begin(settings, dataset, keeper)), member)
 
 
 def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:

@@ -1,5 +1,6 @@
 """The command line: exit codes and messages, before JAX is imported; and a whole run on digits."""
 
+import errno
 import json
 import math
 import shutil
@@ -238,6 +239,20 @@ def test_results_that_cannot_be_written_are_printed(results, capsys, tmp_path, m
     out, err = capsys.readouterr()
     assert "the results cannot be written" in err
     assert "diverged" in out
+
+
+def test_a_subnetwork_that_is_not_kept_is_no_success(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("orbax.checkpoint.v1.save", full)
+    folder = tmp_path / "run"
+    args = [*TINY, "--workdir", str(folder), "--only-subnet", "1"]
+    assert cli.main(PROGRAM, args) == cli.LOST
+    assert "sub-network 1 is trained, and its end is not kept" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main(PROGRAM, args) == cli.OK
+    assert "sub-network 1 is trained; the command without" in capsys.readouterr().err
 
 
 def test_memory_is_kept_before_the_data_is_read(monkeypatch, tmp_path):
