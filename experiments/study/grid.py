@@ -222,6 +222,7 @@ STUDIES = {
             scratch(6, 0.4, seeds=1, name="scratch-phases", samples="phases"),
             scratch(6, 0.2, name="scratch-phases", samples="phases"),
             scratch(6, 0.1, name="scratch-phases", samples="phases"),
+            scratch(6, 0.05, seeds=1, name="scratch-phases", samples="phases"),
             averaged((6, 1), 0.4, name="phases", samples="phases"),
             slow_head((6, 1), 0.4, name="slow-head-phases", samples="phases", seeds=1),
         ),
