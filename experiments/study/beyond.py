@@ -299,7 +299,7 @@ def main() -> int:
 
 
 def _lab(data_dir: Path | None, seed: int, say: Callable[[str], None]) -> Lab:
-    arm = grid.averaged((4, 2), 0.4)
+    arm = grid.averaged((4, 2), Settings().training.learning_rate)
     settings = grid.settings(grid.STUDIES["cifar10"], arm, seed)
     settings = grid.with_flags(settings, {"data_dir": data_dir})
     dataset = cli.load(settings, progress.voice(Console(quiet=True)))

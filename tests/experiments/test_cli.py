@@ -1,6 +1,5 @@
 """The command line: exit codes and messages, before JAX is imported; and a whole run on digits."""
 
-import errno
 import json
 import math
 import shutil
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from experiments import cli, data, pipeline, progress, workdir
 from experiments.config import PRESETS
+from tests.saved import fail
 
 PROGRAM = "python -m experiments.cifar10"
 TINY = [
@@ -242,10 +242,7 @@ def test_results_that_cannot_be_written_are_printed(results, capsys, tmp_path, m
 
 
 def test_a_subnetwork_that_is_not_kept_is_no_success(capsys, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("orbax.checkpoint.v1.save", full)
+    monkeypatch.setattr("orbax.checkpoint.v1.save", fail)
     folder = tmp_path / "run"
     args = [*TINY, "--workdir", str(folder), "--only-subnet", "1"]
     assert cli.main(PROGRAM, args) == cli.LOST

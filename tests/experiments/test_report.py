@@ -8,9 +8,9 @@ from rich.console import Console
 from experiments import report
 
 
-def shown(results, width=80):
+def shown(results, width=80, **asked):
     console = Console(file=io.StringIO(), width=width)
-    report.show(results, console)
+    report.show(results, console, **asked)
     return console.file.getvalue()
 
 
@@ -75,9 +75,7 @@ def test_a_stand_in_is_said(results, dataset, said):
 
 
 def test_digits_that_were_asked_for_are_no_stand_in(results):
-    console = Console(file=io.StringIO(), width=80)
-    report.show(results | {"dataset": "digits"}, console, asked="digits")
-    assert "stand-in" not in console.file.getvalue()
+    assert "stand-in" not in shown(results | {"dataset": "digits"}, asked="digits")
 
 
 def test_what_random_blocks_connect_has_no_bounds(results):
