@@ -55,8 +55,8 @@ struct VectorOf {
 template <int lanes>
 using Vector = typename VectorOf<lanes>::type;
 
-// The largest power of two that is at most n.
-constexpr int power_up_to(int n) { return n < 2 ? 1 : 2 * power_up_to(n / 2); }
+// How many a smaller tile takes, for what a tile of n leaves: 24, 16, 8, …; 12, 8, 4, …; 6, 4, 2, 1.
+constexpr int fewer(int n) { return n % 3 ? n / 2 : n / 3 * 2; }
 
 // --- work ----------------------------------------------------------------------------------------
 
@@ -141,19 +141,30 @@ struct Correlation {
 };
 
 // One tile: P pixels of a row, B vectors of channels. The kernel is packed: [r, m, B · lanes].
+//
+// Three pixels share a pointer, from which the processor reaches them by 0, 1 and 2 steps. The
+// compiler, left alone, keeps a step for each pixel, more than there are registers: it would read
+// them from memory for every m. The empty `asm` keeps it from seeing that the pointers are related.
 template <int lanes, int B, int P>
 void correlate_tile(const Correlation& how, const float* in, const float* kernel, float* out,
                     Index channels) {
   using V = Vector<lanes>;
+  constexpr int pointers = (P + 2) / 3;
   V sums[P][B] = {};
   for (Index r = 0; r < how.rows; ++r) {
-    const float* x = in + r * how.row;
-    for (Index m = 0; m < how.length; ++m, ++x, kernel += B * lanes) {
+    const float* x[pointers];
+    for (int q = 0; q < pointers; ++q) {
+      x[q] = in + r * how.row + 3 * q * how.right;
+      asm("" : "+r"(x[q]));
+    }
+    for (Index m = 0; m < how.length; ++m, kernel += B * lanes) {
       V k[B];
       for (int b = 0; b < B; ++b) k[b] = *reinterpret_cast<const V*>(kernel + b * lanes);
 #pragma GCC unroll 32
       for (int p = 0; p < P; ++p)
-        for (int b = 0; b < B; ++b) sums[p][b] += x[p * how.right] * k[b];
+        for (int b = 0; b < B; ++b) sums[p][b] += x[p / 3][p % 3 * how.right] * k[b];
+#pragma GCC unroll 32
+      for (int q = 0; q < pointers; ++q) ++x[q];
     }
   }
   for (int p = 0; p < P; ++p, out += how.out_right) {
@@ -172,7 +183,7 @@ void correlate_row(const Correlation& how, const float* in, const float* kernel,
   for (; u + P <= how.width; u += P)
     correlate_tile<lanes, B, P>(how, in + u * how.right, kernel, out + u * how.out_right, channels);
   if constexpr (P > 1)
-    correlate_row<lanes, B, P / 2>(how, in, kernel, out, channels, u);
+    correlate_row<lanes, B, fewer(P)>(how, in, kernel, out, channels, u);
 }
 
 // How the channels are cut: blocks of B vectors.
@@ -203,7 +214,8 @@ void with_blocks(Blocks blocks, F&& f) {
 void correlate(const Correlation& how, const float* in, const float* kernel, float* out) {
   Blocks blocks = blocks_of(how.channels);
   with_blocks(blocks, [&](auto lanes, auto B) {
-    constexpr int P = power_up_to(TILE / B);
+    // Rows are powers of two, mostly: tiles that divide them, where these fill enough registers.
+    constexpr int P = TILE < 24 ? TILE / B : fewer(TILE / B);
     for (Index first = 0; first < how.channels; first += blocks.size()) {
       Index channels = std::min(blocks.size(), how.channels - first);
       for (Index t = 0; t < how.height; ++t)
@@ -230,6 +242,12 @@ std::vector<float> packed(Index rows, Index length, Index channels, Entry entry)
 }
 
 // --- sums over the pixels ------------------------------------------------------------------------
+
+// Few enough rows of pixels that what a tile reads of them stays in the nearest cache (32 kB), where
+// the tiles after it find it.
+Index rows_of_strip(Image a) {
+  return std::max<Index>(1, 4096 / std::max<Index>(1, a.width * a.channels));
+}
 
 // sums[m, o] += Σ_{p, q} x[p · down + q · right + m] · y[p, q, o], for m < M and B vectors of o.
 template <int lanes, int B, int M>
@@ -259,7 +277,7 @@ void accumulate_columns(const float* x, Index down, Index right, const float* y,
   for (; m + M <= length; m += M)
     accumulate_tile<lanes, B, M>(x + m, down, right, y, out, sums + m * pitch, pitch, channels);
   if constexpr (M > 1)
-    accumulate_columns<lanes, B, (M % 3 ? M / 2 : M / 3 * 2)>(x, down, right, y, out, sums, pitch,
+    accumulate_columns<lanes, B, fewer(M)>(x, down, right, y, out, sums, pitch,
                                                              channels, length, m);
 }
 
@@ -437,14 +455,19 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
         framed(gradient, to, inside + padded.size(), whole, 0, 0);
         gradient = inside + padded.size();
       }
-      with_blocks(blocks, [&](auto lanes, auto B) {
-        for (Index i = 0; i < rows; ++i)
-          for (Index first = 0; first < to.channels; first += blocks.size())
-            accumulate_columns<lanes, B, TILE / B>(
-                inside + i * row, down * row, right * from.channels, gradient + first, whole,
-                mine + i * length * to.channels + first, to.channels,
-                std::min(blocks.size(), to.channels - first), length, 0);
-      });
+      Image strip = whole;
+      for (Index p = 0; p < to.height; p += strip.height) {
+        strip.height = std::min(rows_of_strip(whole), to.height - p);
+        const float* y_p = gradient + p * whole.width * whole.channels;
+        with_blocks(blocks, [&](auto lanes, auto B) {
+          for (Index i = 0; i < rows; ++i)
+            for (Index first = 0; first < to.channels; first += blocks.size())
+              accumulate_columns<lanes, B, TILE / B>(
+                  inside + (p * down + i) * row, down * row, right * from.channels, y_p + first,
+                  strip, mine + i * length * to.channels + first, to.channels,
+                  std::min(blocks.size(), to.channels - first), length, 0);
+        });
+      }
     }
   });
   for (Index part = 0; part < parts; ++part)
