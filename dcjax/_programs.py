@@ -1,7 +1,7 @@
 """Programs as jaxprs: tracing a function, and the program inside an equation."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.extend.core as jex
@@ -23,21 +23,13 @@ CALLS = (
 )
 
 
-class Program(NamedTuple):
-    """A traced function: its jaxpr with constants, and the tree of its results."""
-
-    jaxpr: jex.ClosedJaxpr
-    out_tree: Any
-
-
-def trace_program(function: Callable[..., Any], *args: Any) -> Program:
-    """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); no array is allocated.
+def trace_program(function: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:
+    """The program of a function of abstract arrays (`jax.ShapeDtypeStruct`s); none is allocated.
 
     Raises:
       TypeError: it gives anything but arrays, or none at all.
     """
-    closed, out = jax.make_jaxpr(arrays_only(function, "result"), return_shape=True)(*args)
-    return Program(closed, jax.tree.structure(out))
+    return jax.make_jaxpr(arrays_only(function, "result"))(*args)
 
 
 def arrays_only(function: Callable[..., Any], what: str) -> Callable[..., Any]:
@@ -56,9 +48,9 @@ def arrays_only(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     return checked
 
 
-def used_arguments(program: Program) -> list[bool]:
+def used_arguments(program: jex.ClosedJaxpr) -> list[bool]:
     """Which of the program's arguments (flat) its results depend on."""
-    jaxpr = program.jaxpr.jaxpr
+    jaxpr = program.jaxpr
     return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 
 from dcjax._layout import Layout, LeafLayout, Path, path_of
 from dcjax._order import shared
-from dcjax._programs import Program, trace_program, used_arguments
+from dcjax._programs import trace_program, used_arguments
 from dcjax._terms import Conflict, Orders, Size
 from dcjax._trace import NotSeparableError, PairTracer, Tap, Violation
 from dcjax._values import Axis, Value
@@ -20,8 +21,8 @@ class Separation(NamedTuple):
     """Both programs, the layout of the variables, and what is known of every array in between."""
 
     layout: Layout
-    narrow: Program
-    wide: Program
+    narrow: jex.ClosedJaxpr
+    wide: jex.ClosedJaxpr
     taps: dict[tuple[int, ...], Tap]
     orders: Orders
 
@@ -50,7 +51,7 @@ def separate(
         tracer = PairTracer(subnets, heads)
         values = [_leaf_value(tracer, path, sizes) for path, sizes in leaves]
         values += [_input_value(tracer.orders, n, w) for n, w in inputs]
-        outputs = tracer.run(programs[0].jaxpr, programs[1].jaxpr, values)
+        outputs = tracer.run(*programs, values)
         if any(value.power for value in outputs):
             tracer.violate(_TIED_OUTPUT)
         if tracer.violations:

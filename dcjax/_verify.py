@@ -120,7 +120,7 @@ def verify(
 
     @jax.jit
     def features(variables: PyTree, x: Array) -> dict[Place, list[Array]]:
-        return evaluate(found.narrow.jaxpr, jax.tree.leaves((variables, x)), layers)
+        return evaluate(found.narrow, jax.tree.leaves((variables, x)), layers)
 
     own = [features(stacked[k], x_k) for k, x_k in enumerate(samples.split(x))]
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
@@ -129,7 +129,7 @@ def verify(
             "an x that is not all zero, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
     composed = jax.jit(
-        lambda variables, x: evaluate(found.wide.jaxpr, jax.tree.leaves((variables, x)), layers)
+        lambda variables, x: evaluate(found.wide, jax.tree.leaves((variables, x)), layers)
     )(variables, samples.join(x))
     shares = np.asarray(shares_of(head, weights, subnets), np.float64)
     report = _report(found, layers, own, composed, shares)
@@ -163,7 +163,7 @@ def _check_layout(expected: Layout, got: Layout) -> None:
 def _check_dtypes(found: Separation, stacked: Stacked) -> None:
     """The programs were traced with the network's own dtypes, and run with no others."""
     leaves = leaves_of(stacked.tree, "stacked tree")
-    expected = [aval.dtype for aval in found.narrow.jaxpr.in_avals[: len(leaves)]]
+    expected = [aval.dtype for aval in found.narrow.in_avals[: len(leaves)]]
     wrong = [
         f"{'/'.join(path)}: expected {dtype}, got {dtype_of(leaf)}"
         for (path, leaf), dtype in zip(leaves.items(), expected, strict=True)

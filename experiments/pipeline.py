@@ -192,7 +192,7 @@ def _compose(this: Run, trained: members.Outcome) -> Part:
 
 
 def _feature_error(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"] | None) -> float:
-    """The largest error of the composed network's feature maps; nan where training diverged.
+    """The largest error of the composed network's feature maps; nan where they cannot be compared.
 
     It is measured, whatever it is: the training that it would stop here is done already.
     """
@@ -206,7 +206,7 @@ def _feature_error(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"
                 tolerance=math.inf,
                 weights=weights,
             ).error
-        except ValueError:  # feature maps that are no numbers
+        except ValueError:  # they are zero, or no numbers
             return math.nan
 
 

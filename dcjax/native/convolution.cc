@@ -244,9 +244,11 @@ std::vector<float> packed(Index rows, Index length, Index channels, Entry entry)
 // --- sums over the pixels ------------------------------------------------------------------------
 
 // Few enough rows of pixels that what a tile reads of them stays in the nearest cache (32 kB), where
-// the tiles after it find it.
+// the tiles after it find it; and 64 pixels, for each of which a tile multiplies, against the one
+// time that it adds its sums to those in memory.
 Index rows_of_strip(Image a) {
-  return std::max<Index>(1, 4096 / std::max<Index>(1, a.width * a.channels));
+  Index pixels = std::max<Index>(64, 4096 / std::max<Index>(1, a.channels));
+  return std::max<Index>(1, pixels / std::max<Index>(1, a.width));
 }
 
 // sums[m, o] += Σ_{p, q} x[p · down + q · right + m] · y[p, q, o], for m < M and B vectors of o.

@@ -49,20 +49,12 @@ def conditions() -> dict[str, Any]:
     """What a figure depends on beside the code."""
     return {
         "device": jax.devices()[0].device_kind,
-        "processor": _processor(),
+        "processor": environment.processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "versions": environment.versions() | _torch(),
     }
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def _torch() -> dict[str, str]:

@@ -3,7 +3,7 @@
 A cost is a triple: device-seconds on one device, wall-clock seconds on D devices (as many as the
 study's networks have sub-networks), floating-point operations. Seconds are epochs times the pace,
 the median of all seconds that an epoch of such a network took in the study's trials, so that a busy
-moment of the machine favours none.
+moment of the machine favours none. Trials on another processor than most give no pace.
 """
 
 import itertools
@@ -85,27 +85,36 @@ def costs(
       operations: of an epoch of one network of a kind.
       devices: D.
     """
+    processors = [results["devices"].get("processor") for results, _ in trials]
+    most = statistics.mode(processors)
+    paces = _paces([each for each, here in zip(trials, processors, strict=True) if here == most])
+    # What that processor has not run at all.
+    paces = _paces(trials) | paces
+
+    def cost(kind: Narrow | Wide) -> Cost:
+        count = kind.trained if isinstance(kind, Narrow) else 1
+        used = min(count, devices) if isinstance(kind, Narrow) else devices
+        return Cost(paces[kind], paces[kind] / used, count * operations(kind))
+
+    return {kind: cost(kind) for kind in paces}
+
+
+def _paces(trials: Sequence[tuple[Results, bool]]) -> dict[Narrow | Wide, float]:
+    """The median of the seconds of an epoch, by its kind."""
     seconds: dict[Narrow | Wide, list[float]] = {}
     for results, widened in trials:
         phase = results["subnets_phase"]
         if phase["epochs"]:
             each = phase["device_seconds"] / phase["epochs"]
-            paces = seconds.setdefault(narrow(results, widened), [])
+            kind = seconds.setdefault(narrow(results, widened), [])
             # The same to the bit where a trial had the sub-networks of another: measured once.
-            if each not in paces:
-                paces.append(each)
+            if each not in kind:
+                kind.append(each)
         for name in ("finetune", "baseline"):
             curve = [entry["device_seconds"] for entry in results[name]["curve"]]
             epochs = [after - before for before, after in itertools.pairwise(curve)]
             seconds.setdefault(wide(results), []).extend(epochs)
-
-    def cost(kind: Narrow | Wide) -> Cost:
-        count = kind.trained if isinstance(kind, Narrow) else 1
-        used = min(count, devices) if isinstance(kind, Narrow) else devices
-        pace = statistics.median(seconds[kind])
-        return Cost(pace, pace / used, count * operations(kind))
-
-    return {kind: cost(kind) for kind in seconds}
+    return {kind: statistics.median(each) for kind, each in seconds.items() if each}
 
 
 def curve(results: Results, costs: Costs, *, scratch: bool, widened: bool = False) -> list[Point]:
@@ -125,7 +134,9 @@ def curve(results: Results, costs: Costs, *, scratch: bool, widened: bool = Fals
     points = []
     for entry in results[phase]["curve"]:
         name = "subnets" if not entry["epoch"] and not scratch else phase
-        cost = before + costs[wide(results)].times(entry["epoch"])
+        cost = before
+        if entry["epoch"]:
+            cost += costs[wide(results)].times(entry["epoch"])
         points.append(Point(name, cost, entry["accuracy"]))
     return points
 

@@ -283,8 +283,20 @@ def main() -> int:
         )
         return 2
     startup.start_jax(Settings().subnets)
-    say = functools.partial(print, file=sys.stderr, flush=True)
     kept = json.loads(options.records.read_text()) if options.records.is_file() else {}
+    try:
+        _run(options, kept)
+    except (cli.BadInput, data.DataError) as error:
+        print(f"python -m experiments.study.beyond: error: {error}", file=sys.stderr)
+        return 2
+    text = document.put(options.output.read_text(), "beyond", _table(kept))
+    document.write(options.output, text)
+    return 0
+
+
+def _run(options: Options, kept: dict[str, dict[str, Any]]) -> None:
+    """Train with what is not among the kept, and keep it, each as soon as it is trained."""
+    say = functools.partial(print, file=sys.stderr, flush=True)
     for seed in range(options.seeds):
         for way in options.ways:
             if (name := f"{way}-seed{seed}") not in kept:
@@ -293,9 +305,6 @@ def main() -> int:
                 kept[name] = {"way": way, "stages": found.stages}
                 options.records.parent.mkdir(parents=True, exist_ok=True)
                 document.write(options.records, json.dumps(kept, indent=1) + "\n")
-    text = document.put(options.output.read_text(), "beyond", _table(kept))
-    document.write(options.output, text)
-    return 0
 
 
 def _lab(data_dir: Path | None, seed: int, say: Callable[[str], None]) -> Lab:

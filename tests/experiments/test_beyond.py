@@ -80,3 +80,14 @@ def test_wrong_input_is_refused(monkeypatch, tmp_path, capsys, wrong):
     monkeypatch.setattr("sys.argv", ["beyond", "--output", str(document), *wrong])
     assert beyond.main() == 2
     assert "expected --ways of default levels" in capsys.readouterr().err
+
+
+def test_missing_data_are_one_message(monkeypatch, tmp_path, capsys):
+    document = tmp_path / "results.md"
+    document.write_text("<!-- beyond -->\n<!-- end -->\n")
+    flags = ["--output", str(document), "--records", str(tmp_path / "beyond.json")]
+    flags += ["--data-dir", str(tmp_path / "nowhere")]
+    monkeypatch.setattr("sys.argv", ["beyond", *flags])
+    assert beyond.main() == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert document.read_text() == "<!-- beyond -->\n<!-- end -->\n"

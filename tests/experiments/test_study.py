@@ -79,6 +79,7 @@ def results(settings):
         "seed": seed,
         "model": {"classes": 10, "samples": settings.network.samples},
         "versions": {"jax": "0"},
+        "devices": {},
         "subnets_phase": {
             "epochs": training.subnet_epochs,
             "device_seconds": seconds,
@@ -274,6 +275,18 @@ def test_the_pace_is_the_median_of_all_epochs():
     slow["finetune"]["curve"][1]["device_seconds"] = 400.0
     found = costs((slow, False), *[(results(settings), False)] * 2)
     assert found == {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
+
+
+def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
+    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    other, alone = results(settings), results(settings)
+    for each in (other, alone):
+        each["devices"] = {"processor": "another"}
+        each["finetune"]["curve"][1]["device_seconds"] = 400.0
+    alone["subnets"] = 2
+    found = costs(*[(results(settings), False)] * 3, (other, False), (alone, False))
+    assert found[WHOLE].device_seconds == 4.0
+    assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
 
 
 def test_subnetworks_that_were_lent_are_measured_once():
