@@ -88,7 +88,7 @@ def _bounds(composed: Mapping[str, Any]) -> str:
         f"composed, between its bounds: accuracy {between('accuracy', percent)}\n"
         f"                              cost     {between('cost', nats)}\n"
         f"composed against sub-networks, largest feature error: "
-        + ("none (they are zero, or no numbers)" if error is None else f"{error:.1e}")
+        + ("zero or no numbers" if error is None else f"{error:.1e}")
     )
 
 

@@ -90,5 +90,5 @@ def test_a_diverged_run_is_shown(results):
     results["subnets_phase"]["cost"] = [None, None]
     results["baseline"]["cost"] = None
     assert "diverged ≤ diverged ≤ 1.5000" in shown(results)
-    assert "feature error: none (they are zero, or no numbers)" in shown(results)
+    assert "feature error: zero or no numbers" in shown(results)
     assert report.verdict(results).startswith("The baseline's training diverged")
