@@ -3,7 +3,8 @@
 A cost is a triple: device-seconds on one device, wall-clock seconds on D devices (as many as the
 study's networks have sub-networks), floating-point operations. Seconds are epochs times the pace,
 the median of all seconds that an epoch of such a network took in the study's trials, so that a busy
-moment of the machine favours none. Trials on another processor than most give no pace.
+moment of the machine favours none. Trials on another processor than most give no pace,
+but for what that one has not run.
 """
 
 import itertools
@@ -87,9 +88,8 @@ def costs(
     """
     processors = [results["devices"].get("processor") for results, _ in trials]
     most = statistics.mode(processors)
-    paces = _paces([each for each, here in zip(trials, processors, strict=True) if here == most])
-    # What that processor has not run at all.
-    paces = _paces(trials) | paces
+    own = [each for each, here in zip(trials, processors, strict=True) if here == most]
+    paces = _paces(trials) | _paces(own)  # of another, what that one has not run at all
 
     def cost(kind: Narrow | Wide) -> Cost:
         count = kind.trained if isinstance(kind, Narrow) else 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dcjax
+from experiments import environment
 from experiments.benchmark import norms, profile, store, tables
 from experiments.benchmark.timing import in_turns
 
@@ -28,6 +29,22 @@ def test_ways_are_run_in_turns_and_warmed_up():
     found = in_turns({name: lambda n=name: calls.append(n) for name in "ab"}, runs=3)
     assert calls == list("ab" + "ab" * 3)
     assert found["a"].fastest <= found["a"].median <= found["a"].slowest
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ("model name\t: A CPU\nflags\t\t: fma avx avx2 avx512f\n", "A CPU with AVX-512"),
+        ("model name\t: A CPU\nflags\t\t: fma avx avx2\n", "A CPU with AVX2"),
+        ("model name\t: A CPU\n", "A CPU"),
+        ("", "unknown"),
+    ],
+)
+def test_a_processor_is_told_from_another_of_its_name(monkeypatch, tmp_path, info, said):
+    file = tmp_path / "cpuinfo"
+    file.write_text(info)
+    monkeypatch.setattr(environment, "Path", lambda _: file)
+    assert environment.processor() == said
 
 
 def test_rows_are_kept_for_the_same_conditions_only(tmp_path):

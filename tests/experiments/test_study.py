@@ -289,6 +289,14 @@ def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
     assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
 
 
+def test_what_is_only_composed_needs_no_pace_of_the_global_network():
+    settings = grid.settings(STUDY, grid.composed(2, 0.1), 0)
+    left = results(settings)
+    assert [point.cost for point in accounts.curve(left, costs((left, False)), scratch=False)] == [
+        Cost(4.0, 1.0, 80.0)
+    ]
+
+
 def test_subnetworks_that_were_lent_are_measured_once():
     settings = grid.settings(STUDY, STUDY.arms[2], 0)
     lender, other = results(settings), results(settings)
