@@ -279,8 +279,8 @@ void accumulate_columns(const float* x, Index down, Index right, const float* y,
   for (; m + M <= length; m += M)
     accumulate_tile<lanes, B, M>(x + m, down, right, y, out, sums + m * pitch, pitch, channels);
   if constexpr (M > 1)
-    accumulate_columns<lanes, B, fewer(M)>(x, down, right, y, out, sums, pitch,
-                                                             channels, length, m);
+    accumulate_columns<lanes, B, fewer(M)>(x, down, right, y, out, sums, pitch, channels, length,
+                                           m);
 }
 
 // --- the three passes ----------------------------------------------------------------------------
