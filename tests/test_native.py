@@ -89,6 +89,16 @@ def test_it_is_lax_s_for_whole_tiles(channels):
         assert_same(x, kernel, (strides, strides), "SAME")
 
 
+@pytest.mark.parametrize("channels", [(65, 8), (3, 200), (70, 130), (128, 96)])
+@pytest.mark.parametrize(("batch", "size"), [(5, (8, 8)), (19, (3, 2)), (2, (20, 33))])
+def test_it_is_lax_s_for_channels_that_are_cut_and_images_that_are_taken_together(
+    batch, size, channels
+):
+    for strides in (1, 2):
+        x, kernel = draw(batch, *size, channels[0]), draw(3, 2, *channels)
+        assert_same(x, kernel, (strides, strides), "SAME")
+
+
 @pytest.mark.parametrize("pads", [[(-1, 0), (0, -2)], [(4, 0), (5, 4)], [(-2, 3), (1, 1)]])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
 def test_it_cuts_and_pads_as_the_image_cut_and_padded_by_hand(pads, strides):
@@ -299,7 +309,7 @@ def test_processors_with_shorter_vectors_get_the_same(flags, tmp_path):
         "import numpy as np, jax\n"
         "from dcjax import native\n"
         "from tests.test_native import assert_same, draw\n"
-        "for c, o, s in ((3, 8, 1), (8, 8, 2), (5, 20, 1), (16, 33, 2)):\n"
+        "for c, o, s in ((3, 8, 1), (8, 8, 2), (5, 20, 1), (16, 33, 2), (70, 66, 1)):\n"
         "    assert_same(draw(2, 9, 8, c), draw(3, 3, c, o), (s, s), 'SAME')\n"
         "print(native.build())\n"
     )

@@ -100,28 +100,31 @@ struct Image {
   Index size() const { return height * width * channels; }
 };
 
-// An image in a frame of another size, whose corner is at row `top` and column `left` of it: zeros
-// where it is not, and in channels beyond its last.
-void framed(const float* from, Image a, float* to, Image b, Index top, Index left) {
+// An image in a frame of another size, whose corner is at row `top` and column `left` of it, and its
+// channels from `channel` on: zeros where there is no image and no channel.
+void framed(const float* from, Image a, float* to, Image b, Index top, Index left,
+            Index channel = 0) {
   if (!a.size() || !b.size()) {
     std::fill(to, to + b.size(), 0.0f);
     return;
   }
-  if (!top && !left && a.height >= b.height && a.width == b.width && a.channels == b.channels) {
+  bool all = a.channels == b.channels;
+  if (!top && !left && a.height >= b.height && a.width == b.width && all) {
     std::memcpy(to, from, b.size() * sizeof(float));
     return;
   }
   std::fill(to, to + b.size(), 0.0f);
   Index first = std::max<Index>(0, -left), last = std::min(b.width, a.width - left);
+  Index channels = std::min(a.channels - channel, b.channels);
   for (Index row = std::max<Index>(0, -top); row < std::min(b.height, a.height - top); ++row) {
-    const float* source = from + ((row + top) * a.width + first + left) * a.channels;
+    const float* source = from + ((row + top) * a.width + first + left) * a.channels + channel;
     float* target = to + (row * b.width + first) * b.channels;
-    if (a.channels == b.channels) {
-      if (last > first) std::memcpy(target, source, (last - first) * a.channels * sizeof(float));
+    if (all) {
+      if (last > first) std::memcpy(target, source, (last - first) * channels * sizeof(float));
       continue;
     }
     for (Index column = first; column < last; ++column) {
-      std::memcpy(target, source, a.channels * sizeof(float));
+      std::memcpy(target, source, channels * sizeof(float));
       source += a.channels;
       target += b.channels;
     }
@@ -144,7 +147,8 @@ struct Correlation {
 //
 // Three pixels share a pointer, from which the processor reaches them by 0, 1 and 2 steps. The
 // compiler, left alone, keeps a step for each pixel, more than there are registers: it would read
-// them from memory for every m. The empty `asm` keeps it from seeing that the pointers are related.
+// them from memory for every m. The empty `asm` keeps it from seeing that the pointers are related;
+// that of a vector, from reading it anew for every product.
 template <int lanes, int B, int P>
 void correlate_tile(const Correlation& how, const float* in, const float* kernel, float* out,
                     Index channels) {
@@ -159,7 +163,14 @@ void correlate_tile(const Correlation& how, const float* in, const float* kernel
     }
     for (Index m = 0; m < how.length; ++m, kernel += B * lanes) {
       V k[B];
-      for (int b = 0; b < B; ++b) k[b] = *reinterpret_cast<const V*>(kernel + b * lanes);
+      for (int b = 0; b < B; ++b) {
+        k[b] = *reinterpret_cast<const V*>(kernel + b * lanes);
+#if defined(__x86_64__)
+        asm("" : "+v"(k[b]));
+#elif defined(__aarch64__)
+        asm("" : "+w"(k[b]));
+#endif
+      }
 #pragma GCC unroll 32
       for (int p = 0; p < P; ++p)
         for (int b = 0; b < B; ++b) sums[p][b] += x[p / 3][p % 3 * how.right] * k[b];
@@ -176,11 +187,13 @@ void correlate_tile(const Correlation& how, const float* in, const float* kernel
   }
 }
 
-// The pixels of a row from u on: as many tiles of P as there are, then smaller ones.
+// The pixels of a row from u on: as many tiles of P as there are, then smaller ones; but two smaller
+// ones where they fit, 4 and 4 instead of 6 and 2, for a tile of few sums waits for each of them.
 template <int lanes, int B, int P>
 void correlate_row(const Correlation& how, const float* in, const float* kernel, float* out,
                    Index channels, Index u) {
-  for (; u + P <= how.width; u += P)
+  constexpr Index even = 2 * fewer(P) > P ? 2 * fewer(P) : 0;
+  for (; u + P <= how.width && how.width - u != even; u += P)
     correlate_tile<lanes, B, P>(how, in + u * how.right, kernel, out + u * how.out_right, channels);
   if constexpr (P > 1)
     correlate_row<lanes, B, fewer(P)>(how, in, kernel, out, channels, u);
@@ -243,44 +256,55 @@ std::vector<float> packed(Index rows, Index length, Index channels, Entry entry)
 
 // --- sums over the pixels ------------------------------------------------------------------------
 
-// Few enough rows of pixels that what a tile reads of them stays in the nearest cache (32 kB), where
-// the tiles after it find it; and 64 pixels, for each of which a tile multiplies, against the one
-// time that it adds its sums to those in memory.
+// What a tile reads has to stay in the nearest cache (32 kB), where the tiles after it find it. Of
+// an image of many channels it reads a few of each pixel, far apart, at addresses that share a few
+// lines of the cache. Such images are cut into panels: some channels of all pixels, then the next.
+constexpr Index PANEL = 16, UNCUT = 64;
+
+// The pixels that a tile sums over, of one image or more, and the steps between them.
+struct Pixels {
+  Index images, height, width;
+  Index x_image, x_down, x_right;
+  Index y_image, y_down, y_right;
+};
+
+// Rows of pixels enough for a tile to multiply often, against the one time that it adds its sums to
+// those in memory; and few enough for the cache.
 Index rows_of_strip(Image a) {
   Index pixels = std::max<Index>(64, 4096 / std::max<Index>(1, a.channels));
   return std::max<Index>(1, pixels / std::max<Index>(1, a.width));
 }
 
-// sums[m, o] += Σ_{p, q} x[p · down + q · right + m] · y[p, q, o], for m < M and B vectors of o.
+// sums[m, o] += Σ_{n, p, q} x[n, p, q, m] · y[n, p, q, o], for m < M and B vectors of o.
+//
+// Not inlined, so that the compiler has all registers for it.
 template <int lanes, int B, int M>
-void accumulate_tile(const float* x, Index down, Index right, const float* y, Image out,
-                     float* sums, Index pitch, Index channels) {
+__attribute__((noinline)) void accumulate_tile(const Pixels& over, const float* x, const float* y,
+                                               float* sums) {
   using V = Vector<lanes>;
   V tile[M][B] = {};
-  for (Index p = 0; p < out.height; ++p) {
-    const float* pixel = x + p * down;
-    for (Index q = 0; q < out.width; ++q, pixel += right, y += out.channels) {
-      V v[B];
-      for (int b = 0; b < B; ++b) v[b] = *reinterpret_cast<const V*>(y + b * lanes);
+  for (Index n = 0; n < over.images; ++n)
+    for (Index p = 0; p < over.height; ++p) {
+      const float* in = x + n * over.x_image + p * over.x_down;
+      const float* out = y + n * over.y_image + p * over.y_down;
+      for (Index q = 0; q < over.width; ++q, in += over.x_right, out += over.y_right) {
+        V v[B];
+        for (int b = 0; b < B; ++b) v[b] = *reinterpret_cast<const V*>(out + b * lanes);
 #pragma GCC unroll 32
-      for (int m = 0; m < M; ++m)
-        for (int b = 0; b < B; ++b) tile[m][b] += pixel[m] * v[b];
+        for (int m = 0; m < M; ++m)
+          for (int b = 0; b < B; ++b) tile[m][b] += in[m] * v[b];
+      }
     }
-  }
-  for (int m = 0; m < M; ++m, sums += pitch) {
-    const float* row = reinterpret_cast<const float*>(tile[m]);
-    for (Index o = 0; o < channels; ++o) sums[o] += row[o];
-  }
+  for (int m = 0; m < M; ++m)
+    for (int b = 0; b < B; ++b, sums += lanes) *reinterpret_cast<V*>(sums) += tile[m][b];
 }
 
+// As many tiles of M as there are, then smaller ones. sums: [m, channels of the block].
 template <int lanes, int B, int M>
-void accumulate_columns(const float* x, Index down, Index right, const float* y, Image out,
-                        float* sums, Index pitch, Index channels, Index length, Index m) {
-  for (; m + M <= length; m += M)
-    accumulate_tile<lanes, B, M>(x + m, down, right, y, out, sums + m * pitch, pitch, channels);
-  if constexpr (M > 1)
-    accumulate_columns<lanes, B, fewer(M)>(x, down, right, y, out, sums, pitch, channels, length,
-                                           m);
+void accumulate(const Pixels& over, const float* x, const float* y, float* sums, Index length) {
+  for (; length >= M; length -= M, x += M, sums += M * B * lanes)
+    accumulate_tile<lanes, B, M>(over, x, y, sums);
+  if constexpr (M > 1) accumulate<lanes, B, fewer(M)>(over, x, y, sums, length);
 }
 
 // --- the three passes ----------------------------------------------------------------------------
@@ -433,47 +457,88 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
   Index rows = kernel->dimensions()[0], columns = kernel->dimensions()[1];
   Index size = kernel->element_count();
   float* result = kernel->typed_data();
-  std::fill(result, result + size, 0.0f);
-  if (!size || !y.element_count()) return;
-  Image padded{(to.height - 1) * down + rows, (to.width - 1) * right + columns, from.channels};
-  Blocks blocks = blocks_of(to.channels);
-  Image whole = to;  // its channels whole vectors
-  whole.channels = blocks.count(to.channels) * blocks.size();
-  bool fits = whole.channels == to.channels;
-  Index length = columns * from.channels, row = padded.width * padded.channels;
+  if (!size || !y.element_count()) {
+    std::fill(result, result + size, 0.0f);
+    return;
+  }
+  Blocks how = blocks_of(to.channels);
+  Index block = how.size(), blocks = how.count(to.channels);
+
+  // A panel of x in its frame, and a panel of y: a block, or all of them.
+  Image in{(to.height - 1) * down + rows, (to.width - 1) * right + columns,
+           from.channels > UNCUT ? PANEL : from.channels};
+  Image out{to.height, to.width, to.channels > UNCUT ? block : blocks * block};
+  Index panels = (from.channels + in.channels - 1) / in.channels;
+  Index cuts = blocks * block / out.channels;
+  bool as_is = out.channels == to.channels;
+
+  // Images that a tile takes at once: small ones have few pixels to sum over.
+  Index together = std::max<Index>(1, 128 / (to.height * to.width));
 
   // Each part of the batch has sums of its own, which are added up in their order at the end: as
-  // many as fit in 4 MB, at least two and at most 16, whatever the number of threads.
+  // many as fit in 4 MB, at least two and at most 16, whatever the number of threads. Where these
+  // are few a part is several tasks, each with some panels.
+  // sums: [part, panel, i, block, m = (j, c), channels of the block].
+  Index length = columns * in.channels, of_block = length * block;
+  Index of_panel = rows * blocks * of_block, of_part = panels * of_panel;
   Index most = std::max<Index>(2, (Index{1} << 20) / size);
   Index parts = std::min({images, most, Index{16}});
-  std::vector<float> sums(parts * size);
-  in_parallel(pool, parts, [&](Index part) {
-    float* inside = scratch(padded.size() + (fits ? 0 : whole.size()));
-    float* mine = sums.data() + part * size;
-    for (Index n = part * images / parts; n < (part + 1) * images / parts; ++n) {
-      framed(x.typed_data() + n * from.size(), from, inside, padded, -top, -left);
-      const float* gradient = y.typed_data() + n * to.size();
-      if (!fits) {
-        framed(gradient, to, inside + padded.size(), whole, 0, 0);
-        gradient = inside + padded.size();
-      }
-      Image strip = whole;
-      for (Index p = 0; p < to.height; p += strip.height) {
-        strip.height = std::min(rows_of_strip(whole), to.height - p);
-        const float* y_p = gradient + p * whole.width * whole.channels;
-        with_blocks(blocks, [&](auto lanes, auto B) {
-          for (Index i = 0; i < rows; ++i)
-            for (Index first = 0; first < to.channels; first += blocks.size())
-              accumulate_columns<lanes, B, TILE / B>(
-                  inside + (p * down + i) * row, down * row, right * from.channels, y_p + first,
-                  strip, mine + i * length * to.channels + first, to.channels,
-                  std::min(blocks.size(), to.channels - first), length, 0);
-        });
+  Index shares = std::min(panels, std::max<Index>(1, 16 / parts));
+  std::vector<float> sums(parts * of_part);
+
+  // The sums of `some` images over one panel of x, framed, and all blocks of y.
+  auto add = [&](Index some, const float* x_panel, const float* y_panels, float* to_sums) {
+    Index row = in.width * in.channels, strip = rows_of_strip(out);
+    Pixels over{some,       0,          out.width,
+                in.size(),  down * row, right * in.channels,
+                out.size(), out.width * out.channels, out.channels};
+    Index next = cuts > 1 ? together * out.size() : block;
+    for (Index p = 0; p < out.height; p += strip) {
+      over.height = std::min(strip, out.height - p);
+      with_blocks(how, [&](auto lanes, auto B) {
+        for (Index i = 0; i < rows; ++i)
+          for (Index b = 0; b < blocks; ++b)
+            accumulate<lanes, B, TILE / B>(over, x_panel + (p * down + i) * row,
+                                           y_panels + p * over.y_down + b * next,
+                                           to_sums + (i * blocks + b) * of_block, length);
+      });
+    }
+  };
+  in_parallel(pool, parts * shares, [&](Index task) {
+    Index part = task / shares, share = task % shares;
+    float* x_panel = scratch(together * (in.size() + (as_is ? 0 : cuts * out.size())));
+    float* y_panels = x_panel + together * in.size();
+    Index end = (part + 1) * images / parts;
+    for (Index n = part * images / parts; n < end; n += together) {
+      Index some = std::min(together, end - n);
+      const float *xs = x.typed_data() + n * from.size(), *ys = y.typed_data() + n * to.size();
+      for (Index cut = 0; cut < cuts && !as_is; ++cut)
+        for (Index k = 0; k < some; ++k)
+          framed(ys + k * to.size(), to, y_panels + (cut * together + k) * out.size(), out, 0, 0,
+                 cut * out.channels);
+      for (Index panel = share * panels / shares; panel < (share + 1) * panels / shares; ++panel) {
+        for (Index k = 0; k < some; ++k)
+          framed(xs + k * from.size(), from, x_panel + k * in.size(), in, -top, -left,
+                 panel * in.channels);
+        add(some, x_panel, as_is ? ys : y_panels, sums.data() + part * of_part + panel * of_panel);
       }
     }
   });
-  for (Index part = 0; part < parts; ++part)
-    for (Index i = 0; i < size; ++i) result[i] += sums[part * size + i];
+  in_parallel(pool, panels, [&](Index panel) {
+    float* total = sums.data() + panel * of_panel;
+    for (Index part = 1; part < parts; ++part)
+      for (Index e = 0; e < of_panel; ++e) total[e] += total[part * of_part + e];
+    Index first = panel * in.channels, channels = std::min(in.channels, from.channels - first);
+    for (Index i = 0; i < rows; ++i)
+      for (Index b = 0; b < blocks; ++b)
+        for (Index j = 0; j < columns; ++j)
+          for (Index c = 0; c < channels; ++c) {
+            Index row = (i * columns + j) * from.channels + first + c;
+            const float* sum = total + (i * blocks + b) * of_block + (j * in.channels + c) * block;
+            std::memcpy(result + row * to.channels + b * block, sum,
+                        std::min(block, to.channels - b * block) * sizeof(float));
+          }
+  });
 }
 
 }  // namespace
