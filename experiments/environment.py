@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def processor() -> str:
     vectors = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
     widest = [vectors[flag] for flag in vectors if flag in said.get("flags", ())]
     return f"{name} with {widest[0]}" if widest else name
+
+
+def commit() -> str:
+    """The commit that the code is of, with a `+` where it has been changed; nothing if unknown."""
+    code = [Path(training.__file__).parents[1], Path(__file__).parent]
+    git = ["git", "-C", str(code[1])]
+    try:
+        found = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip() + "+" * bool(same.returncode)
 
 
 def _version(package: str) -> str:

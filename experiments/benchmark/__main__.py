@@ -19,9 +19,9 @@ DEVICES = 8
 class Options:
     """Measure, side by side in one process, and rewrite the tables of BENCHMARKS.md.
 
-    Rows that the results file has already are not measured again, so that an interrupted benchmark
-    goes on where it was. PyTorch is compared with where it is installed (`pip install -e
-    '.[bench]'`).
+    Rows that the results file has already, of this machine, these versions and as many runs, are
+    not measured again, so that an interrupted benchmark goes on where it was. PyTorch is compared
+    with where it is installed (`pip install -e '.[bench]'`).
     """
 
     only: tuple[str, ...] = TABLES
@@ -53,6 +53,13 @@ def _problems(options: Options) -> Iterator[str]:
         yield f"--output {options.output}: there is no such file"
 
 
+def _places(options: Options) -> str:
+    """The flags that say where rows and tables are kept, but for the usual places."""
+    usual = Options()
+    chosen = {"results": (options.results, usual.results), "output": (options.output, usual.output)}
+    return "".join(f" --{name} {path}" for name, (path, plain) in chosen.items() if path != plain)
+
+
 def main() -> int:
     """The exit code: 0 done, 2 bad input."""
     options = tyro.cli(Options, prog="python -m experiments.benchmark")
@@ -69,15 +76,15 @@ def main() -> int:
     started, platform = time.monotonic(), jax.default_backend()
     for plain, name, measure in cases(options, platform):
         table = tables.named(plain, platform)
-        if store.has(table, name):
+        if store.has(table, name, options.runs):
             continue
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
             print(f"{table}: {name}: no time left; the same command goes on", file=sys.stderr)
             break
         print(f"{table}: {name}", file=sys.stderr, flush=True)
         store.add(table, name, measure() | {"runs": options.runs, "full": options.full})
-        tables.rewrite(options.output, store.rows)
-    tables.rewrite(options.output, store.rows)
+        tables.rewrite(options.output, store.rows, _places(options))
+    tables.rewrite(options.output, store.rows, _places(options))
     return 0
 
 

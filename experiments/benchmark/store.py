@@ -13,10 +13,10 @@ from experiments import environment
 
 
 class Store:
-    """Rows by table and name, each with the machine, the versions and the date it was measured on.
+    """Rows by table and name, each with what it was measured on, when, and in how many runs.
 
-    Rows of another machine or other versions do not count as measured; with `fresh`, nor do those
-    of earlier runs, which stay until they are measured again.
+    Rows of another machine, other versions or another number of runs do not count as measured; with
+    `fresh`, nor do those of earlier processes. They stay until they are measured again.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False):
@@ -27,17 +27,17 @@ class Store:
         self._stale = fresh
         self._added: set[tuple[str, str]] = set()
 
-    def has(self, table: str, name: str) -> bool:
-        """Whether the row has been measured here."""
+    def has(self, table: str, name: str, runs: int) -> bool:
+        """Whether the row has been measured here, in so many runs."""
         if self._stale and (table, name) not in self._added:
             return False
         row = self.rows.get(table, {}).get(name)
-        return row is not None and row["on"] == conditions()
+        return row is not None and row["on"] == conditions() and row["runs"] == runs
 
     def add(self, table: str, name: str, row: dict[str, Any]) -> None:
         """Keep a row; the file is replaced as a whole."""
-        today = datetime.date.today().isoformat()
-        self.rows.setdefault(table, {})[name] = row | {"on": conditions(), "date": today}
+        when = {"date": datetime.date.today().isoformat(), "commit": environment.commit()}
+        self.rows.setdefault(table, {})[name] = row | {"on": conditions()} | when
         self._added.add((table, name))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".tmp")

@@ -11,12 +11,18 @@ from experiments.document import put, table, write
 Rows = dict[str, dict[str, Any]]
 
 
-def rewrite(document: Path, rows: dict[str, Rows]) -> None:
-    """Put every table that has rows between `<!-- NAME -->` and `<!-- end -->`."""
+def rewrite(document: Path, rows: dict[str, Rows], places: str = "") -> None:
+    """Put every table that has rows between `<!-- NAME -->` and `<!-- end -->`.
+
+    Args:
+      document: the file.
+      rows: by table.
+      places: the flags that say where the command keeps rows and tables.
+    """
     text = document.read_text()
     for name in rows:
         plain, _, platform = name.partition(" on ")
-        body = "\n\n".join([_conditions(rows[name], plain), TABLES[plain](rows[name])])
+        body = "\n\n".join([_conditions(rows[name], plain, places), TABLES[plain](rows[name])])
         if platform and f"<!-- {name} -->" not in text:
             title = f"{plain.capitalize()} on a {platform}"
             text += f"\n## {title}\n\n<!-- {name} -->\n<!-- end -->\n"
@@ -33,20 +39,23 @@ def named(table: str, platform: str) -> str:
     return table if platform == "cpu" else f"{table} on {platform}"
 
 
-def _conditions(rows: Rows, name: str) -> str:
-    """The command and what the rows were measured on."""
+def _conditions(rows: Rows, name: str, places: str) -> str:
+    """The command and what the rows were measured on, a line for all that have that in common."""
+    every = {row["runs"] for row in rows.values()}
     conditions = {
         (
             f"{row['on']['device']}: {row['on']['processor']}, {row['on']['cores']} cores",
             ", ".join(f"{k} {v}" for k, v in row["on"]["versions"].items() if k != "dcjax"),
+            *([f"commit {row['commit']}"] if row.get("commit") else []),
+            *([f"{row['runs']} runs"] if len(every) > 1 else []),
             row["date"],
         )
         for row in rows.values()
     }
     lines = "\n".join("; ".join(condition) + "." for condition in sorted(conditions))
-    runs = ", ".join(sorted({str(row["runs"]) for row in rows.values()}))
     full = " --full" if any(row.get("full") for row in rows.values()) else ""
-    return f"    python -m experiments.benchmark --only {name}{full} --runs {runs}\n\n{lines}"
+    command = f"python -m experiments.benchmark --only {name}{full} --runs {max(every)}{places}"
+    return f"    {command}\n\n{lines}"
 
 
 def _ms(timing: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dcjax
+from dcjax import training
 from experiments import environment
 from experiments.benchmark import norms, profile, store, tables
 from experiments.benchmark.timing import in_turns
@@ -50,19 +51,40 @@ def test_a_processor_is_told_from_another_of_its_name(monkeypatch, tmp_path, inf
 def test_rows_are_kept_for_the_same_conditions_only(tmp_path):
     path = tmp_path / "deep" / "rows.json"
     kept = store.Store(path)
-    kept.add("steps", "one", {"value": 1})
+    kept.add("steps", "one", {"value": 1, "runs": 3})
     again = store.Store(path)
-    assert again.has("steps", "one")
-    assert not again.has("steps", "two")
+    assert again.has("steps", "one", 3)
+    assert not again.has("steps", "one", 5)
+    assert not again.has("steps", "two", 3)
     fresh = store.Store(path, fresh=True)
-    assert not fresh.has("steps", "one")
-    fresh.add("steps", "two", {"value": 2})
-    assert fresh.has("steps", "two")
-    assert store.Store(path).has("steps", "one")
+    assert not fresh.has("steps", "one", 3)
+    fresh.add("steps", "two", {"value": 2, "runs": 3})
+    assert fresh.has("steps", "two", 3)
+    assert store.Store(path).has("steps", "one", 3)
     other = json.loads(path.read_text())
     other["steps"]["one"]["on"]["versions"]["jax"] = "0"
     path.write_text(json.dumps(other))
-    assert not store.Store(path).has("steps", "one")
+    assert not store.Store(path).has("steps", "one", 3)
+
+
+def test_the_commit_is_known_where_there_is_one(monkeypatch, tmp_path):
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=tmp_path, capture_output=True, check=True)
+
+    code = tmp_path / "environment.py"
+    monkeypatch.setattr(environment, "__file__", str(code))
+    monkeypatch.setattr(training, "__file__", str(tmp_path / "training" / "__init__.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment.commit() == ""
+    code.write_text("one = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one")
+    clean = environment.commit()
+    assert git("rev-parse", "HEAD").stdout.decode().startswith(clean)
+    assert len(clean) >= 4
+    code.write_text("one = 2\n")
+    assert environment.commit() == clean + "+"
 
 
 def test_tables_replace_what_stands_between_their_markers(tmp_path):
@@ -93,6 +115,19 @@ def test_rows_stand_in_order_and_the_command_is_theirs(tmp_path):
     text = document.read_text()
     assert "--only steps --full --runs 3" in text
     assert [text.index(names[i]) for i in (2, 0, 1)] == sorted(map(text.index, names))
+
+
+def test_rows_of_other_runs_and_places_are_told(tmp_path):
+    (row,) = rows()["steps"].values()
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- steps -->\n<!-- end -->\n")
+    both = {"ResNet-8, width 8, K = 1": row, "ResNet-8, width 8, K = 2": row | {"runs": 7}}
+    both["ResNet-8, width 8, K = 2"]["commit"] = "abc+"
+    tables.rewrite(document, {"steps": both}, " --results here.json")
+    text = document.read_text()
+    assert "--only steps --runs 7 --results here.json\n" in text
+    assert "; 3 runs; 2000-01-01." in text
+    assert "; commit abc+; 7 runs; 2000-01-01." in text
 
 
 def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
