@@ -250,6 +250,11 @@ STUDIES = {
             scratch(12, 0.2, name="scratch-bands", samples="bands"),
             averaged((8, 4), 0.2, name="shards", shard_data=True),
             averaged((8, 4), 0.2, name="smoothed", label_smoothing=0.1),
+            averaged((8, 4), 0.2, name="new-momentum", carry_momentum=False),
+            averaged((8, 4), 0.2, name="warmed-up", finetune_warmup_epochs=1.0),
+            averaged((8, 4), 0.2, name="frozen", freeze_epochs=1.0),
+            averaged((8, 4), 0.2, name="off-diagonal-4x", off_diagonal_rate=4.0),
+            averaged((8, 4), 0.2, name="off-diagonal-random", off_diagonal_scale=0.1),
         ),
     ),
     "digits-deep": Study(
