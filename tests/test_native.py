@@ -90,7 +90,7 @@ def test_it_is_lax_s_for_whole_tiles(channels):
 
 
 @pytest.mark.parametrize("channels", [(65, 8), (3, 200), (70, 130), (128, 96)])
-@pytest.mark.parametrize(("batch", "size"), [(5, (8, 8)), (19, (3, 2)), (2, (20, 33))])
+@pytest.mark.parametrize(("batch", "size"), [(101, (8, 8)), (67, (3, 2)), (2, (20, 33))])
 def test_it_is_lax_s_for_channels_that_are_cut_and_images_that_are_taken_together(
     batch, size, channels
 ):
@@ -161,6 +161,32 @@ def test_it_is_reproducible():
         again = by(conv_general_dilated, x, kernel, (1, 1), "SAME")
         for a, b in zip(first, again, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    """In processes that may use one processor and all of them."""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    code = (
+        "import os, sys\n"
+        "import numpy as np\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])\n"
+        "from dcjax.native import conv_general_dilated\n"
+        "from tests.test_native import by, draw\n"
+        "for c, o in ((8, 16), (130, 70)):\n"
+        "    x, kernel = draw(37, 8, 8, c), draw(3, 3, c, o)\n"
+        "    for found in by(conv_general_dilated, x, kernel, (1, 1), 'SAME'):\n"
+        "        print(hash(np.asarray(found).tobytes()))\n"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, count],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+        ).stdout
+        for count in ("1", "999")
+    ]  # fmt: skip
+    assert said[0] == said[1] != ""
 
 
 @pytest.mark.parametrize(

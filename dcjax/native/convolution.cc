@@ -58,6 +58,10 @@ using Vector = typename VectorOf<lanes>::type;
 // How many a smaller tile takes, for what a tile of n leaves: 24, 16, 8, …; 12, 8, 4, …; 6, 4, 2, 1.
 constexpr int fewer(int n) { return n % 3 ? n / 2 : n / 3 * 2; }
 
+// What two of the smaller tiles take better than one of n and the rest: 4 and 4 for 6 and 2, as a
+// tile of few sums waits for each of them. Nothing where the smaller one is a half.
+constexpr int for_two(int n) { return n % 3 ? 0 : 2 * fewer(n); }
+
 // --- work ----------------------------------------------------------------------------------------
 
 // Calls f(0), …, f(tasks - 1), on XLA's threads and this one. It waits only for calls that have
@@ -187,13 +191,11 @@ void correlate_tile(const Correlation& how, const float* in, const float* kernel
   }
 }
 
-// The pixels of a row from u on: as many tiles of P as there are, then smaller ones; but two smaller
-// ones where they fit, 4 and 4 instead of 6 and 2, for a tile of few sums waits for each of them.
+// The pixels of a row from u on: as many tiles of P as there are, then smaller ones.
 template <int lanes, int B, int P>
 void correlate_row(const Correlation& how, const float* in, const float* kernel, float* out,
                    Index channels, Index u) {
-  constexpr Index even = 2 * fewer(P) > P ? 2 * fewer(P) : 0;
-  for (; u + P <= how.width && how.width - u != even; u += P)
+  for (; u + P <= how.width && how.width - u != for_two(P); u += P)
     correlate_tile<lanes, B, P>(how, in + u * how.right, kernel, out + u * how.out_right, channels);
   if constexpr (P > 1)
     correlate_row<lanes, B, fewer(P)>(how, in, kernel, out, channels, u);
@@ -256,10 +258,15 @@ std::vector<float> packed(Index rows, Index length, Index channels, Entry entry)
 
 // --- sums over the pixels ------------------------------------------------------------------------
 
-// What a tile reads has to stay in the nearest cache (32 kB), where the tiles after it find it. Of
-// an image of many channels it reads a few of each pixel, far apart, at addresses that share a few
-// lines of the cache. Such images are cut into panels: some channels of all pixels, then the next.
+// What a tile reads has to stay in the nearest cache (32 kB), where the tiles after it find it: of
+// large images, some rows at a time. Of an image of many channels a tile reads a few of each pixel,
+// far apart, at addresses that share a few lines of the cache. Such images are cut into panels: some
+// channels of all pixels, then the next.
 constexpr Index PANEL = 16, UNCUT = 64;
+
+// Pixels enough for a tile to multiply often, against the one time that it adds its sums to those in
+// memory: of images that have fewer, several are taken together.
+constexpr Index PIXELS = 128;
 
 // The pixels that a tile sums over, of one image or more, and the steps between them.
 struct Pixels {
@@ -268,11 +275,10 @@ struct Pixels {
   Index y_image, y_down, y_right;
 };
 
-// Rows of pixels enough for a tile to multiply often, against the one time that it adds its sums to
-// those in memory; and few enough for the cache.
-Index rows_of_strip(Image a) {
-  Index pixels = std::max<Index>(64, 4096 / std::max<Index>(1, a.channels));
-  return std::max<Index>(1, pixels / std::max<Index>(1, a.width));
+// The rows of y that are taken at a time: 16 kB of them, and at least 64 pixels.
+Index rows_of_strip(Image y) {
+  Index pixels = std::max<Index>(PIXELS / 2, 4096 / y.channels);
+  return std::min(std::max<Index>(1, pixels / y.width), y.height);
 }
 
 // sums[m, o] += Σ_{n, p, q} x[n, p, q, m] · y[n, p, q, o], for m < M and B vectors of o.
@@ -302,7 +308,7 @@ __attribute__((noinline)) void accumulate_tile(const Pixels& over, const float* 
 // As many tiles of M as there are, then smaller ones. sums: [m, channels of the block].
 template <int lanes, int B, int M>
 void accumulate(const Pixels& over, const float* x, const float* y, float* sums, Index length) {
-  for (; length >= M; length -= M, x += M, sums += M * B * lanes)
+  for (; length >= M && length != for_two(M); length -= M, x += M, sums += M * B * lanes)
     accumulate_tile<lanes, B, M>(over, x, y, sums);
   if constexpr (M > 1) accumulate<lanes, B, fewer(M)>(over, x, y, sums, length);
 }
@@ -461,83 +467,82 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
     std::fill(result, result + size, 0.0f);
     return;
   }
-  Blocks how = blocks_of(to.channels);
-  Index block = how.size(), blocks = how.count(to.channels);
+  Blocks cut = blocks_of(to.channels);
+  Index block = cut.size(), blocks = cut.count(to.channels);
 
-  // A panel of x in its frame, and a panel of y: a block, or all of them.
-  Image in{(to.height - 1) * down + rows, (to.width - 1) * right + columns,
-           from.channels > UNCUT ? PANEL : from.channels};
+  // What is taken at a time: a strip of rows; of x a panel, in its frame; of y all blocks, where they
+  // are, or each as a panel. Images that are taken together are one strip each.
   Image out{to.height, to.width, to.channels > UNCUT ? block : blocks * block};
-  Index panels = (from.channels + in.channels - 1) / in.channels;
-  Index cuts = blocks * block / out.channels;
+  out.height = rows_of_strip(out);
+  Image in{(out.height - 1) * down + rows, (to.width - 1) * right + columns,
+           from.channels > UNCUT ? PANEL : from.channels};
+  Index x_panels = (from.channels + in.channels - 1) / in.channels;
+  Index y_panels = blocks * block / out.channels;
   bool as_is = out.channels == to.channels;
 
-  // Images that a tile takes at once: small ones have few pixels to sum over.
-  Index together = std::max<Index>(1, 128 / (to.height * to.width));
+  // sums: [part, panel of x, i, block, m = (j, c), channels of the block].
+  Index length = columns * in.channels, of_block = length * block, of_row = blocks * of_block;
+  Index kernel_rows = x_panels * rows, of_part = kernel_rows * of_row;
 
   // Each part of the batch has sums of its own, which are added up in their order at the end: as
-  // many as fit in 4 MB, at least two and at most 16, whatever the number of threads. Where these
-  // are few a part is several tasks, each with some panels.
-  // sums: [part, panel, i, block, m = (j, c), channels of the block].
-  Index length = columns * in.channels, of_block = length * block;
-  Index of_panel = rows * blocks * of_block, of_part = panels * of_panel;
-  Index most = std::max<Index>(2, (Index{1} << 20) / size);
+  // many as fit in 4 MB, at least two and at most 16, whatever the number of threads. These share a
+  // part where there are few: its kernel's rows, whose sums are the same whoever takes them.
+  Index most = std::max<Index>(2, (Index{1} << 20) / of_part);
   Index parts = std::min({images, most, Index{16}});
-  Index shares = std::min(panels, std::max<Index>(1, 16 / parts));
-  std::vector<float> sums(parts * of_part);
-
-  // The sums of `some` images over one panel of x, framed, and all blocks of y.
-  auto add = [&](Index some, const float* x_panel, const float* y_panels, float* to_sums) {
-    Index row = in.width * in.channels, strip = rows_of_strip(out);
-    Pixels over{some,       0,          out.width,
-                in.size(),  down * row, right * in.channels,
-                out.size(), out.width * out.channels, out.channels};
-    Index next = cuts > 1 ? together * out.size() : block;
-    for (Index p = 0; p < out.height; p += strip) {
-      over.height = std::min(strip, out.height - p);
-      with_blocks(how, [&](auto lanes, auto B) {
-        for (Index i = 0; i < rows; ++i)
-          for (Index b = 0; b < blocks; ++b)
-            accumulate<lanes, B, TILE / B>(over, x_panel + (p * down + i) * row,
-                                           y_panels + p * over.y_down + b * next,
-                                           to_sums + (i * blocks + b) * of_block, length);
-      });
-    }
-  };
+  Index threads = std::max<Index>(1, pool.num_threads());
+  Index shares = threads > 1 ? std::min(kernel_rows, (2 * threads + parts - 1) / parts) : 1;
+  Index together = std::min({std::max<Index>(1, PIXELS / (to.height * to.width)),
+                             (images + parts - 1) / parts, std::max<Index>(1, 65536 / in.size())});
+  std::unique_ptr<float[]> sums(new float[parts * of_part]);
   in_parallel(pool, parts * shares, [&](Index task) {
     Index part = task / shares, share = task % shares;
-    float* x_panel = scratch(together * (in.size() + (as_is ? 0 : cuts * out.size())));
-    float* y_panels = x_panel + together * in.size();
+    Index first = share * kernel_rows / shares, last = (share + 1) * kernel_rows / shares;
+    float* mine = sums.get() + part * of_part;
+    std::fill(mine + first * of_row, mine + last * of_row, 0.0f);
+    float* x_panel = scratch(together * (in.size() + (as_is ? 0 : y_panels * out.size())));
+    float* y_copied = x_panel + together * in.size();
+    Index row = in.width * in.channels;
+    Pixels over{0,          0,          out.width,
+                in.size(),  down * row, right * in.channels,
+                out.size(), out.width * out.channels, out.channels};
     Index end = (part + 1) * images / parts;
-    for (Index n = part * images / parts; n < end; n += together) {
-      Index some = std::min(together, end - n);
-      const float *xs = x.typed_data() + n * from.size(), *ys = y.typed_data() + n * to.size();
-      for (Index cut = 0; cut < cuts && !as_is; ++cut)
-        for (Index k = 0; k < some; ++k)
-          framed(ys + k * to.size(), to, y_panels + (cut * together + k) * out.size(), out, 0, 0,
-                 cut * out.channels);
-      for (Index panel = share * panels / shares; panel < (share + 1) * panels / shares; ++panel) {
-        for (Index k = 0; k < some; ++k)
-          framed(xs + k * from.size(), from, x_panel + k * in.size(), in, -top, -left,
-                 panel * in.channels);
-        add(some, x_panel, as_is ? ys : y_panels, sums.data() + part * of_part + panel * of_panel);
+    for (Index n = part * images / parts; n < end; n += together)
+      for (Index p = 0; p < to.height; p += out.height) {
+        over.images = std::min(together, end - n);
+        over.height = std::min(out.height, to.height - p);
+        const float *xs = x.typed_data() + n * from.size(), *ys = y.typed_data() + n * to.size();
+        for (Index panel = 0; panel < y_panels && !as_is; ++panel)
+          for (Index k = 0; k < over.images; ++k)
+            framed(ys + k * to.size(), to, y_copied + (panel * together + k) * out.size(), out, p,
+                   0, panel * out.channels);
+        const float* y_strip = as_is ? ys + p * over.y_down : y_copied;
+        Index next = y_panels > 1 ? together * out.size() : block;
+        for (Index r = first; r < last; ++r) {
+          if (r == first || r % rows == 0)
+            for (Index k = 0; k < over.images; ++k)
+              framed(xs + k * from.size(), from, x_panel + k * in.size(), in, p * down - top, -left,
+                     r / rows * in.channels);
+          with_blocks(cut, [&](auto lanes, auto B) {
+            for (Index b = 0; b < blocks; ++b)
+              accumulate<lanes, B, TILE / B>(over, x_panel + r % rows * row, y_strip + b * next,
+                                             mine + r * of_row + b * of_block, length);
+          });
+        }
       }
-    }
   });
-  in_parallel(pool, panels, [&](Index panel) {
-    float* total = sums.data() + panel * of_panel;
+  in_parallel(pool, kernel_rows, [&](Index r) {
+    float* total = sums.get() + r * of_row;
     for (Index part = 1; part < parts; ++part)
-      for (Index e = 0; e < of_panel; ++e) total[e] += total[part * of_part + e];
-    Index first = panel * in.channels, channels = std::min(in.channels, from.channels - first);
-    for (Index i = 0; i < rows; ++i)
-      for (Index b = 0; b < blocks; ++b)
-        for (Index j = 0; j < columns; ++j)
-          for (Index c = 0; c < channels; ++c) {
-            Index row = (i * columns + j) * from.channels + first + c;
-            const float* sum = total + (i * blocks + b) * of_block + (j * in.channels + c) * block;
-            std::memcpy(result + row * to.channels + b * block, sum,
-                        std::min(block, to.channels - b * block) * sizeof(float));
-          }
+      for (Index e = 0; e < of_row; ++e) total[e] += total[part * of_part + e];
+    Index first = r / rows * in.channels, channels = std::min(in.channels, from.channels - first);
+    for (Index b = 0; b < blocks; ++b)
+      for (Index j = 0; j < columns; ++j)
+        for (Index c = 0; c < channels; ++c) {
+          Index entry = (r % rows * columns + j) * from.channels + first + c;
+          std::memcpy(result + entry * to.channels + b * block,
+                      total + b * of_block + (j * in.channels + c) * block,
+                      std::min(block, to.channels - b * block) * sizeof(float));
+        }
   });
 }
 
