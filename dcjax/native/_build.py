@@ -46,7 +46,9 @@ def build() -> Path:
     """
     try:
         command = _command()
-        made_of = repr((command, importlib.metadata.version("jaxlib"), SOURCE.read_bytes()))
+        sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
+        texts = [source.read_bytes() for source in sources]
+        made_of = repr((command, importlib.metadata.version("jaxlib"), texts))
         digest = hashlib.sha256(made_of.encode()).hexdigest()
         library = _cache() / f"convolution-{digest[:16]}.so"
         if not library.is_file():
