@@ -188,6 +188,8 @@ STUDIES = {
             one_schedule("one-schedule", (4, 2), 0.4, seeds=1),
             two_schedules((4, 2), (0.4, 0.2)),
             averaged((4, 2), 0.4, name="widened", widen=True, off_diagonal_scale=0.1),
+            scratch(6, 0.8, seeds=1, name="scratch-smoothed", label_smoothing=0.1),
+            averaged((4, 2), 0.8, seeds=1, name="smoothed", label_smoothing=0.1),
         ),
     ),
     "cifar10-wide": Study(
