@@ -34,10 +34,10 @@ class Order:
 
     Everyday cases, for K sub-networks of c channels each:
 
-    * `split(c)`: the channels of a convolution, [0…c) of sub-network 0, then of 1, …;
+    * `Order((Run(c),))`: the channels of a convolution, [0…c) of sub-network 0, then of 1, …;
     * `Order((Run(c),), repeat=h*w)`: the same after a flatten of (h, w, c): blocks interleave;
     * `Order((Run(a), Run(b)))`: a concatenation of two feature maps, as in DenseNet;
-    * `shared(n)`: an axis that does not grow: classes, kernel height, an RGB input.
+    * `Order((Run(n, shared=True),))`: an axis that does not grow: classes, an RGB input.
 
     Orders are kept in a normal form, so two equal placements compare equal:
 

@@ -16,8 +16,10 @@ RULES: dict[str, Rule] = {}
 def register_rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for one or more primitives, for networks that use others than those known.
 
-    The decorated function gets a `Context` (the unifier), an `Equation` (the operation's parameters
-    and sizes in both networks) and the operands' `Value`s, and returns the results' `Value`(s).
+    The decorated function gets the context (the unifier), the equation (the operation's parameters
+    and sizes in both networks) and a value for each operand, and returns the results' value(s). A
+    primitive that works entry by entry returns its operand's, as here; what others do is to be seen
+    in `dcjax/_rules`, whose names may still change.
 
     >>> from dcjax import register_rule
     >>> @register_rule("my_elementwise_primitive")
