@@ -7,7 +7,6 @@ ties together, and collects every operation that cannot be separated.
 
 import dataclasses
 import enum
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -80,8 +79,8 @@ class PairTracer:
         at: tuple[int, ...] = (),
     ) -> list[Value]:
         """Walk two jaxprs in step; `at` is the place of this jaxpr in the whole program."""
-        if not _alike(narrow.jaxpr, wide.jaxpr):
-            self.violate(_misaligned(path, narrow.jaxpr, wide.jaxpr))
+        if parting := _misaligned(path, narrow.jaxpr, wide.jaxpr):
+            self.violate(parting)
             return self._recovered(_sizes(narrow.jaxpr.outvars, wide.jaxpr.outvars))
         known: dict[Any, Value] = dict(zip(narrow.jaxpr.invars, values, strict=True))
         for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
@@ -149,7 +148,7 @@ class PairTracer:
         """The sub-networks' channels are summed into one: a leaf must carry 1/K for the mean."""
         if power == 0:
             leaf = next((leaf for v in values if v.from_params for leaf in v.linear), None)
-            if leaf is None:
+            if leaf is None or leaf in self.heads:  # in a head the 1/K has cancelled out
                 raise Inseparable(
                     "it adds up the channels of all sub-networks, with no kernel that could hold "
                     "the 1/K of a mean",
@@ -279,8 +278,12 @@ _CONTROL: dict[str, Callable[..., list[Value]]] = {
 def _refuse_other_kinds(equation: Equation) -> None:
     """Flags, modes and kinds of an operation are no sizes: they must not depend on the width."""
     for name, value in equation.narrow.items():
-        if isinstance(value, (bool, str, enum.Enum)) and name != "name":
+        if name in _COUNTS or (isinstance(value, _KINDS) and name != "name"):
             equation.same(name)
+
+
+_KINDS = (bool, str, enum.Enum, np.dtype)
+_COUNTS = ("exponent_bits", "mantissa_bits", "num_keys")  # numbers that are no sizes
 
 
 def _decided(context: Context, choice: Value) -> None:
@@ -297,28 +300,54 @@ def _flags(value: Value) -> tuple[Any, ...]:
     return consts, value.own, value.power, value.linear, value.zero
 
 
-def _alike(narrow: jex.Jaxpr, wide: jex.Jaxpr) -> bool:
-    """Whether two programs have the same operations on arrays of the same ranks."""
-    return [_signature(e) for e in narrow.eqns] == [_signature(e) for e in wide.eqns]
+class Step(NamedTuple):
+    """An equation without sizes: its operands are numbers of earlier arrays, None for literals."""
+
+    operation: str
+    path: str
+    ranks: tuple[int, ...]
+    operands: tuple[int | None, ...]
 
 
-def _signature(eqn: Any) -> tuple[str, list[int]]:
-    return eqn.primitive.name, [len(_shape(v)) for v in (*eqn.invars, *eqn.outvars)]
+def _steps(jaxpr: jex.Jaxpr) -> list[Step]:
+    """What a program does with which arrays; what it closes over first, what it returns last."""
+    numbers: dict[Any, int] = {}
+
+    def step(name: str, path: str, operands: Sequence[Any], results: Sequence[Any]) -> Step:
+        taken = (None if isinstance(v, jex.Literal) else numbers[v] for v in operands)
+        found = Step(name, path, tuple(len(_shape(v)) for v in (*operands, *results)), tuple(taken))
+        numbers.update((var, len(numbers) + i) for i, var in enumerate(results))
+        return found
+
+    return [
+        step(_CLOSES, "", (), (*jaxpr.invars, *jaxpr.constvars)),
+        *(step(e.primitive.name, str(e.source_info.name_stack), e.invars, e.outvars)
+          for e in jaxpr.eqns),
+        step(_RETURNS, "", jaxpr.outvars, ()),
+    ]  # fmt: skip
 
 
-def _misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation:
-    """The first place where the two programs part."""
-    pairs = itertools.zip_longest(narrow.eqns, wide.eqns)
-    n, w = next((n, w) for n, w in pairs if not (n and w) or _signature(n) != _signature(w))
-    there = _below(path, str((n or w).source_info.name_stack))
-    names = [f"`{eqn.primitive.name}`" if eqn else "nothing" for eqn in (n, w)]
-    return Violation(
-        there,
-        "trace",
-        f"the networks do other things here: {names[0]} in a sub-network, {names[1]} in the "
-        "global network",
-        "let nothing but sizes depend on the width",
-    )
+_CLOSES, _RETURNS = "closes over", "returns"  # steps that are no equations
+
+
+def _misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | None:
+    """The first place where two programs part: in what they do, or with which arrays."""
+    for n, w in zip(_steps(narrow), _steps(wide), strict=False):
+        if n.operation != w.operation:
+            names = ["nothing" if s.operation == _RETURNS else f"`{s.operation}`" for s in (n, w)]
+            problem = (
+                f"the networks do other things here: {names[0]} in a sub-network, {names[1]} in "
+                "the global network"
+            )
+        elif (n.ranks, n.operands) != (w.ranks, w.operands):
+            ends = {_CLOSES, _RETURNS}
+            what = f"it {n.operation}" if n.operation in ends else f"`{n.operation}` takes"
+            problem = f"{what} other arrays in the global network than in a sub-network"
+        else:
+            continue
+        remedy = "let nothing but sizes depend on the width"
+        return Violation(_below(path, n.path or w.path), "trace", problem, remedy)
+    return None
 
 
 def _sizes(narrow: Sequence[Any], wide: Sequence[Any]) -> tuple[tuple[Size, ...], ...]:

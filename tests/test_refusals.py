@@ -226,12 +226,122 @@ def test_a_width_with_a_constant_part_is_refused():
         dcjax.layout(bare, 4, X)
 
 
-def test_networks_that_differ_in_more_than_width_are_refused():
-    def layer(net, x):
-        return nn.relu(x) if net.width > 4 else nn.relu(x) + jnp.exp(x)
+def pooled(net, x):
+    return nn.relu(nn.Conv(net.width, (3, 3))(x)).mean((1, 2))
 
-    with pytest.raises(dcjax.NotSeparableError, match="do other things"):
+
+def swapped(net, x):
+    a, b = pooled(net, x), pooled(net, x)
+    return nn.Dense(5)(a - b if net.width > 4 else b - a)
+
+
+def swapped_results(net, x):
+    a, b = nn.Dense(5)(pooled(net, x)), nn.Dense(5)(pooled(net, x))
+    return (a, b) if net.width > 4 else (b, a)
+
+
+ONES = np.ones((8, 1), np.float32)
+
+OTHER_PROGRAMS = {
+    "more operations": (
+        lambda net, x: nn.Dense(5)(pooled(net, x) if net.width > 4 else jnp.exp(pooled(net, x))),
+        "do other things",
+    ),
+    "operands": (swapped, "`sub` takes other arrays"),
+    "a literal for an operand": (
+        lambda net, x: nn.Dense(5)((y := pooled(net, x)) * (2 if net.width > 4 else y)),
+        "`mul` takes other arrays",
+    ),
+    "results": (swapped_results, "returns other arrays"),
+    "closed-over arrays": (
+        lambda net, x: nn.Dense(5)(
+            pooled(net, x * ONES + (ONES if net.width > 4 else ONES.copy()))
+        ),
+        "closes over other arrays",
+    ),
+    "a cast": (
+        lambda net, x: nn.Dense(5)(pooled(
+            net, x.astype(jnp.int32 if net.width > 4 else jnp.float16).astype(jnp.float32)
+        )),
+        "new_dtype depends on the width",
+    ),
+    "a precision": (
+        lambda net, x: nn.Dense(5)(pooled(
+            net, jax.lax.reduce_precision(x, 8, 3 if net.width > 4 else 7)
+        )),
+        "mantissa_bits depends on the width",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_PROGRAMS)
+def test_networks_that_differ_in_more_than_width_are_refused(name):
+    call, said = OTHER_PROGRAMS[name]
+    with pytest.raises(dcjax.NotSeparableError, match=said):
+        dcjax.layout(network(lambda net, x: x, call), 4, X)
+
+
+@pytest.mark.parametrize("over", ["itself", "another head"])
+def test_a_head_whose_part_of_the_mean_cancels_is_refused(over):
+    def head(net, x):
+        x = x.mean((1, 2))
+        a, b = (net.param(n, nn.initializers.uniform(), (net.width, 5)) for n in "ab")
+        return (
+            x @ (a / a.sum(1, keepdims=True)) if over == "itself" else x @ a + x @ b + x @ (a / b)
+        )
+
+    with pytest.raises(dcjax.NotSeparableError, match="no kernel that could hold the 1/K"):
+        dcjax.layout(network(lambda net, x: x, head), 4, X)
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda z, width: z * jnp.ones((1, width)),
+        lambda z, width: z + jnp.zeros((1, width)),
+        lambda z, width: z @ jnp.ones((1, width)),
+    ],
+)
+def test_a_mean_that_is_spread_over_channels_is_refused(spread):
+    def after(net, x):
+        return nn.Dense(5)(spread(nn.Dense(1, name="merge")(x.mean((1, 2))), net.width))
+
+    with pytest.raises(dcjax.NotSeparableError, match="merged at Net/merge"):
+        dcjax.layout(network(lambda net, x: x, after), 4, X)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda net, x: x * nn.sigmoid(nn.Conv(net.width, (1, 1))(x)),
+        lambda net, x: x * jax.lax.broadcast_in_dim(nn.Dense(net.width)(x[0, 0]), x.shape, (2, 3)),
+    ],
+)
+def test_one_channel_of_a_sub_network_is_not_spread_over_as_many_as_there_are_sub_networks(gate):
+    class Net(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(5)(pooled(self, gate(self, x)))
+
+    with pytest.raises(dcjax.NotSeparableError, match="an axis of 1→3 is spread over one of 3"):
+        dcjax.layout(Net(3), 3, X)
+
+
+def test_a_window_that_leaves_channels_out_is_refused():
+    def layer(net, x):
+        ones, steps = (1, 1, 1, 1), (1, 1, 1, 8)
+        x = jax.lax.reduce_window(nn.relu(x), -jnp.inf, jax.lax.max, ones, steps, "VALID")
+        return nn.Conv(net.width, (3, 3))(x)
+
+    with pytest.raises(dcjax.NotSeparableError, match="runs over the channels"):
         dcjax.layout(network(layer), 4, X)
+
+
+def test_a_transfer_of_several_arrays_is_each_of_them():
+    net = network(lambda net, x: sum(jax.device_put((x, nn.relu(x)))))
+    assert dcjax.layout(net, 4, X).subnets == 4
 
 
 def test_a_rule_for_an_unknown_primitive_can_be_registered(monkeypatch):

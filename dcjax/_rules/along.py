@@ -46,9 +46,11 @@ def _cumulative(context: Context, equation: Equation, value: Value) -> Value:
 @register_rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def _reduce_window(context: Context, equation: Equation, value: Value) -> Value:
     window = equation.same("window_dimensions")
-    for name in ("padding", "window_strides", "base_dilation", "window_dilation"):
-        equation.same(name)
-    within(context, equation, value, [i for i, size in enumerate(window) if size > 1])
+    names = ("window_strides", "base_dilation", "window_dilation")
+    steps = zip(window, *(equation.same(name) for name in names), strict=True)
+    pads = equation.same("padding")
+    moved = [i for i, some in enumerate(steps) if {*some} != {1} or any(pads[i])]
+    within(context, equation, value, moved)
     if equation.name != "reduce_window_sum":
         value = nonlinear(context, [value], context.spread(value)).with_axes(value.axes)
     return resized(context, equation, value)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dcjax._rules.registry import RULES, Rule, register_rule
+from dcjax._terms import Size
 from dcjax._values import Axis, Context, Equation, Inseparable, Value, refuse_own, together
 
 OFF_DIAGONAL = (
@@ -28,7 +29,7 @@ def join(context: Context, equation: Equation, values: Sequence[Value]) -> tuple
         meeting = [
             value.axes[i]
             for value, sizes in zip(values, equation.in_sizes, strict=True)
-            if sizes and sizes[i] == size
+            if sizes and not is_broadcast(sizes[i], size)
         ]
         for axis in meeting[1:]:
             context.orders.unify(meeting[0].term, axis.term)
@@ -37,18 +38,33 @@ def join(context: Context, equation: Equation, values: Sequence[Value]) -> tuple
     return tuple(joined)
 
 
+def is_broadcast(before: Size, after: Size) -> bool:
+    """Whether an axis of one entry is spread over one of another size, in both networks alike."""
+    if before in (after, Size(1, 1)):
+        return before != after
+    raise Inseparable(
+        f"an axis of {before} is spread over one of {after}: one entry of a sub-network's serves "
+        "for all, in the global network each has its own",
+        "let an axis have one entry in both networks, or as many as what it meets",
+    )
+
+
 def _elementwise(combine: Callable[[Context, Sequence[Value], frozenset[int]], Value]) -> Rule:
     """A rule from a function that says what the combined array is once its axes are joined."""
 
     def rule(context: Context, equation: Equation, *values: Value) -> Value:
         axes = join(context, equation, values)
-        spread = context.spread(Value(axes))
-        for value in values:
-            if value.own and spread:
-                raise refuse_own(value, "it meets the sub-networks' channels")
-        return combine(context, values, spread).with_axes(axes)
+        _refuse_to_spread(context, values, axes)
+        return combine(context, values, context.spread(Value(axes))).with_axes(axes)
 
     return rule
+
+
+def _refuse_to_spread(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> None:
+    """A mean has no entry for each sub-network, even where these would all be the same."""
+    for value in values:
+        if value.own and any(map(context.grows, axes)):
+            raise refuse_own(value, "it meets the sub-networks' channels")
 
 
 def _refuse_nonlinear(values: Sequence[Value]) -> None:
@@ -89,11 +105,8 @@ def _additive(context: Context, values: Sequence[Value], spread: frozenset[int])
 
 def one_of(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> Value:
     """An array whose every entry is an entry of one of these; linear in all of them together."""
-    spread = context.spread(Value(tuple(axes)))
-    for value in values:
-        if value.own and spread:
-            raise refuse_own(value, "it meets the sub-networks' channels")
-    _same_blocks(context, values, spread)
+    _refuse_to_spread(context, values, axes)
+    _same_blocks(context, values, context.spread(Value(tuple(axes))))
     return sum_of(values).with_axes(axes)
 
 
@@ -160,7 +173,8 @@ def _quotient(context: Context, values: Sequence[Value], spread: frozenset[int])
     below = context.spread(under)
     if len(spread) > 1 and (len(below) > 1 or not below <= context.spread(over)):
         raise Inseparable(*OFF_DIAGONAL)
-    return _blended(values, power=over.power - under.power, linear=over.linear, zero=over.zero)
+    linear = tuple(leaf for leaf in over.linear if leaf not in under.linear)
+    return _blended(values, power=over.power - under.power, linear=linear, zero=over.zero)
 
 
 @register_rule("convert_element_type")
@@ -172,6 +186,11 @@ def _cast(context: Context, equation: Equation, value: Value) -> Value:
     if not floating and (value.own or value.power):
         _refuse_nonlinear([value])
     return value if floating else dataclasses.replace(value, linear=())
+
+
+@register_rule("device_put")
+def _device_put(context: Context, equation: Equation, *values: Value) -> list[Value]:
+    return list(values)
 
 
 @register_rule("select_n")
@@ -187,8 +206,7 @@ def _select(context: Context, equation: Equation, which: Value, *cases: Value) -
 _KINDS = {
     _additive: "add sub add_any complex",
     _linear: (
-        "neg copy copy_p real imag conj reduce_precision sharding_constraint stop_gradient name "
-        "device_put"
+        "neg copy copy_p real imag conj reduce_precision sharding_constraint stop_gradient name"
     ),
     _product: "mul",
     _quotient: "div",

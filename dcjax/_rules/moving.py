@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from dcjax._rules.along import resized, within
-from dcjax._rules.elementwise import either, one_of
+from dcjax._rules.elementwise import either, is_broadcast, one_of
 from dcjax._rules.registry import register_rule
 from dcjax._terms import Conflict, Size, Term, repeat, scale
 from dcjax._values import Axis, Context, Equation, Inseparable, Value, refuse_own
@@ -28,7 +28,7 @@ def _broadcast_in_dim(context: Context, equation: Equation, value: Value, *_: Va
     sizes = equation.in_sizes[0]
     axes = [
         value.axes[source[out]]
-        if out in source and sizes[source[out]] == size
+        if out in source and not is_broadcast(sizes[source[out]], size)
         else context.fresh(size, const=True)
         for out, size in enumerate(equation.out_sizes[0])
     ]

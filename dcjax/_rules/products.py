@@ -41,8 +41,11 @@ def _contract(
         )
     _refuse_mixed(context, axes, spreads, frozenset(kept))
     result = product_of(values)
-    if result.own and varying & frozenset(kept):
+    if result.own and any(context.grows(axes[label]) for label in kept):
         raise refuse_own(next(v for v in values if v.own), "it meets the sub-networks' channels")
+    for value, labels in zip(values, spreads, strict=True):
+        if merged and value.own and not labels & merged[0]:
+            raise refuse_own(value, "the sub-networks are merged here with their own factors")
     if merged:
         result = dataclasses.replace(
             result, own=context.merge(equation, values, result.power), power=0
