@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Integer, Num, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Num
 
 from dcjax._checks import array_fault, array_of, dtype_of, shown
 from dcjax._shares import check_weights, is_known
@@ -52,6 +52,9 @@ class BoundsSums(NamedTuple):
         right: Number of samples that the mean logits classify rightly.
         right_lower: Number of those that are so by the sub-networks' agreement.
         right_upper: Number of those that are not wrong by the sub-networks' agreement.
+        cost_rest: What rounding has left out of `cost`, to be added to it; float32.
+        cost_upper_rest: Of `cost_upper`.
+        cost_lower_rest: Of `cost_lower`.
     """
 
     samples: ArrayLike = np.int32(0)
@@ -61,6 +64,13 @@ class BoundsSums(NamedTuple):
     right: ArrayLike = np.int32(0)
     right_lower: ArrayLike = np.int32(0)
     right_upper: ArrayLike = np.int32(0)
+    cost_rest: ArrayLike = np.float32(0)
+    cost_upper_rest: ArrayLike = np.float32(0)
+    cost_lower_rest: ArrayLike = np.float32(0)
+
+
+_COSTS = ("cost", "cost_upper", "cost_lower")
+_COUNTS = ("samples", "right", "right_lower", "right_upper")
 
 
 def bounds(
@@ -191,10 +201,9 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
     _check_sums(sums)
     _check_counts(sums)
     samples = jnp.asarray(sums.samples, jnp.float32)
+    costs = {n: jnp.asarray(getattr(sums, n)) + getattr(sums, f"{n}_rest") for n in _COSTS}
     return Bounds(
-        cost=jnp.asarray(sums.cost) / samples,
-        cost_upper=jnp.asarray(sums.cost_upper) / samples,
-        cost_lower=jnp.asarray(sums.cost_lower) / samples,
+        **{name: total / samples for name, total in costs.items()},
         accuracy=_fraction(sums.right, sums.samples, 0.0),
         accuracy_lower=_fraction(sums.right_lower, sums.samples, -2 * _EPSILON),
         accuracy_upper=_fraction(sums.right_upper, sums.samples, 2 * _EPSILON),
@@ -208,7 +217,7 @@ def _fraction(
     """count / samples; where float32 cannot hold it exactly, moved by `nudge` of it."""
     divisor = jnp.maximum(jnp.gcd(count, samples), 1)
     numerator, denominator = count // divisor, samples // divisor
-    exact = denominator & (denominator - 1) == 0
+    exact = (denominator & (denominator - 1) == 0) & (numerator <= 2**24)
     fraction = numerator.astype(jnp.float32) / denominator.astype(jnp.float32)
     return jnp.where(exact, fraction, jnp.minimum(fraction * (1 + nudge), 1))
 
@@ -228,10 +237,18 @@ def _add(
         weights.astype(jnp.float32),
     )
 
-    def add(total: Array, values: Shaped[Array, " N"]) -> Array:
-        return total + values.sum(where=kept, dtype=total.dtype)
-
-    return jax.tree.map(add, sums, batch)
+    added = {}
+    for name in _COUNTS + _COSTS:
+        total = jnp.asarray(getattr(sums, name))
+        part = getattr(batch, name).sum(where=kept, dtype=total.dtype)
+        added[name] = new = total + part
+        if name in _COUNTS:
+            continue
+        # Over many batches the rounding errors would leave the bounds' margin: they are kept.
+        lost = (total - (new - (new - total))) + (part - (new - total))
+        rest = getattr(sums, f"{name}_rest")
+        added[f"{name}_rest"] = rest + jnp.where(jnp.isfinite(new), lost, 0)
+    return BoundsSums(**added)
 
 
 def _per_sample(

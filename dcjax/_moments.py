@@ -1,6 +1,7 @@
 """Composing the sub-networks' optimiser states into the global network's."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ def compose_opt_state(
     the state that grows as the p-th power of the gradients (p = 1 for momenta, 2 for Adam's second
     moments) is therefore composed with the factor w_k^p in the body and 1 in the head; what all
     share (the head's bias) gets Σ_k w_k times the sub-networks' own. p is measured, for each part,
-    by running the optimiser on small gradients and on multiples of them.
+    by running the optimiser on gradients of 2e-6 to 200 and on multiples of them.
 
     Off the diagonal first moments are zero, for the gradients there have no past. Zero second
     moments beside a large count would make Adam's first step there (1 − β₁)/√(1 − β₂) = 3.2 times
@@ -62,7 +63,9 @@ def compose_opt_state(
       TypeError: `params` is no `Stacked`, or `optimizer` no optax optimiser.
       ValueError: the state is not one of this optimiser and these parameters, or a part of it is no
         power of the gradients (copies of parameters, as in schedule-free methods; sums that do not
-        start from zero, as Adagrad's; gradients clipped by their norm); lists every such part.
+        start from zero, as Adagrad's; momenta of what is clipped, or divided by something beside an
+        epsilon that counts, as in RMSprop with a momentum) or depends on those of other entries
+        (gradients normalised or clipped by their norm); lists every such part.
 
     >>> import dcjax, jax, optax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -101,7 +104,14 @@ def compose_opt_state(
             "for the global network: it cannot be composed, start it anew"
         )
     parts = [
-        _Part(path, new, leaves[path], _rule(path, new.shape, params.layout), power)
+        _Part(
+            path,
+            new,
+            leaves[path],
+            _rule(path, new.shape, params.layout),
+            power,
+            _parameter_of(path, params.layout) is not None,
+        )
         for (path, new), power in zip(expected.items(), powers, strict=True)
     ]
     problems = [("/".join(part.path), part.problem(len(params))) for part in parts]
@@ -153,8 +163,9 @@ class _Part(NamedTuple):
       path: its place.
       new: its shape and dtype for the global network.
       leaf: the sub-networks'.
-      rule: how the parameter is composed that it belongs to; None if it belongs to none.
+      rule: how the parameter is composed that it belongs to; None if it has not the shape of any.
       power: of the gradient, or why there is none.
+      of_parameter: whether its path ends with a parameter's, whatever its shape.
     """
 
     path: Path
@@ -162,6 +173,7 @@ class _Part(NamedTuple):
     leaf: Array
     rule: LeafLayout | None
     power: int | str
+    of_parameter: bool
 
     def problem(self, subnets: int) -> str:
         """Why it cannot be composed, or nothing."""
@@ -174,18 +186,20 @@ class _Part(NamedTuple):
             return f"expected shape {' or '.join(map(str, fitting))}, got {got}"
         if not same_kind(dtype_of(self.leaf), self.new.dtype):
             return f"expected {self.new.dtype}, got {dtype_of(self.leaf)}"
-        if self.rule is None:
-            return ""
-        return self.power if isinstance(self.power, str) else ""
+        if self.rule is not None:
+            return self.power if isinstance(self.power, str) else ""
+        if self.of_parameter and isinstance(self.power, int) and self.power:
+            return f"it belongs to a parameter, and its shape {self.new.shape} does not"
+        return ""
 
     def composed(self, shares: Float[Array, " K"], subnets: int) -> Array:
         """The global network's."""
         leaf, rule = jnp.asarray(self.leaf), self.rule
         if rule is None:
             if leaf.shape == self.new.shape:
-                return leaf
+                return _as(self.new.dtype, leaf)
             real = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return jnp.mean(leaf, axis=0) if real else leaf[0]
+            return _as(self.new.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
         assert not isinstance(self.power, str)
         factors = shares**self.power
         old = None
@@ -193,13 +207,24 @@ class _Part(NamedTuple):
             mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
             old = spread_leaf(mean, layout=rule, subnets=subnets)
         own = None if rule.head else factors
-        return compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
+        whole = compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
+        return whole.astype(self.new.dtype)
+
+
+def _as(dtype: Any, x: Array) -> Array:
+    """Of another precision where it has to be; random keys have but one."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def _parameter_of(path: Path, layout: Layout) -> Path | None:
+    """The path of the parameter that ends this one."""
+    return next((path[i:] for i in range(len(path)) if path[i:] in layout.by_path), None)
 
 
 def _rule(path: Path, shape: tuple[int, ...], layout: Layout) -> LeafLayout | None:
     """The layout of the parameter whose path ends this one, and whose shape this is."""
-    tails = (layout.by_path.get(path[i:]) for i in range(len(path)))
-    rule = next((rule for rule in tails if rule is not None), None)
+    parameter = _parameter_of(path, layout)
+    rule = None if parameter is None else layout.by_path[parameter]
     return rule if rule and shape == rule.global_shape(layout.subnets) else None
 
 
@@ -208,39 +233,99 @@ _PROBE = (1.0, -0.5, 2.0, 1.5, -1.0, 0.5, 1.0, 3.0, -2.0, 1.0)
 _FACTOR = 64.0
 
 
+class _Probe(NamedTuple):
+    """Parameters of one value throughout, and what the gradients of `_PROBE` are multiplied by."""
+
+    parameters: float
+    gradients: float
+
+
+# Pairs of which the second has gradients `_FACTOR` times as large. With parameters of zero (so that
+# weight decay, which is no gradient, is none) over many sizes, so that limits show; with parameters
+# of one, so that what starts as a copy of them shows; and with parameters as many times as large,
+# so that what is in proportion to them shows, and decay that is added to the gradients passes.
+_PAIRS = (
+    (_Probe(0.0, _FACTOR**-3), _Probe(0.0, _FACTOR**-2)),
+    (_Probe(0.0, _FACTOR**-2), _Probe(0.0, _FACTOR**-1)),
+    (_Probe(0.0, _FACTOR**-1), _Probe(0.0, 1.0)),
+    (_Probe(0.0, 1.0), _Probe(0.0, _FACTOR)),
+    (_Probe(1.0, 1.0), _Probe(1.0, _FACTOR)),
+    (_Probe(1.0, 1.0), _Probe(_FACTOR, _FACTOR)),
+)
+
+
 def _powers(optimizer: optax.GradientTransformation, params: Stacked) -> list[int | str]:
-    """The power of the gradients in every array of the state, measured on parameters of size 1.
+    """The power of the gradients in every array of the state, or why there is none.
 
-    Gradients are multiplied by a factor, with parameters of zero (so that weight decay, which is no
-    gradient, is none) and of one (so that what starts as a copy of them shows).
+    Measured on parameters with axes of two entries: by gradients and multiples of them; and by
+    multiples of some entries alone, which must leave the state of the others as it is.
     """
-    paths = jax.tree_util.tree_leaves_with_path(params.tree)
-    shapes = [(1,) * len(params.layout.by_path[path_of(path)].narrow_shape) for path, _ in paths]
+    leaves = jax.tree_util.tree_leaves_with_path(params.tree)
+    paths = [path_of(path) for path, _ in leaves]
+    shapes = [(2,) * len(params.layout.by_path[path].narrow_shape) for path in paths]
 
-    def tree(value: float) -> PyTree:
-        ones = [jnp.full(s, value, x.dtype) for s, (_, x) in zip(shapes, paths, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(params.tree), ones)
+    def tree(value: float, scaled: Callable[[int], Any] = lambda _: 1.0) -> PyTree:
+        arrays = [
+            jnp.asarray(np.broadcast_to(value * scaled(i), shape), leaf.dtype)
+            for i, (shape, (_, leaf)) in enumerate(zip(shapes, leaves, strict=True))
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params.tree), arrays)
 
     update = jax.jit(lambda gradient, state, at: optimizer.update(gradient, state, at)[1])
 
-    def history(at: float, factor: float) -> list[list[float]]:
-        state, states = optimizer.init(tree(at)), []
+    def history(probe: _Probe, scaled: Callable[[int], Any] = lambda _: 1.0) -> list[list[Any]]:
+        at = tree(probe.parameters)
+        state, states = optimizer.init(at), []
         for gradient in _PROBE:
-            state = update(tree(factor * gradient), state, tree(at))
-            states.append([_magnitude(leaf) for leaf in jax.tree.leaves(state)])
-        return [list(values) for values in zip(*states, strict=True)]
+            state = update(tree(probe.gradients * gradient, scaled), state, at)
+            states.append(jax.device_get(jax.tree.leaves(state)))
+        return [list(arrays) for arrays in zip(*states, strict=True)]
 
     with jax.ensure_compile_time_eval():
-        first = jax.tree.leaves(optimizer.init(tree(1.0)))
-        runs = [(history(at, low), history(at, low * _FACTOR)) for at, low in _RANGES]
-    return [_power(leaf, [(low[i], high[i]) for low, high in runs]) for i, leaf in enumerate(first)]
+        first = optimizer.init(tree(1.0))
+        probes = {probe: history(probe) for pair in _PAIRS for probe in pair}
+        powers = [
+            _power(leaf, [(probes[low][i], probes[high][i]) for low, high in _PAIRS])
+            for i, leaf in enumerate(jax.tree.leaves(first))
+        ]
+        owners = [_parameter_of(path, params.layout) for path in leaves_of(first, "state")]
+        base = probes[_Probe(0.0, 1.0)]
+        for scaled in _patterns(shapes):
+            other = history(_Probe(0.0, 1.0), scaled)
+            for i, owner in enumerate(owners):
+                if owner is None or isinstance(powers[i], str):
+                    continue
+                parameter = paths.index(owner)
+                left = np.broadcast_to(scaled(parameter) == 1, shapes[parameter])
+                if not _same(base[i], other[i], left):
+                    powers[i] = "it depends on the gradients of other parameters or entries"
+    return powers
 
 
-# Where the probes are: the parameters' values, and the smaller gradients.
-_RANGES = ((0.0, 1 / _FACTOR), (0.0, 1.0), (1.0, 1.0))
+def _patterns(shapes: Sequence[tuple[int, ...]]) -> list[Callable[[int], Any]]:
+    """Factors of the gradients: of some leaves (any two differ in one), or of an entry of each."""
+
+    def of_leaves(bit: int, value: int) -> Callable[[int], Any]:
+        return lambda i: _FACTOR if i >> bit & 1 == value else 1.0
+
+    def of_entry(i: int) -> Any:
+        factors = np.ones(shapes[i])
+        factors[(0,) * factors.ndim] = _FACTOR
+        return factors
+
+    bits = range(max(1, (len(shapes) - 1).bit_length()))
+    return [*(of_leaves(bit, value) for bit in bits for value in (0, 1)), of_entry]
 
 
-def _power(first: Any, runs: list[tuple[list[float], list[float]]]) -> int | str:
+def _same(one: Sequence[Any], other: Sequence[Any], where: np.ndarray) -> bool:
+    """Whether the arrays of all steps agree in these entries, if they have any such."""
+    return all(
+        np.shape(a) != where.shape or np.allclose(a[where], b[where], rtol=1e-3)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _power(first: Any, runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> int | str:
     """The one power that explains all, or why there is none."""
     if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
         return 0
@@ -248,7 +333,7 @@ def _power(first: Any, runs: list[tuple[list[float], list[float]]]) -> int | str
         return "it does not start from zero, so that it is no average of gradients alone"
     found = set()
     for low, high in runs:
-        for a, b in zip(low, high, strict=True):
+        for a, b in zip(map(_magnitude, low), map(_magnitude, high), strict=True):
             if a > 0 and b > 0:
                 found.add(math.log(b / a, _FACTOR))
     if not found:

@@ -46,12 +46,18 @@ def separate(
     programs = trace_program(narrow, *narrow_args), trace_program(wide, *wide_args)
     leaves = _pair_leaves(narrow_args[0], wide_args[0])
     inputs = _pair_inputs(_shapes(narrow_args[1:]), _shapes(wide_args[1:]))
+    integers = frozenset(
+        path_of(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(wide_args[0])
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
+    aligned = programs[0], _in_order(programs[1], wide_args[0], [path for path, _ in leaves])
     heads: frozenset[Path] = frozenset()
     while True:
-        tracer = PairTracer(subnets, heads)
+        tracer = PairTracer(subnets, heads, integers)
         values = [_leaf_value(tracer, path, sizes) for path, sizes in leaves]
         values += [_input_value(tracer.orders, n, w) for n, w in inputs]
-        outputs = tracer.run(*programs, values)
+        outputs = tracer.run(*aligned, values)
         if any(value.power for value in outputs):
             tracer.violate(_TIED_OUTPUT)
         if tracer.violations:
@@ -128,6 +134,14 @@ def _pair_leaves(narrow: PyTree, wide: PyTree) -> list[tuple[Path, tuple[Size, .
             + "\n  ".join(differing)
         )
     return [(path, tuple(map(Size, shape, w[path]))) for path, shape in n.items()]
+
+
+def _in_order(program: jex.ClosedJaxpr, variables: PyTree, paths: list[Path]) -> jex.ClosedJaxpr:
+    """The program with its first arguments, the leaves of the variables, in that order."""
+    own = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    first, rest = program.jaxpr.invars[: len(own)], program.jaxpr.invars[len(own) :]
+    invars = [*(first[own.index(path)] for path in paths), *rest]
+    return program.replace(jaxpr=program.jaxpr.replace(invars=invars))
 
 
 def _pair_inputs(

@@ -57,11 +57,13 @@ class PairTracer:
     """One walk over both programs, for K = `subnets`.
 
     `heads` are the leaves that are divided by K; a walk may ask for more (`wanted`), and is then
-    repeated with them, since what a divided leaf touches must be linear.
+    repeated with them, since what a divided leaf touches must be linear. `integers` are the leaves
+    that cannot be divided, and masks among them.
     """
 
     subnets: int
     heads: frozenset[Path]
+    integers: frozenset[Path] = frozenset()
     wanted: set[Path] = dataclasses.field(default_factory=set)
     violations: dict[tuple[str, str], Violation] = dataclasses.field(default_factory=dict)
     taps: dict[tuple[int, ...], Tap] = dataclasses.field(default_factory=dict)
@@ -81,6 +83,8 @@ class PairTracer:
         """Walk two jaxprs in step; `at` is the place of this jaxpr in the whole program."""
         if parting := _misaligned(path, narrow.jaxpr, wide.jaxpr):
             self.violate(parting)
+            if len(narrow.jaxpr.outvars) != len(wide.jaxpr.outvars):
+                raise NotSeparableError(tuple(self.violations.values()))
             return self._recovered(_sizes(narrow.jaxpr.outvars, wide.jaxpr.outvars))
         known: dict[Any, Value] = dict(zip(narrow.jaxpr.invars, values, strict=True))
         for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
@@ -147,7 +151,8 @@ class PairTracer:
     def _merge(self, equation: Equation, values: Sequence[Value], power: int) -> str:
         """The sub-networks' channels are summed into one: a leaf must carry 1/K for the mean."""
         if power == 0:
-            leaf = next((leaf for v in values if v.from_params for leaf in v.linear), None)
+            leaves = [leaf for v in values if v.from_params for leaf in v.linear]
+            leaf = min(leaves, key=lambda leaf: leaf in self.integers, default=None)
             if leaf is None or leaf in self.heads:  # in a head the 1/K has cancelled out
                 raise Inseparable(
                     "it adds up the channels of all sub-networks, with no kernel that could hold "
@@ -167,14 +172,17 @@ class PairTracer:
     def _constant(self, narrow: Any, wide: Any, path: str) -> Value:
         """A literal or a closed-over array: the same in both networks, or one value throughout."""
         a, b = _plain(narrow), _plain(wide)
+        sizes = tuple(map(Size, a.shape, b.shape))
         if a.shape == b.shape and _equal(a, b):
-            axes = tuple(self.context.fresh(Size(n, n)) for n in a.shape)
-            return Value(axes, zero=not np.any(a))
+            return Value(tuple(map(self.context.fresh, sizes)), zero=not np.any(a))
         if a.size and b.size and _equal(a, b.flat[0]) and _equal(b, b.flat[0]):
-            axes = (
-                self.context.fresh(Size(*s), const=True) for s in zip(a.shape, b.shape, strict=True)
-            )
-            return Value(tuple(axes), zero=not np.any(a))
+            try:
+                axes = tuple(self.context.fresh(size, const=True) for size in sizes)
+                return Value(axes, zero=not np.any(a))
+            except Conflict as conflict:
+                remedy = "let every width be K times as large in the global network, or the same"
+                self.violate(Violation(path, "constant", str(conflict), remedy))
+                return self._recovered([sizes])[0]
         what = (
             f"a constant depends on the width: {a} in a sub-network, {b} in the global network"
             if a.ndim == 0
@@ -188,7 +196,7 @@ class PairTracer:
             else "make it a parameter of the network"
         )
         self.violate(Violation(path, "constant", what, remedy))
-        return self._recovered([tuple(map(Size, a.shape, b.shape))])[0]
+        return self._recovered([sizes])[0]
 
     def violate(self, violation: Violation) -> None:
         """Note a violation; the consequences of one in the same place are not told again."""
@@ -245,6 +253,12 @@ class PairTracer:
 
     def _cond(self, equation: Equation, operands: list[Value], at: tuple[int, ...]) -> list[Value]:
         _decided(self.context, operands[0])
+        counts = [len(params["branches"]) for params in (equation.narrow, equation.wide)]
+        if counts[0] != counts[1]:
+            raise Inseparable(
+                f"it has {counts[0]} branches in a sub-network, {counts[1]} in the global network",
+                "make their number independent of the width",
+            )
         pairs = [*zip(equation.narrow["branches"], equation.wide["branches"], strict=True)]
         if equation.narrow.get("branches_platforms"):
             # `lax.platform_dependent`: ways to compute one thing, of which the last, the default,
@@ -316,7 +330,8 @@ def _steps(jaxpr: jex.Jaxpr) -> list[Step]:
     def step(name: str, path: str, operands: Sequence[Any], results: Sequence[Any]) -> Step:
         taken = (None if isinstance(v, jex.Literal) else numbers[v] for v in operands)
         found = Step(name, path, tuple(len(_shape(v)) for v in (*operands, *results)), tuple(taken))
-        numbers.update((var, len(numbers) + i) for i, var in enumerate(results))
+        for var in results:
+            numbers[var] = len(numbers)
         return found
 
     return [
@@ -328,6 +343,10 @@ def _steps(jaxpr: jex.Jaxpr) -> list[Step]:
 
 
 _CLOSES, _RETURNS = "closes over", "returns"  # steps that are no equations
+_HINTS = {
+    _CLOSES: ", and make a new array for each use",
+    "dot_general": ", and the order of an einsum's products on nothing (optimize=…)",
+}
 
 
 def _misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | None:
@@ -345,7 +364,7 @@ def _misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | No
             problem = f"{what} other arrays in the global network than in a sub-network"
         else:
             continue
-        remedy = "let nothing but sizes depend on the width"
+        remedy = "let nothing but sizes depend on the width" + _HINTS.get(n.operation, "")
         return Violation(_below(path, n.path or w.path), "trace", problem, remedy)
     return None
 

@@ -330,3 +330,25 @@ Y = jnp.zeros(3, int)
 def test_what_does_not_fit_is_an_error(error, call, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_many_batches_stay_within_their_bounds():
+    """Equal costs, whose sums are all rounded to the same side without what is kept beside them."""
+    logits, labels = jnp.zeros((4, 100, 10)), jnp.zeros(100, int)
+    sums = jax.lax.fori_loop(
+        0,
+        3000,
+        lambda _, sums: bounds_update(sums, logits, labels),
+        jax.tree.map(jnp.asarray, BoundsSums()),
+    )
+    found = bounds_finish(sums)
+    assert found.cost_lower <= np.log(10) <= found.cost_upper
+    np.testing.assert_allclose(found.cost, np.log(10), rtol=3e-7)
+
+
+def test_counts_beyond_the_numbers_of_float32_are_rounded_outwards():
+    count = 2**25 - 1
+    found = bounds_finish(
+        BoundsSums(samples=2**25, right=count, right_lower=count, right_upper=count)
+    )
+    assert float(found.accuracy_lower) < count / 2**25 <= float(found.accuracy_upper)

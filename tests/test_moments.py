@@ -177,7 +177,6 @@ def test_the_state_of_side_by_side_training():
         (optax.adam(0.1), 2),
         (optax.adamax(0.1), 1),  # its second moment is a maximum norm
         (optax.chain(optax.scale_by_sign(), optax.trace(0.9)), 0),
-        (optax.rmsprop(0.1, momentum=0.9), 2),
         (optax.chain(optax.scale_by_adam(), optax.trace(0.9)), 2),
     ],
 )
@@ -192,7 +191,7 @@ def test_powers_are_measured_and_not_guessed_from_names(optimizer, power):
     }
     values = {float(np.unique(leaf)[0]) for leaf in bias.values()}
     expected = {
-        "adam": {0.5, 0.25}, "adamax": {0.5}, "sign": {1.0}, "rmsprop": {0.25, 1.0},
+        "adam": {0.5, 0.25}, "adamax": {0.5}, "sign": {1.0},
         "adam, trace": {0.5, 0.25, 1.0},
     }  # fmt: skip
     assert values in expected.values()
@@ -207,6 +206,13 @@ def test_powers_are_measured_and_not_guessed_from_names(optimizer, power):
         (optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9)), "no power"),
         (optax.lars(0.1), "no power"),
         (optax.MultiSteps(optax.adam(0.1), 32), "stays zero"),
+        (optax.chain(optax.clip_by_global_norm(0.01), optax.trace(0.9)), "no power"),
+        (optax.chain(optax.clip(5e-3), optax.trace(0.9)), "no power"),
+        (optax.chain(optax.normalize_by_update_norm(), optax.trace(0.9)), "no power|of other"),
+        (optax.chain(optax.clip_by_block_rms(1e-6), optax.trace(0.9)), "of other"),
+        (optax.rmsprop(0.1, momentum=0.9), "no power"),  # below 1e-4, where its epsilon counts
+        (optax.novograd(0.1), "of other|belongs to a parameter"),
+        (optax.adafactor(0.1, momentum=0.9), "no power"),
     ],
 )
 def test_what_is_no_power_of_the_gradients_is_refused(optimizer, words):
@@ -214,6 +220,29 @@ def test_what_is_no_power_of_the_gradients_is_refused(optimizer, words):
     with pytest.raises(ValueError, match=words) as error:
         dcjax.compose_opt_state(optimizer, optimizer.init(params), params)
     assert "optimizer.init(dcjax.compose(params))" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adafactor(0.1),
+        optax.adamw(0.1),
+        optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)),
+        optax.chain(optax.add_decayed_weights(1e-2), optax.adam(0.1)),
+    ],
+)
+def test_parameters_in_the_update_are_no_hindrance(optimizer):
+    params = small_params()
+    composed = dcjax.compose_opt_state(optimizer, optimizer.init(params), params)
+    expected = optimizer.init(dcjax.compose(params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(composed, expected)
+
+
+def test_dtypes_are_the_optimizer_s_whatever_the_state_s():
+    params, optimizer = small_params(), optax.trace(0.9)
+    state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), optimizer.init(params))
+    composed = dcjax.compose_opt_state(optimizer, state, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(composed)} == {jnp.dtype(jnp.float32)}
 
 
 def test_it_is_pure():

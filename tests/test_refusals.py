@@ -242,7 +242,29 @@ def swapped_results(net, x):
 
 ONES = np.ones((8, 1), np.float32)
 
+
+def swapped_with_an_operand(net, x):
+    a, b, c = jnp.split(nn.Dense(3 * net.width)(x.mean((1, 2))), 3, -1)
+    d, e = jnp.sin(a), jnp.cos(b)
+    return nn.Dense(5)((e - c if net.width > 4 else c - e) + d)
+
+
 OTHER_PROGRAMS = {
+    "an operand and a result": (swapped_with_an_operand, "`sub` takes other arrays"),
+    "more results": (
+        lambda net, x: (nn.Dense(5)(pooled(net, x)),) * (2 if net.width > 4 else 1),
+        "returns other arrays",
+    ),
+    "branches": (
+        lambda net, x: nn.Dense(5)(jax.lax.switch(0, [jnp.sin] * net.width, pooled(net, x))),
+        "its number of branches|branches in a sub-network",
+    ),
+    "an array of the width's square": (
+        lambda net, x: (
+            nn.Dense(5)(pooled(net, x)), jnp.sin(x[0, 0, 0, 0] + np.zeros(net.width**2, np.float32))
+        ),
+        "K times as large",
+    ),
     "more operations": (
         lambda net, x: nn.Dense(5)(pooled(net, x) if net.width > 4 else jnp.exp(pooled(net, x))),
         "do other things",
@@ -292,6 +314,49 @@ def test_a_head_whose_part_of_the_mean_cancels_is_refused(over):
 
     with pytest.raises(dcjax.NotSeparableError, match="no kernel that could hold the 1/K"):
         dcjax.layout(network(lambda net, x: x, head), 4, X)
+
+
+@pytest.mark.parametrize(
+    "coarse",
+    [
+        lambda y: jax.lax.reduce_precision(y, 8, 1),
+        lambda y: y.astype(jnp.float8_e4m3fn).astype(jnp.float32),
+        lambda y: y.astype(jnp.int32).astype(jnp.float32),
+    ],
+)
+@pytest.mark.parametrize("what", ["logits", "kernel"])
+def test_coarse_rounding_of_a_mean_or_a_head_is_refused(coarse, what):
+    def head(net, x):
+        kernel = net.param("k", nn.initializers.normal(), (net.width, 5))
+        x = x.mean((1, 2))
+        return coarse(x @ kernel) if what == "logits" else x @ coarse(kernel)
+
+    with pytest.raises(dcjax.NotSeparableError, match=r"not linear|no kernel that could hold"):
+        dcjax.layout(network(lambda net, x: x, head), 4, X)
+
+
+def test_half_precision_of_a_head_is_no_coarse_rounding():
+    net = network(lambda net, x: x, lambda net, x: nn.Dense(5, dtype=jnp.bfloat16)(x.mean((1, 2))))
+    assert dcjax.layout(net, 4, X).subnets == 4
+
+
+def test_an_empty_array_is_refused_by_name():
+    net = network(lambda net, x: x + x[..., :0].reshape(2, 8, 0, 8).reshape(2, 0).sum())
+    with pytest.raises(dcjax.NotSeparableError, match="without entries"):
+        dcjax.layout(net, 4, X)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pruned_head_s_kernel_is_divided_and_not_its_mask(first):
+    def head(net, x):
+        shape = net.width, 5
+        mask = net.variable("masks", "m", lambda: jnp.ones(shape, bool)).value.astype(jnp.float32)
+        kernel = net.param("k", nn.initializers.normal(), shape)
+        return x.mean((1, 2)) @ (mask * kernel if first else kernel * mask)
+
+    layout = dcjax.layout(network(lambda net, x: x, head), 4, X)
+    heads = {path for path, leaf in layout.leaves if leaf.head}
+    assert heads == {("params", "k")}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import numpy as np
+import jax.numpy as jnp
 
 from dcjax._rules.registry import RULES, Rule, register_rule
 from dcjax._terms import Size
@@ -180,12 +180,21 @@ def _quotient(context: Context, values: Sequence[Value], spread: frozenset[int])
 @register_rule("convert_element_type")
 def _cast(context: Context, equation: Equation, value: Value) -> Value:
     """Linear between floating types; a rounding to integers or booleans is not."""
-    floating = np.issubdtype(equation.narrow["new_dtype"], np.inexact) or str(
-        equation.narrow["new_dtype"]
-    ).startswith(("bfloat", "float"))
-    if not floating and (value.own or value.power):
-        _refuse_nonlinear([value])
-    return value if floating else dataclasses.replace(value, linear=())
+    dtype = equation.narrow["new_dtype"]
+    return _rounded(value, jnp.finfo(dtype).nmant if jnp.issubdtype(dtype, jnp.inexact) else 0)
+
+
+@register_rule("reduce_precision")
+def _reduce_precision(context: Context, equation: Equation, value: Value) -> Value:
+    return _rounded(value, equation.same("mantissa_bits"))
+
+
+def _rounded(value: Value, bits: int) -> Value:
+    """Rounding is not linear; to bfloat16's 7 bits and more it counts as exact, as everywhere."""
+    if bits >= jnp.finfo(jnp.bfloat16).nmant:
+        return value
+    _refuse_nonlinear([value])
+    return dataclasses.replace(value, linear=())
 
 
 @register_rule("device_put")
@@ -205,9 +214,7 @@ def _select(context: Context, equation: Equation, which: Value, *cases: Value) -
 
 _KINDS = {
     _additive: "add sub add_any complex",
-    _linear: (
-        "neg copy copy_p real imag conj reduce_precision sharding_constraint stop_gradient name"
-    ),
+    _linear: ("neg copy copy_p real imag conj sharding_constraint stop_gradient name"),
     _product: "mul",
     _quotient: "div",
     _zero_keeping: (

@@ -40,6 +40,8 @@ def _broadcast_in_dim(context: Context, equation: Equation, value: Value, *_: Va
 @register_rule("reshape")
 def _reshape(context: Context, equation: Equation, value: Value) -> Value:
     axes: list[Axis] = []
+    if any(0 in size for size in (*equation.in_sizes[0], *equation.out_sizes[0])):
+        raise Inseparable("it reshapes an array without entries", "leave empty arrays out")
     for before, after in _factor(equation.in_sizes[0], equation.out_sizes[0]):
         axes += _regroup(
             context, [value.axes[i] for i in before], [equation.out_sizes[0][i] for i in after]

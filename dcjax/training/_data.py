@@ -37,6 +37,8 @@ def placer(devices: Sequence[Device], members: Array | None = None) -> Callable[
             )
         if not len(images):
             raise ValueError(f"expected at least one image, got images of shape {images.shape}")
+        if labels.min() < 0:
+            raise ValueError(f"expected labels from 0, the numbers of classes, got {labels.min()}")
         images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
         return Data(images, labels, members)
 

@@ -53,7 +53,7 @@ def learner(
                 f"got {sorted(_collections(variables))}"
             )
         opt_state = recipe.optimizer.init(_collections(variables)["params"])
-        averaged = jax.tree.map(jnp.copy, variables) if recipe.average else None
+        averaged = jax.tree.map(_widest, variables) if recipe.average else None
         return TrainState(jnp.int32(0), key, variables, opt_state, averaged)
 
     def shuffle(state: TrainState, data: Data) -> Int[Array, "steps batch"]:
@@ -65,6 +65,8 @@ def learner(
         else:
             assert data.members is not None
             own = examples // shares
+            if not own:
+                raise ValueError(f"expected an example for each of {shares} shares, got {examples}")
             keys = jax.random.split(key, -(-steps * recipe.batch_size // own))
             passes = jax.vmap(lambda key: jax.random.permutation(key, own))(keys)
             order = passes.reshape(-1) * shares + data.members
@@ -118,9 +120,15 @@ def _averaged(decay: float, averaged: PyTree, variables: PyTree) -> PyTree:
     def at(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.inexact):
             return new
-        return (old + (1 - decay) * (new - old)).astype(new.dtype)
+        return old + (1 - decay) * (new.astype(old.dtype) - old)
 
     return jax.tree.map(at, averaged, variables)
+
+
+def _widest(x: Array) -> Array:
+    """A copy; of half precision, where an average would not move, in single precision."""
+    half = x.dtype in (jnp.bfloat16, jnp.float16)
+    return x.astype(jnp.float32) if half else jnp.copy(x)
 
 
 def _stream(key: Key[Array, ""], purpose: int, count: Int[Array, ""]) -> Key[Array, ""]:

@@ -56,7 +56,8 @@ def side_by_side(
         what is fastest on it. Bitwise the same alone as together is promised for `"unrolled"`, the
         CPU's.
       shard_data: whether sub-network k sees only its own K-th of the training examples, those of
-        the numbers n with n mod K = k. An epoch has as many steps all the same.
+        the numbers n with n mod K = k; of N examples the last N mod K belong to none. An epoch has
+        as many steps all the same.
 
     Returns:
       The phase. `start` takes a `Stacked`, or any pytree of variables with that leading axis.

@@ -19,7 +19,8 @@ class TrainState(NamedTuple):
     * `key`: a typed random key; it never changes.
     * `variables`: the Flax collections, `{"params": …, "batch_stats": …}`.
     * `opt_state`: the optimiser's state.
-    * `averaged`: the average of the variables over the last steps, where the recipe keeps one.
+    * `averaged`: the average of the variables over the last steps, where the recipe keeps one; in
+      float32 where they are of half precision.
     """
 
     step: Int[Array, "*K"]
@@ -35,7 +36,13 @@ class TrainState(NamedTuple):
         >>> TrainState(jax.numpy.int32(0), jax.random.key(0), {"params": 1}, ()).result
         {'params': 1}
         """
-        return self.variables if self.averaged is None else self.averaged
+        if self.averaged is None:
+            return self.variables
+        return jax.tree.map(
+            lambda a, v: a if a.dtype == v.dtype else a.astype(v.dtype),
+            self.averaged,
+            self.variables,
+        )
 
 
 def steps_done(state: TrainState) -> int:

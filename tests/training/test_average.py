@@ -2,7 +2,9 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dcjax
@@ -62,6 +64,25 @@ def test_whole_numbers_are_the_newest():
     old = {"count": np.int32(3), "mean": np.float32(1)}
     new = {"count": np.int32(7), "mean": np.float32(2)}
     assert _averaged(DECAY, old, new) == {"count": 7, "mean": 1.25}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_it_moves_in_half_precision(dtype, study):
+    """A hundredth of a difference is below what such numbers hold: the average is of float32."""
+    recipe = study.recipe._replace(average=0.99, optimizer=optax.sgd(1e-2))
+    phase = training.data_parallel(study.network, study.samples, recipe)
+    half = jax.tree.map(lambda leaf: leaf[0], study.variables)
+    half = half | {"params": jax.tree.map(lambda leaf: leaf.astype(dtype), half["params"])}
+    data, state = phase.place(*study.train), phase.start(half, study.key)
+    order, before = phase.shuffle(state, data), jax.tree.map(np.asarray, half)
+    for _ in range(3):
+        state, _ = phase.step(state, data, order)
+    finished = phase.finish(state)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(finished)} == {jnp.dtype(dtype)}
+    averaged = phase.gather(state).averaged["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(averaged)} == {jnp.dtype(jnp.float32)}
+    same = jax.tree.map(lambda a, b: np.mean(a == b), averaged, before["params"])
+    assert min(jax.tree.leaves(same)) < 0.1
 
 
 @pytest.mark.parametrize("average", [-0.1, 1.0, float("nan")])

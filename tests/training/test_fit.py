@@ -172,6 +172,12 @@ def test_labels_are_integers_one_for_each_image(case, labels):
         run.phase.place(np.zeros((4, 8, 8, 3), np.uint8), labels)
 
 
+def test_labels_are_not_negative(case):
+    run, _ = case
+    with pytest.raises(ValueError, match=r"labels from 0.* got -1"):
+        run.phase.place(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, -1, 2]))
+
+
 def test_a_split_has_images(case):
     run, _ = case
     with pytest.raises(ValueError, match="at least one image"):

@@ -184,3 +184,11 @@ def test_with_shares_each_sees_its_own_examples(study):
         # 48 draws from a share of 12: four times all of it.
         assert {*np.unique(seen, return_counts=True)[1]} == {4}
     assert len({tuple(row) for row in (batches.reshape(4, -1) // 4)}) == 4  # in orders of their own
+
+
+def test_a_share_has_an_example(study):
+    recipe = study.recipe._replace(batch_size=2)
+    phase = training.side_by_side(study.network, study.samples, recipe, 4, shard_data=True)
+    train = phase.place(study.train[0][:3], study.train[1][:3])
+    with pytest.raises(ValueError, match="each of 4 shares, got 3"):
+        phase.shuffle(phase.start(study.variables, study.key), train)
