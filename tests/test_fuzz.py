@@ -552,9 +552,11 @@ def right_update(args, sums):
 
 
 def right_finish(args, found):
-    samples, *totals = (float(x) for x in args["sums"])
-    assert samples > 0
-    np.testing.assert_allclose(found, [t / samples for t in totals], rtol=1e-6)
+    sums = {name: np.float32(x) for name, x in args["sums"]._asdict().items()}
+    assert sums["samples"] > 0
+    costs = [sums[name] + sums[f"{name}_rest"] for name in ("cost", "cost_upper", "cost_lower")]
+    totals = [*costs, sums["right"], sums["right_lower"], sums["right_upper"]]
+    np.testing.assert_allclose(found, [t / sums["samples"] for t in totals], rtol=1e-6)
 
 
 def right_layout(args, layout):
