@@ -13,11 +13,16 @@ namespace {
 // large images, some rows at a time. Of an image of many channels a tile reads a few of each pixel,
 // far apart, at addresses that share a few lines of the cache. Such images are cut into panels: some
 // channels of all pixels, then the next.
-constexpr Index PANEL = 16, UNCUT = 64;
-
-// Pixels enough for a tile to multiply often, against the one time that it adds its sums to those in
-// memory: of images that have fewer, several are taken together.
-constexpr Index PIXELS = 128;
+//
+// A strip has pixels enough for a tile to multiply often, against the one time that it adds its sums
+// to those in memory; of images that have fewer, several are taken together. With wider vectors a
+// tile is done with a pixel sooner, and needs more of them.
+constexpr Index PANEL = 16;
+#if defined(__AVX512F__)
+constexpr Index UNCUT = 128, STRIP = 256, TOGETHER = 256;
+#else
+constexpr Index UNCUT = 64, STRIP = 64, TOGETHER = 128;
+#endif
 
 // The pixels that a tile sums over, of one image or more, and the steps between them.
 struct Pixels {
@@ -26,9 +31,9 @@ struct Pixels {
   Index y_image, y_down, y_right;
 };
 
-// The rows of y that are taken at a time: 16 kB of them, and at least 64 pixels.
+// The rows of y that are taken at a time: 16 kB of them, and at least STRIP pixels.
 Index rows_of_strip(Image y) {
-  Index pixels = std::max<Index>(PIXELS / 2, 4096 / y.channels);
+  Index pixels = std::max<Index>(STRIP, 4096 / y.channels);
   return std::min(std::max<Index>(1, pixels / y.width), y.height);
 }
 

@@ -197,7 +197,7 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
   Index parts = std::min({images, most, Index{16}});
   Index threads = std::max<Index>(1, pool.num_threads());
   Index shares = threads > 1 ? std::min(kernel_rows, (2 * threads + parts - 1) / parts) : 1;
-  Index together = std::min({std::max<Index>(1, PIXELS / (to.height * to.width)),
+  Index together = std::min({std::max<Index>(1, TOGETHER / (to.height * to.width)),
                              (images + parts - 1) / parts, std::max<Index>(1, 65536 / in.size())});
   std::unique_ptr<float[]> sums(new float[parts * of_part]);
   in_parallel(pool, parts * shares, [&](Index task) {
