@@ -126,7 +126,8 @@ def cases(
                 lambda d=depth, w=width: profile.profile_row(d, w, runs),
             )
     if "convolutions" in options.only and on_cpu:
-        for size, channels in ((32, 8), (16, 16), (8, 32), (32, 16), (16, 32), (8, 64), (32, 32)):
+        few = ((32, 8), (16, 16), (8, 32), (32, 16), (16, 32), (8, 64), (32, 32))
+        for size, channels in (*few, (16, 128), (8, 256)):
             yield (
                 "convolutions",
                 f"{size}×{size}×{channels}",
