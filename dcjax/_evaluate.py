@@ -52,7 +52,8 @@ def _equation(
 ) -> list[Any]:
     if eqn.primitive.name in CALLS:
         return _run(inner_program(eqn.params), operands, places, at, seen)
-    if eqn.primitive.name == "scan" and any(place[: len(at)] == at != place for place in places):
+    within = any(place[: len(at)] == at != place for place in places)
+    if eqn.primitive.name == "scan" and within and eqn.params["length"]:
         return _scan(eqn, operands, places, at, seen)
     results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(results) if eqn.primitive.multiple_results else [results]

@@ -115,6 +115,7 @@ class PairTracer:
         )
         try:
             _refuse_other_kinds(equation)
+            _refuse_other_dtypes(n.outvars, w.outvars)
             control = _CONTROL.get(equation.name)
             if control is not None:
                 results = control(self, equation, operands, at)
@@ -135,8 +136,8 @@ class PairTracer:
             )
             return self._recovered(equation.out_sizes)
         results = [results] if isinstance(results, Value) else results
-        if results:
-            self.taps[at] = Tap(path, results[0])
+        if results and not jnp.issubdtype(_dtype(n.outvars[0]), jax.dtypes.prng_key):
+            self.taps[at] = Tap(path, results[0])  # random keys cannot be compared by error
         return results
 
     def _rule(self, equation: Equation) -> Callable[..., Any]:
@@ -290,14 +291,29 @@ _CONTROL: dict[str, Callable[..., list[Value]]] = {
 
 
 def _refuse_other_kinds(equation: Equation) -> None:
-    """Flags, modes and kinds of an operation are no sizes: they must not depend on the width."""
+    """Whatever is no size of an operation must not depend on the width.
+
+    Tuples are sizes, places or axes, which the rules compare where they have to; the rest are
+    programs, which are walked, and hints.
+    """
     for name, value in equation.narrow.items():
-        if name in _COUNTS or (isinstance(value, _KINDS) and name != "name"):
+        plain = isinstance(value, _PLAIN) or isinstance(equation.wide[name], _PLAIN)
+        if name in _NO_SIZES or (plain and name not in _SIZES):
             equation.same(name)
 
 
-_KINDS = (bool, str, enum.Enum, np.dtype)
-_COUNTS = ("exponent_bits", "mantissa_bits", "num_keys")  # numbers that are no sizes
+_PLAIN = (bool, str, int, float, complex, type(None), enum.Enum, np.dtype, np.generic)
+_SIZES = ("k", "feature_group_count", "name")
+_NO_SIZES = ("impl", "fill_value", "branches_platforms")  # whatever their type
+
+
+def _refuse_other_dtypes(narrow: Sequence[Any], wide: Sequence[Any]) -> None:
+    for n, w in zip(narrow, wide, strict=True):
+        if _dtype(n) != _dtype(w):
+            raise Inseparable(
+                f"it gives {_dtype(n)} in a sub-network, {_dtype(w)} in the global network",
+                "let nothing but sizes depend on the width",
+            )
 
 
 def _decided(context: Context, choice: Value) -> None:
@@ -377,6 +393,10 @@ def _shape(var: Any) -> tuple[int, ...]:
     return getattr(var.aval, "shape", ())
 
 
+def _dtype(var: Any) -> Any:
+    return getattr(var.aval, "dtype", None)
+
+
 def _below(path: str, name: str) -> str:
     """The module path of an operation inside a program that stands at `path`."""
     return "/".join(part for part in (path, name) if part)
@@ -396,5 +416,9 @@ def _plain(constant: Any) -> np.ndarray:
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether all entries are equal, NaN to NaN."""
-    return bool(np.all((a == b) | ((a != a) & (b != b))))
+    """Whether all entries are equal: NaN to NaN, and the zeros' signs, by which one may divide."""
+    equal = a == b
+    for part in (np.real, np.imag) if np.iscomplexobj(a) else (np.asarray,):
+        if jnp.issubdtype(part(a).dtype, jnp.floating):
+            equal &= np.signbit(part(a)) == np.signbit(part(b))
+    return bool(np.all(equal | ((a != a) & (b != b))))

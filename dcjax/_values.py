@@ -71,13 +71,14 @@ class Equation(NamedTuple):
 
     def same(self, name: str) -> Any:
         """A parameter of the operation that must not depend on the width."""
-        if self.narrow[name] != self.wide[name]:
+        narrow, wide = self.narrow[name], self.wide[name]
+        if narrow != wide and (narrow == narrow or wide == wide):  # NaN is NaN
             raise Inseparable(
-                f"its {name} depends on the width: {self.narrow[name]} in a sub-network, "
-                f"{self.wide[name]} in the global network",
+                f"its {name} depends on the width: {narrow} in a sub-network, {wide} in the "
+                "global network",
                 "make it independent of the width",
             )
-        return self.narrow[name]
+        return narrow
 
 
 class Context(NamedTuple):

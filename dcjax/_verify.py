@@ -220,7 +220,7 @@ def _difference(
     places = [order.indices(subnets) for order in orders]
     with np.errstate(invalid="ignore"):  # between infinities: not a number, which is refused
         if shares is not None:
-            own = [np.tensordot(shares, np.stack(own), 1)]
+            own = [np.tensordot(shares, np.stack(own), 1)] * subnets
         blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
         differences = [np.abs(b - o) for b, o in zip(blocks, own, strict=True)]
     absolute = max((np.max(d, initial=0.0) for d in differences), default=0.0)

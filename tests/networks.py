@@ -380,6 +380,35 @@ class TiledGates(nn.Module):
         return nn.Dense(CLASSES)(nn.glu(pairs).mean((1, 2)))
 
 
+class MappedConv(nn.Module):
+    """Two kernels, one for each of two feature maps, as one convolution under vmap; maxout."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.width, (3, 3))(x)
+        each = nn.vmap(
+            nn.Conv, in_axes=-1, out_axes=-1, axis_size=2, variable_axes={"params": -1},
+            split_rngs={"params": True},
+        )  # fmt: skip
+        x = each(self.width, (3, 3))(jnp.stack([x, nn.relu(x)], -1)).max(-1)
+        return nn.Dense(CLASSES)(x.mean((1, 2)))
+
+
+class FortranOrder(nn.Module):
+    """Features flattened the other way round, and a reshape that transposes first."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(self.width, (3, 3))(x))
+        rows = jax.lax.reshape(x, (len(x), 8 * self.width, 8), (0, 1, 3, 2)).mean(-1)
+        flat = jax.vmap(lambda x: x.reshape(-1, order="F"))(x)
+        return nn.Dense(CLASSES)(rows) + nn.Dense(CLASSES)(flat)
+
+
 class Row(NamedTuple):
     """One network of the contract: its width (divisible by 2 and 4), and the shape of its input."""
 
@@ -422,4 +451,6 @@ ROWS = [
     Row("stacked branches", Branches),
     Row("gates by copies", TiledGates),
     Row("frequencies, tiled channels", Frequencies),
+    Row("convolution under vmap", MappedConv),
+    Row("Fortran order", FortranOrder),
 ]

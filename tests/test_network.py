@@ -193,6 +193,45 @@ def test_verify_looks_into_scanned_layers():
     assert "largest relative error" in str(report)
 
 
+def test_verify_passes_over_random_keys():
+    class Key(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jax.random.fold_in(jax.random.key(1), (10 * x.sum()).astype(int))
+
+    class Noisy(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            noise = jax.random.normal(Key()(x), (x.shape[0], 1, 1, 1))
+            return nn.Dense(3)(nn.relu(nn.Conv(self.width, (3, 3))(x) * noise).mean((1, 2)))
+
+    network, x = Noisy(), images((2, 8, 8, 3))
+    report = dcjax.verify(network, dcjax.init(network, 2, jax.random.key(0), x), x)
+    assert report.error < 1e-5
+
+
+def test_verify_passes_over_a_scan_of_no_rounds():
+    class Empty(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):
+            def layer(module, x, _):
+                return (y := nn.Conv(self.width, (3, 3))(x)), y
+
+            each = {"variable_broadcast": "params", "split_rngs": {"params": False}}
+            x = nn.Conv(self.width, (3, 3))(x)
+            x, _ = nn.scan(layer, length=0, **each)(self, x, None)
+            return nn.Dense(3)(x.mean((1, 2)))
+
+    network, x = Empty(), images((2, 8, 8, 3))
+    report = dcjax.verify(network, dcjax.init(network, 2, jax.random.key(0), x), x)
+    assert report.error < 1e-5
+    assert report.unseen
+
+
 def test_verify_names_what_it_cannot_look_into():
     class Chosen(nn.Module):
         width: int = 8

@@ -230,6 +230,10 @@ def pooled(net, x):
     return nn.relu(nn.Conv(net.width, (3, 3))(x)).mean((1, 2))
 
 
+def features(net, x):
+    return nn.Conv(net.width, (3, 3))(x)
+
+
 def swapped(net, x):
     a, b = pooled(net, x), pooled(net, x)
     return nn.Dense(5)(a - b if net.width > 4 else b - a)
@@ -293,6 +297,51 @@ OTHER_PROGRAMS = {
         )),
         "mantissa_bits depends on the width",
     ),
+    "an axis": (
+        lambda net, x: nn.Dense(5)(
+            jax.lax.top_k(features(net, x), 8, axis=1 if net.width > 4 else 2)[0].mean((1, 2))
+        ),
+        "axis depends on the width",
+    ),
+    "batch groups": (
+        lambda net, x: nn.Dense(5)(pooled(net, x)) + jax.lax.conv_general_dilated(
+            x, jnp.ones((8, 8, x.shape[-1], 2)), (1, 1), "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            batch_group_count=1 if net.width > 4 else 2,
+        ).sum(),
+        "batch_group_count depends on the width",
+    ),
+    "bits of random numbers": (
+        lambda net, x: nn.Dense(5)(pooled(net, x) + jax.random.bits(
+            jax.random.key(0), (), jnp.uint8 if net.width > 4 else jnp.uint16
+        ).astype(jnp.float32)),
+        "depends on the width|other arrays",
+    ),
+    "a generator": (
+        lambda net, x: nn.Dense(5)(pooled(net, x) + jax.random.bits(
+            jax.random.key(0, impl="rbg" if net.width > 4 else "unsafe_rbg")
+        ).astype(jnp.float32)),
+        "depends on the width|other arrays",
+    ),
+    "what fills": (
+        lambda net, x: nn.Dense(5)(pooled(net, x.at[:, [9]].get(
+            mode="fill", fill_value=0.0 if net.width > 4 else 1.0
+        ))),
+        "fill_value depends on the width",
+    ),
+    "a product's type": (
+        lambda net, x: nn.Dense(5)(pooled(net, jax.lax.dot_general(
+            x.astype(jnp.int8), jnp.ones((8, 8), jnp.int8), (((1,), (0,)), ((), ())),
+            preferred_element_type=jnp.int32 if net.width > 4 else None,
+        ).astype(jnp.float32).transpose(0, 1, 3, 2))),
+        "preferred_element_type depends on the width",
+    ),
+    "a zero's sign": (
+        lambda net, x: nn.Dense(5)(jnp.arctan2(
+            -0.0 if net.width > 4 else 0.0, pooled(net, x)
+        )),
+        "a constant depends on the width",
+    ),
 }  # fmt: skip
 
 
@@ -320,6 +369,7 @@ def test_a_head_whose_part_of_the_mean_cancels_is_refused(over):
     "coarse",
     [
         lambda y: jax.lax.reduce_precision(y, 8, 1),
+        lambda y: jax.lax.reduce_precision(y, 4, 23),
         lambda y: y.astype(jnp.float8_e4m3fn).astype(jnp.float32),
         lambda y: y.astype(jnp.int32).astype(jnp.float32),
     ],
@@ -372,6 +422,15 @@ def test_a_mean_that_is_spread_over_channels_is_refused(spread):
         return nn.Dense(5)(spread(nn.Dense(1, name="merge")(x.mean((1, 2))), net.width))
 
     with pytest.raises(dcjax.NotSeparableError, match="merged at Net/merge"):
+        dcjax.layout(network(lambda net, x: x, after), 4, X)
+
+
+def test_a_head_that_is_spread_over_channels_is_refused():
+    def after(net, x):
+        kernel = net.param("k", nn.initializers.normal(), (net.width, 1))
+        return x.mean((1, 2)) @ (kernel * jnp.ones((1, net.width)))
+
+    with pytest.raises(dcjax.NotSeparableError, match="spread over the sub-networks' channels"):
         dcjax.layout(network(lambda net, x: x, after), 4, X)
 
 

@@ -186,6 +186,9 @@ def _cast(context: Context, equation: Equation, value: Value) -> Value:
 
 @register_rule("reduce_precision")
 def _reduce_precision(context: Context, equation: Equation, value: Value) -> Value:
+    """To float16's range and more the exponent counts as exact; outside there is no rounding."""
+    if equation.same("exponent_bits") < jnp.finfo(jnp.float16).nexp:
+        return _rounded(value, 0)
     return _rounded(value, equation.same("mantissa_bits"))
 
 
@@ -195,6 +198,14 @@ def _rounded(value: Value, bits: int) -> Value:
         return value
     _refuse_nonlinear([value])
     return dataclasses.replace(value, linear=())
+
+
+@register_rule("bitcast_convert_type")
+def _bitcast(context: Context, equation: Equation, value: Value) -> Value:
+    """Random numbers are made of bits."""
+    if len(equation.in_sizes[0]) != len(equation.out_sizes[0]):
+        raise Inseparable("it takes entries apart into bytes", "use a type of as many bits")
+    return nonlinear(context, [value], context.spread(value)).with_axes(value.axes)
 
 
 @register_rule("device_put")

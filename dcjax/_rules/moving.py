@@ -40,9 +40,13 @@ def _broadcast_in_dim(context: Context, equation: Equation, value: Value, *_: Va
 @register_rule("reshape")
 def _reshape(context: Context, equation: Equation, value: Value) -> Value:
     axes: list[Axis] = []
-    if any(0 in size for size in (*equation.in_sizes[0], *equation.out_sizes[0])):
+    sizes = equation.in_sizes[0]
+    if any(0 in size for size in (*sizes, *equation.out_sizes[0])):
         raise Inseparable("it reshapes an array without entries", "leave empty arrays out")
-    for before, after in _factor(equation.in_sizes[0], equation.out_sizes[0]):
+    order = equation.same("dimensions")
+    if order is not None:  # the axes are transposed first: lax.reshape, order="F", vmapped conv
+        value, sizes = value.with_axes(value.axes[i] for i in order), [sizes[i] for i in order]
+    for before, after in _factor(sizes, equation.out_sizes[0]):
         axes += _regroup(
             context, [value.axes[i] for i in before], [equation.out_sizes[0][i] for i in after]
         )

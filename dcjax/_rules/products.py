@@ -50,6 +50,8 @@ def _contract(
         result = dataclasses.replace(
             result, own=context.merge(equation, values, result.power), power=0
         )
+        if any(context.grows(axes[label]) for label in kept):
+            raise refuse_own(result, "a mean is spread over the sub-networks' channels")
     return result.with_axes(Axis(axes[k].term, k not in varying) for k in kept)
 
 
