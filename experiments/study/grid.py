@@ -167,6 +167,7 @@ STUDIES = {
             scratch(6, 1.6, seeds=1),
             scratch(6, 0.4, seeds=1, name="scratch-averaged", average=0.95),
             scratch(6, 0.4, seeds=1, name="scratch-longer-warm-up", warmup_epochs=1.5),
+            scratch(6, 0.8, name="scratch-longer-warm-up", warmup_epochs=1.5),
             scratch(4, 0.4),
             averaged((4, 2), 0.1, seeds=1),
             averaged((4, 2), 0.2, seeds=1),
