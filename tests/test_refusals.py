@@ -315,13 +315,13 @@ OTHER_PROGRAMS = {
         lambda net, x: nn.Dense(5)(pooled(net, x) + jax.random.bits(
             jax.random.key(0), (), jnp.uint8 if net.width > 4 else jnp.uint16
         ).astype(jnp.float32)),
-        "depends on the width|other arrays",
+        "(bit_width|impl) depends on the width",
     ),
     "a generator": (
         lambda net, x: nn.Dense(5)(pooled(net, x) + jax.random.bits(
             jax.random.key(0, impl="rbg" if net.width > 4 else "unsafe_rbg")
         ).astype(jnp.float32)),
-        "depends on the width|other arrays",
+        "(bit_width|impl) depends on the width",
     ),
     "what fills": (
         lambda net, x: nn.Dense(5)(pooled(net, x.at[:, [9]].get(
