@@ -1,6 +1,7 @@
 """What a run ran on and with, for its results."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 from dcjax import training
+from experiments.startup import JOBS
 
 
 def versions() -> dict[str, str]:
@@ -19,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def devices(used: Mapping[str, int]) -> dict[str, Any]:
-    """The devices there are, and how many of them each phase used.
+    """The devices there are, how many of them each phase used, and how many runs shared them.
 
     Args:
       used: the number of devices of each phase.
@@ -32,6 +34,7 @@ def devices(used: Mapping[str, int]) -> dict[str, Any]:
         "count": len(here),
         "physical": training.physical_devices(here),
         "used": dict(used),
+        "jobs": int(os.environ.get(JOBS, "1")),
     }
 
 

@@ -5,6 +5,9 @@ import ctypes
 import os
 from pathlib import Path
 
+JOBS = "DCJAX_JOBS"
+"""The environment variable by which a study tells a trial how many share the machine."""
+
 # mallopt's numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 

@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from experiments import startup
+from experiments.config import Network
 
 TABLES = ("machine", "copies", "engines", "convolutions", "norms", "profile", "steps", "scaling")
 DEVICES = 8
@@ -93,6 +94,7 @@ def cases(
     options: Options, platform: str
 ) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What is to be measured: table, row, function."""
+    from experiments import build
     from experiments.benchmark import (
         convolutions,
         copies,
@@ -108,9 +110,9 @@ def cases(
     if "machine" in options.only:
         yield "machine", "this machine", lambda: machine.machine_row(runs)
     if "engines" in options.only:
-        sizes = [(8, 8, 4)] if on_cpu else [(8, 8, 4), (32, 16, 4), (8, 8, 8)]
-        for dtype in ("float32",) if on_cpu else ("float32", "bfloat16"):
-            for depth, width, subnets in sizes:
+        sizes = [(8, 8, 4)] if on_cpu else [(20, 16, 4), (8, 16, 4), (8, 32, 4), (8, 8, 8)]
+        for depth, width, subnets in sizes:
+            for dtype in ("float32",) if on_cpu else ("bfloat16", "float32"):
                 yield (
                     "engines",
                     f"ResNet-{depth}, width {width}, K = {subnets}, {dtype}",
@@ -145,13 +147,15 @@ def cases(
             yield "copies", name, lambda n=name: copies.copy_row(n, runs)
     if "steps" in options.only:
         some = [(8, 8, k) for k in (1, 2, 4, 8)] + [(8, 16, 4), (20, 8, 4), (32, 8, 4)]
-        some += [] if on_cpu else [(32, 16, 4)]
+        some = some if on_cpu else [(20, 16, 4), (20, 32, 4), (8, 16, 4), (8, 32, 4), (32, 16, 4)]
         every = [(d, w, k) for d in (8, 20, 32) for w in (8, 16) for k in (1, 2, 4, 8)]
         for depth, width, subnets in every if options.full else some:
+            # As the experiments compute, and the type in the name where it is another.
+            dtype = build.precision(Network())
             yield (
                 "steps",
-                f"ResNet-{depth}, width {width}, K = {subnets}",
-                lambda d=depth, w=width, k=subnets: steps.step_row(d, w, k, runs),
+                f"ResNet-{depth}, width {width}, K = {subnets}" + f", {dtype}" * (not on_cpu),
+                lambda d=depth, w=width, k=subnets, t=dtype: steps.step_row(d, w, k, runs, t),
             )
     if "scaling" in options.only:
         for subnets in (1, 2, 4, 8):

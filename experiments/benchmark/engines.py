@@ -13,6 +13,8 @@ ENGINES = {
     for form in FORMS
     for whole in (False, True)
 }
+# Compiling them takes most of a row's time on an accelerator: whole epochs, and one to tell by.
+ON_ACCELERATORS = ("unrolled, epoch", "vmap, step", "vmap, epoch", "map, epoch")
 
 
 def engine_row(depth: int, width: int, subnets: int, dtype: str, runs: int) -> dict[str, Any]:
@@ -22,5 +24,6 @@ def engine_row(depth: int, width: int, subnets: int, dtype: str, runs: int) -> d
     made = {
         name: steps.side_by_side(network, subnets, engine=engine, devices=one)
         for name, engine in ENGINES.items()
+        if one[0].platform == "cpu" or name in ON_ACCELERATORS
     }
     return steps.step_times(made, runs)

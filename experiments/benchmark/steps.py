@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -20,13 +21,15 @@ BATCH = 128
 Made = tuple[training.Phase, Any]  # a phase, and its variables
 
 
-def step_row(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:
-    """The steps of ResNet sub-networks of a width, batch 128 of 32×32×3, float32, no augmentation.
+def step_row(
+    depth: int, width: int, subnets: int, runs: int, dtype: str = "float32"
+) -> dict[str, Any]:
+    """The steps of ResNet sub-networks of a width, batch 128 of 32×32×3, no augmentation.
 
     `single` is a sub-network's step by plain `jit` on one device, which uses all cores; `global`
     the data-parallel step of the network that is K times as wide, on as many devices.
     """
-    network = resnet(depth, width * subnets)
+    network = resnet(depth, width * subnets, dtype=dtype)
     subnet = dcjax.decompose(network, subnets)
     one = jax.devices()[:1]
     made = {
@@ -54,7 +57,9 @@ def step_times(
     made: Mapping[str, Made], runs: int, others: Ways = MappingProxyType({})
 ) -> dict[str, Any]:
     """Seconds a step of the phases, and a call of the others, all in turns."""
-    ready = {name: compiled(*one) for name, one in made.items()}
+    # Compilers work beside each other: on an accelerator that is most of a row's time.
+    with ThreadPoolExecutor() as pool:
+        ready = dict(zip(made, pool.map(lambda one: compiled(*one), made.values()), strict=True))
     ways = {name: runner(*one[:3]) for name, one in ready.items()} | dict(others)
     found = in_turns(ways, runs)
     a_call = {n: _epoch_steps() for n, one in ready.items() if one[0].epoch is not None}

@@ -59,9 +59,12 @@ def _conditions(rows: Rows, name: str, places: str) -> str:
 
 
 def _ms(timing: dict[str, float]) -> str:
-    """Median and range in milliseconds."""
-    median, fastest, slowest = (1e3 * timing[key] for key in ("median", "fastest", "slowest"))
-    return f"{median:.0f} ({fastest:.0f}–{slowest:.0f})"
+    """Median and range in milliseconds, of few with a place more."""
+    places = 0 if timing["median"] >= 0.02 else 1 if timing["median"] >= 0.005 else 2
+    median, fastest, slowest = (
+        f"{1e3 * timing[key]:.{places}f}" for key in ("median", "fastest", "slowest")
+    )
+    return f"{median} ({fastest}–{slowest})"
 
 
 def _numbers(name: str) -> list[int]:
@@ -77,7 +80,7 @@ def _steps(rows: Rows) -> str:
     columns = ["side_by_side", "single", "global", "torch_loop", "torch_vmap", "torch_global"]
     body = []
     for name, row in sorted(rows.items(), key=lambda item: _numbers(item[0])):
-        subnets = _numbers(name)[-1]
+        subnets = _numbers(name)[2]
         ratios = step_ratios({key: row[key] for key in columns if key in row}, subnets)
         body.append(
             [name]

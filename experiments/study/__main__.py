@@ -36,6 +36,9 @@ class Options:
     records: Path = Path("docs/study")
     """Their settings and results, a file a study, which stay when the folders go: a trial that is
     here is not run again."""
+    jobs: int = 1
+    """Run so many trials at once, for a device that one alone does not fill; each writes what it
+    says into a file beside its folder. Trials that ran alone give the paces."""
     minutes: float | None = None
     """Begin no trial after so many minutes."""
     report: bool = False
@@ -53,6 +56,8 @@ def _problems(options: Options) -> Iterator[str]:
             yield f"--only {name}: choose from {' '.join(grid.STUDIES)}"
     if options.seeds < 1:
         yield f"--seeds {options.seeds}: expected at least 1"
+    if options.jobs < 1:
+        yield f"--jobs {options.jobs}: expected at least 1"
     if options.minutes is not None and not options.minutes >= 0:
         yield f"--minutes {options.minutes}: expected at least 0"
     for flag, place in (("--output", options.output), ("--summary", options.summary)):
@@ -92,7 +97,9 @@ def main() -> int:
     complete = True
     if not options.report:
         try:
-            complete = trials.run(todo, declared, options.data_dir, options.minutes, say)
+            complete = trials.run(
+                todo, declared, options.data_dir, options.minutes, say, options.jobs
+            )
         except subprocess.CalledProcessError as error:
             then = "mend what it says" if error.returncode == 2 else "the same command goes on"
             say(f"{program}error: a trial ended with {error.returncode}; {then}")

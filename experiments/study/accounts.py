@@ -3,8 +3,8 @@
 A cost is a triple: device-seconds on one device, wall-clock seconds on D devices (as many as the
 study's networks have sub-networks), floating-point operations. Seconds are epochs times the pace,
 the median of all seconds that an epoch of such a network took in the study's trials, so that a busy
-moment of the machine favours none. Trials on another processor than most give no pace,
-but for what that one has not run.
+moment of the machine favours none. Trials on another processor than most give no pace, nor do those
+that shared it with others (`--jobs`), but for what has been run in no other way.
 """
 
 import itertools
@@ -86,10 +86,12 @@ def costs(
       operations: of an epoch of one network of a kind.
       devices: D.
     """
-    processors = [results["devices"].get("processor") for results, _ in trials]
-    most = statistics.mode(processors)
-    own = [each for each, here in zip(trials, processors, strict=True) if here == most]
-    paces = _paces(trials) | _paces(own)  # of another, what that one has not run at all
+    places = [_place(results) for results, _ in trials]
+    most = statistics.mode(places)
+    own = [each for each, here in zip(trials, places, strict=True) if here == most]
+    alone = [each for each in own if each[0]["devices"].get("jobs", 1) == 1]
+    # Each gives what the better ones have not run at all.
+    paces = _paces(trials) | _paces(own) | _paces(alone)
 
     def cost(kind: Narrow | Wide) -> Cost:
         count = kind.trained if isinstance(kind, Narrow) else 1
@@ -97,6 +99,11 @@ def costs(
         return Cost(paces[kind], paces[kind] / used, count * operations(kind))
 
     return {kind: cost(kind) for kind in paces}
+
+
+def _place(results: Results) -> tuple[str | None, str | None]:
+    """What a trial ran on: the kind of device, and the processor."""
+    return results["devices"].get("kind"), results["devices"].get("processor")
 
 
 def _paces(trials: Sequence[tuple[Results, bool]]) -> dict[Narrow | Wide, float]:

@@ -1,15 +1,17 @@
 """Running the trials: each the experiment's own command, in a process of its own."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import config, document, workdir
+from experiments import config, document, startup, workdir
 from experiments.study import grid
 
 # What the sub-networks' training does not depend on.
@@ -97,26 +99,58 @@ def run(
     data_dir: Path | None,
     minutes: float | None,
     say: Callable[[str], None],
+    jobs: int = 1,
 ) -> bool:
-    """Run what has no results yet; whether all has been run when it returns.
+    """Run what has no results yet, so many at once; whether all has been run when it returns.
 
     A trial goes on where it was, if it has been begun; another that is declared may lend it its
-    sub-networks. None is begun after so many minutes.
+    sub-networks. None is begun after so many minutes, nor after one has failed.
 
     Raises:
       subprocess.CalledProcessError: a trial failed; it has said why.
     """
     started = time.monotonic()
-    for trial in todo:
-        if trial.results is not None:
-            continue
-        if minutes is not None and time.monotonic() - started > 60 * minutes:
-            say("no time left for another trial; the same command goes on")
+    ended = False
+
+    def one(trial: Trial) -> bool:
+        """Whether it has been run."""
+        nonlocal ended
+        if ended or (minutes is not None and time.monotonic() - started > 60 * minutes):
             return False
         say(f"{trial.study}: {trial.arm.name}, seed {trial.seed}")
         _lend(trial, declared, say)
-        subprocess.run(command(trial, data_dir), check=True, stdout=subprocess.DEVNULL)
-    return True
+        log = trial.folder.with_name(f"{trial.name}.log")
+        try:
+            _call(command(trial, data_dir), jobs, log)
+        except subprocess.CalledProcessError:
+            ended = True
+            if jobs > 1:
+                say(f"{trial.arm.name}, seed {trial.seed}, failed; what it said: {log}")
+            raise
+        return True
+
+    left = [trial for trial in todo if trial.results is None]
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            done = [*(map(one, left) if jobs == 1 else pool.map(one, left))]
+        finally:
+            ended = True  # whatever it was, none begins after it
+    if not all(done):
+        say("no time left for another trial; the same command goes on")
+    return all(done)
+
+
+def _call(command: list[str], jobs: int, log: Path) -> None:
+    """Run a trial, by itself or as one of several at once."""
+    if jobs == 1:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return
+    # A GPU's memory is taken by shares, where JAX would have one process take most of it.
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
+    env = share | dict(os.environ) | {startup.JOBS: str(jobs)}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as said:
+        subprocess.run(command, check=True, stdout=said, stderr=said, env=env)
 
 
 def command(trial: Trial, data_dir: Path | None) -> list[str]:

@@ -3,12 +3,14 @@
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 
 import pytest
 
-from experiments import config, workdir
+from experiments import config, environment, workdir
 from experiments.study import __main__ as command
 from experiments.study import accounts, grid, report, trials
 from experiments.study.accounts import Cost, Narrow, Point, Wide
@@ -26,13 +28,18 @@ STUDY = grid.Study(
 )
 
 
+SHARING = ("DCJAX_JOBS", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(grid, "STUDIES", {"small": STUDY})
 
 
 @pytest.mark.parametrize("name", grid.STUDIES)
-def test_every_declared_trial_can_be_run(name):
+def test_every_declared_trial_can_be_run(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("cifar10-images").mkdir()  # which one of them takes its images from
     found = list(trials.trials((name,), Path("runs"), Path("records"), seeds=3))
     assert len({trial.folder for trial in found}) == len(found)
     settings = [config.flat(trial.settings) for trial in found]
@@ -95,7 +102,7 @@ def ran(small, monkeypatch):
     """Runs leave their results at once; the commands that were given."""
     commands = []
 
-    def run(args, **_):
+    def run(args, **how):
         folder = Path(args[args.index("--workdir") + 1])
         trial = next(
             t
@@ -110,9 +117,12 @@ def ran(small, monkeypatch):
             (folder / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
         workdir.finish(folder, results(trial.settings))
         commands.append(args)
+        if how.get("env"):
+            print(json.dumps({n: how["env"].get(n) for n in SHARING}), file=how["stdout"])
 
     # Not subprocess.run itself: matplotlib calls it too.
-    monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    fake = SimpleNamespace(run=run, DEVNULL=None, CalledProcessError=CalledProcessError)
+    monkeypatch.setattr(trials, "subprocess", fake)
     return commands
 
 
@@ -174,6 +184,36 @@ def test_wrong_options_are_named(small, monkeypatch, tmp_path, capsys):
     assert "--only smal: choose from small" in said
     assert "--seeds 0: expected at least 1" in said
     assert "--minutes -1.0: expected at least 0" in said
+    assert main(monkeypatch, tmp_path, "--jobs", "0")[0] == 2
+    assert "--jobs 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_trials_at_once_share_the_device_and_say_so(ran, monkeypatch, tmp_path):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert main(monkeypatch, tmp_path, "--jobs", "3")[0] == 0
+    assert len(ran) == 8
+    logs = list((tmp_path / "runs" / "small").glob("*.log"))
+    assert len(logs) == 8  # "rate-0.1-seed0" is no suffix
+    assert {log.read_text() for log in logs} == {
+        json.dumps(dict(zip(SHARING, ("3", "0.300"), strict=True))) + "\n"
+    }
+
+
+def test_none_begins_after_one_of_several_has_failed(small, monkeypatch, tmp_path, capsys):
+    fails = [sys.executable, "-c", "raise SystemExit('why')"]
+    begun = []
+    monkeypatch.setattr(trials, "command", lambda trial, _: begun.append(trial) or fails)
+    assert main(monkeypatch, tmp_path, "--jobs", "2")[0] == 1
+    assert len(begun) <= 3  # two at once, and one may begin before the first failure is known
+    log = tmp_path / "runs" / "small" / "scratch-2-rate-0.1-seed0.log"
+    assert f"what it said: {log}" in capsys.readouterr().err
+    assert log.read_text() == "why\n"
+
+
+def test_a_run_says_how_many_shared_the_machine(monkeypatch):
+    assert environment.devices({})["jobs"] == 1
+    monkeypatch.setenv("DCJAX_JOBS", "3")
+    assert environment.devices({})["jobs"] == 3
 
 
 def test_without_what_draws_the_curves_nothing_is_begun(ran, monkeypatch, tmp_path, capsys):
@@ -285,6 +325,18 @@ def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
         each["finetune"]["curve"][1]["device_seconds"] = 400.0
     alone["subnets"] = 2
     found = costs(*[(results(settings), False)] * 3, (other, False), (alone, False))
+    assert found[WHOLE].device_seconds == 4.0
+    assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
+
+
+def test_trials_beside_others_give_no_pace_but_for_what_has_not_run_alone():
+    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    beside, other = results(settings), results(settings)
+    for each in (beside, other):
+        each["devices"] = {"jobs": 4}
+        each["finetune"]["curve"][1]["device_seconds"] = 400.0
+    other["subnets"] = 2
+    found = costs((beside, False), (results(settings), False), (other, False))
     assert found[WHOLE].device_seconds == 4.0
     assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
 
