@@ -1,5 +1,6 @@
 """Composing the sub-networks' optimiser states into the global network's."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -120,9 +121,13 @@ def compose_opt_state(
             + "\n  ".join(wrong)
             + "\nStart it anew: optimizer.init(dcjax.compose(params))"
         )
-    return jax.tree.unflatten(
-        jax.tree.structure(whole), [part.composed(shares, len(params)) for part in parts]
+    composed = _composed(
+        [jnp.asarray(part.leaf) for part in parts],
+        shares,
+        hows=tuple(part.how for part in parts),
+        subnets=len(params),
     )
+    return jax.tree.unflatten(jax.tree.structure(whole), composed)
 
 
 def _state_leaves(opt_state: PyTree, expected: dict[Path, Any]) -> dict[Path, Any]:
@@ -190,23 +195,48 @@ class _Part(NamedTuple):
             return f"it belongs to a parameter, and its shape {self.new.shape} does not"
         return ""
 
-    def composed(self, shares: Float[Array, " K"], subnets: int) -> Array:
-        """The global network's."""
-        leaf, rule = jnp.asarray(self.leaf), self.rule
-        if rule is None:
-            if leaf.shape == self.new.shape:
-                return _as(self.new.dtype, leaf)
-            real = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return _as(self.new.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
-        assert not isinstance(self.power, str)
-        factors = shares**self.power
-        old = None
-        if self.power == 2 and rule.has_off_diagonal:
-            mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
-            old = spread_leaf(mean, layout=rule, subnets=subnets)
-        own = None if rule.head else factors
-        whole = compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
-        return whole.astype(self.new.dtype)
+    @property
+    def how(self) -> "_How":
+        """How it is composed, once it is known that it can be."""
+        return _How(self.new.shape, self.new.dtype, self.rule, self.power)
+
+
+class _How(NamedTuple):
+    """What an array's composition depends on beside its entries; `_Part` says what they are."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    rule: LeafLayout | None
+    power: int | str
+
+
+# All in one program: each by itself would be one for every shape.
+@functools.partial(jax.jit, static_argnames=("hows", "subnets"))
+def _composed(
+    leaves: list[Array], shares: Float[Array, " K"], *, hows: tuple[_How, ...], subnets: int
+) -> list[Array]:
+    """The global network's arrays."""
+    return [
+        _composed_leaf(leaf, shares, how, subnets) for leaf, how in zip(leaves, hows, strict=True)
+    ]
+
+
+def _composed_leaf(leaf: Array, shares: Float[Array, " K"], how: _How, subnets: int) -> Array:
+    rule = how.rule
+    if rule is None:
+        if leaf.shape == how.shape:
+            return _as(how.dtype, leaf)
+        real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return _as(how.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
+    assert not isinstance(how.power, str)
+    factors = shares**how.power
+    old = None
+    if how.power == 2 and rule.has_off_diagonal:
+        mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
+        old = spread_leaf(mean, layout=rule, subnets=subnets)
+    own = None if rule.head else factors
+    whole = compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
+    return whole.astype(how.dtype)
 
 
 def _as(dtype: Any, x: Array) -> Array:

@@ -11,6 +11,7 @@ from dcjax._checks import array_fault, leaves_of, shown
 from dcjax._compose import check_dtypes, layout_of
 from dcjax._layout import Layout
 from dcjax._stacked import Stacked
+from dcjax._trees import stack_trees
 
 PyTree = Any
 
@@ -47,7 +48,7 @@ def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
     _check_trees(trees, layout)
     check_dtypes(trees, [f"sub-network {k}" for k in range(len(trees))])
     _check_structures(trees)
-    return Stacked(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees), layout)
+    return Stacked(stack_trees(trees), layout)
 
 
 def unstack(stacked: Stacked) -> list[PyTree]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from dcjax._layout import Layout
+from dcjax._trees import take_entries
 
 PyTree = Any
 
@@ -45,7 +46,9 @@ class Stacked:
             )
         if not -subnets <= key < subnets:
             raise IndexError(f"sub-network {key} of {subnets}: valid are 0 to {subnets - 1}")
-        return jax.tree.map(lambda leaf: leaf[key % subnets], self.tree)
+        if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.tree)):
+            return jax.tree.map(lambda leaf: leaf[key % subnets], self.tree)  # NumPy's stay that
+        return take_entries(self.tree, key % subnets)
 
     def __getattr__(self, name: str) -> Any:  # only for what is not there
         raise AttributeError(

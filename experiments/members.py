@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 import dcjax
 from dcjax import training
+from dcjax._trees import stack_trees, take_entries
 from dcjax.checkpoints import Checkpoints
 from experiments import build, phases
 from experiments.config import Settings
@@ -126,7 +127,7 @@ def train_all(this: Members) -> Outcome:
                 trained[k] = _untrained(this, k)
     # With `widen` there is one, which stands for all.
     each = [trained.get(k, trained[wanted[0]]) for k in range(subnets)]
-    stacked, opt_state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    stacked, opt_state = stack_trees(each)
     dropped = [entry["subnet"] for entry in diverged if entry["then"] == "drop"]
     weights = np.array([k not in dropped for k in range(subnets)], np.float32)
     if not weights.any():
@@ -137,12 +138,12 @@ def train_all(this: Members) -> Outcome:
 
 def _pick(group: Group, place: int) -> tuple[PyTree, PyTree]:
     """One member's variables and the optimiser's state."""
-    return jax.tree.map(lambda leaf: leaf[place], (group.variables, group.opt_state))
+    return take_entries((group.variables, group.opt_state), place)
 
 
 def _untrained(this: Members, member: int) -> tuple[PyTree, PyTree]:
     """The same of a member before training."""
-    variables = jax.tree.map(lambda leaf: leaf[member], this.start)
+    variables = take_entries(this.start, member)
     if not this.settings.transfer.carry_momentum:
         return variables, None
     return variables, _recipe(this).optimizer.init(variables.tree["params"])
@@ -204,7 +205,7 @@ def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -
         name,
         title,
         phase,
-        jax.tree.map(lambda leaf: leaf[jnp.array(members)], this.start),
+        take_entries(this.start, jnp.array(members)),
         jax.random.fold_in(this.key, attempt) if attempt else this.key,
         this.settings.training.subnet_epochs,
         watch=watcher,
@@ -262,17 +263,18 @@ class Watcher:
 
     def put_aside(self, kept: Kept, tree: training.TrainState) -> None:
         """Before a state is saved: keep the good past of those that have none in it any more."""
+        finite = _are_finite(tree.variables)
         for place, k in enumerate(self._members):
-            if k not in self._aside and not _is_finite(tree, place):
+            if k not in self._aside and not finite[place]:
                 self._aside.add(k)
                 self._keep_past(kept, tree, place, k)
 
     def after_epoch(self, tree: training.TrainState, done: training.Epoch) -> None:
         """Report who has diverged in it; stop if that is what is asked for."""
-        end = training.steps_done(tree)
+        end, finite = training.steps_done(tree), _are_finite(tree.variables)
         for place, k in enumerate(self._members):
             lost = ~np.isfinite(done.losses[:, place])
-            if k in self.found or not (lost.any() or not _is_finite(tree, place)):
+            if k in self.found or not (lost.any() or not finite[place]):
                 continue
             first = int(lost.argmax()) + 1 if lost.any() else len(lost)
             self.found[k] = end - len(lost) + first
@@ -293,8 +295,8 @@ class Watcher:
         good = kept.before()
         if good is None:
             return  # it starts from the beginning
-        past = jax.tree.map(lambda leaf: leaf[place : place + 1], good.into(tree))
-        if not _is_finite(past, 0):
+        past = take_entries(good.into(tree), jnp.array([place]))
+        if not _are_finite(past.variables)[0]:
             return
         folder = self._keeper.workdir / FOLDER / _restart(k, self._attempt + 1)
         progress = phases.Progress(epochs=good.record["progress"]["epochs"])
@@ -309,6 +311,13 @@ class Watcher:
             aside.save(good.step, past, record)
 
 
-def _is_finite(tree: training.TrainState, place: int) -> bool:
-    floats = (x for x in jax.tree.leaves(tree.variables) if jnp.issubdtype(x.dtype, jnp.inexact))
-    return all(bool(jnp.isfinite(leaf[place]).all()) for leaf in floats)
+def _are_finite(variables: PyTree) -> Bool[np.ndarray, " members"]:
+    """Whose variables are numbers throughout."""
+    return np.asarray(_finite_entries(variables))
+
+
+@jax.jit
+def _finite_entries(tree: PyTree) -> Bool[Array, " members"]:
+    floats = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    finite = [jnp.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) for leaf in floats]
+    return jnp.stack(finite).all(axis=0)

@@ -223,7 +223,7 @@ def _finetune(this: Run, variables: PyTree, trained: members.Outcome) -> Part:
         narrow = build.recipe(chosen, this.dataset, schedule).optimizer
         past = dcjax.compose_opt_state(narrow, trained.opt_state, params, weights=trained.weights)
         opt_state = optax.tree_utils.tree_set(
-            recipe.optimizer.init(variables["params"]),
+            jax.jit(recipe.optimizer.init)(variables["params"]),
             trace=optax.tree_utils.tree_get(past, "trace"),
         )
     return _train_global(this, "finetune", variables, recipe, schedule.epochs, opt_state)

@@ -5,10 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dcjax._mesh import DEVICES
+from dcjax._trees import copy_tree
 from dcjax.training._data import batcher, placer
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, on_mesh, sharding
 from dcjax.training._learner import learner
@@ -58,15 +58,15 @@ def data_parallel(
     replicated = sharding(devices)
     one = learner(network, recipe, lambda x, _: samples.join(x))
 
-    # device_put alone may keep the same buffers, and the next step consumes them: jnp.array copies.
+    # device_put alone may keep the same buffers, and the next step consumes them.
     def spread(tree: PyTree) -> PyTree:
-        return jax.device_put(jax.tree.map(jnp.array, tree), replicated)
+        return jax.device_put(copy_tree(tree), replicated)
 
     def gather(tree: PyTree) -> PyTree:
-        return jax.tree.map(jnp.array, jax.device_put(tree, devices[0]))
+        return copy_tree(jax.device_put(tree, devices[0]))
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
-        return spread(one.init(variables, key))
+        return spread(jax.jit(one.init)(variables, key))
 
     def trained(function: Any) -> Any:
         function = traced_once(on_mesh(function, devices))

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dcjax._mesh import DEVICES
+from dcjax._trees import reshape_lead
 from dcjax.training._trace import traced_once
 
 PyTree = Any
@@ -113,12 +114,10 @@ def spread_members(members: int, devices: Sequence[Device], form: str) -> Member
     shape = (len(devices), members // len(devices))
 
     def put(tree: PyTree) -> PyTree:
-        tree = jax.tree.map(lambda leaf: jnp.reshape(leaf, shape + leaf.shape[1:]), tree)
-        return jax.device_put(tree, sharding(devices, DEVICES))
+        return jax.device_put(reshape_lead(tree, shape, axes=1), sharding(devices, DEVICES))
 
     def get(tree: PyTree) -> PyTree:
-        tree = jax.device_put(tree, devices[0])
-        return jax.tree.map(lambda leaf: leaf.reshape((members, *leaf.shape[2:])), tree)
+        return reshape_lead(jax.device_put(tree, devices[0]), (members,), axes=2)
 
     def over_devices(function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
         @functools.wraps(function)

@@ -24,6 +24,7 @@ from rich.console import Console
 
 import dcjax
 from dcjax import training
+from dcjax._trees import stack_trees, take_entries
 from experiments import build, cli, data, document, environment, progress, startup
 from experiments.config import Settings
 from experiments.score import score
@@ -178,7 +179,7 @@ def _side(
 
         recipe = recipe._replace(loss=loss)
     if members is not None:
-        stacked = jax.tree.map(lambda leaf: leaf[jnp.array(members)], stacked)
+        stacked = take_entries(stacked, jnp.array(members))
     phase = training.side_by_side(
         dcjax.decompose(lab.network, count),
         dcjax.samples.replicate(count),
@@ -234,14 +235,13 @@ def _paired(lab: Lab, trained: Trained) -> tuple[dcjax.Stacked, PyTree]:
     layout, wider = dcjax.layout(narrow, 2, lab.x), dcjax.layout(lab.network, half, lab.x)
 
     def pair(k: int) -> tuple[PyTree, PyTree]:
-        tree, opt_state = jax.tree.map(
-            lambda leaf: leaf[2 * k : 2 * k + 2], (trained.variables.tree, trained.opt_state)
-        )
+        both = (trained.variables.tree, trained.opt_state)
+        tree, opt_state = take_entries(both, jnp.array([2 * k, 2 * k + 1]))
         two = dcjax.Stacked(tree, layout)
         return dcjax.compose(two), _momenta(lab, two, opt_state)
 
     each = [pair(k) for k in range(half)]
-    momenta = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m for _, m in each))
+    momenta = stack_trees([m for _, m in each])
     return dcjax.stack([v for v, _ in each], like=wider), momenta
 
 
