@@ -242,26 +242,6 @@ STUDIES = {
             slow_head((6, 1), 0.4, name="slow-head-phases", samples="phases", seeds=1),
         ),
     ),
-    "cifar10-full": Study(
-        "CIFAR-10, all 50,000 training images, ResNet-8 of width 128, four sub-networks of width "
-        "32, in bfloat16 on a GPU",
-        {
-            # Images travel to such a machine as a folder: cifar10-images/train/<class>/*.jpg.
-            "dataset": "folder:cifar10-images",
-            "train_size": 50_000,
-            "width": 128,
-            "warmup_epochs": 1.0,
-        },
-        (
-            scratch(10, 0.1, seeds=1),
-            scratch(10, 0.2),
-            scratch(10, 0.4),
-            scratch(10, 0.8, seeds=1),
-            averaged((8, 2), 0.2),
-            averaged((8, 2), 0.4),
-            averaged((8, 2), 0.8),
-        ),
-    ),
     "digits": Study(
         "Handwritten digits (340 test images), ResNet-8 of width 32, four sub-networks of width 8 "
         "but where K is said",

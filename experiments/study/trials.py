@@ -111,6 +111,8 @@ def run(
     """
     started = time.monotonic()
     ended = False
+    # Not asked for again: another's folder may be half made while it runs.
+    finished = [trial for trial in declared if trial.results is not None]
 
     def one(trial: Trial) -> bool:
         """Whether it has been run."""
@@ -118,7 +120,7 @@ def run(
         if ended or (minutes is not None and time.monotonic() - started > 60 * minutes):
             return False
         say(f"{trial.study}: {trial.arm.name}, seed {trial.seed}")
-        _lend(trial, declared, say)
+        _lend(trial, finished, say)
         log = trial.folder.with_name(f"{trial.name}.log")
         try:
             _call(command(trial, data_dir), jobs, log)
@@ -127,9 +129,10 @@ def run(
             if jobs > 1:
                 say(f"{trial.arm.name}, seed {trial.seed}, failed; what it said: {log}")
             raise
+        finished.append(trial)
         return True
 
-    left = [trial for trial in todo if trial.results is None]
+    left = [trial for trial in todo if trial not in finished]
     with ThreadPoolExecutor(jobs) as pool:
         try:
             done = [*(map(one, left) if jobs == 1 else pool.map(one, left))]
@@ -162,16 +165,16 @@ def command(trial: Trial, data_dir: Path | None) -> list[str]:
     )
 
 
-def _lend(trial: Trial, declared: list[Trial], say: Callable[[str], None]) -> None:
-    """Take over the trained sub-networks of a trial that differs in what comes later only.
+def _lend(trial: Trial, finished: list[Trial], say: Callable[[str], None]) -> None:
+    """Take over the trained sub-networks of a finished one that differs in what comes later only.
 
     Runs are deterministic, so this is what its own training would come to.
     """
     own = trial.folder / "checkpoints"
     if own.exists() or not trial.settings.training.subnet_epochs:
         return
-    for other in declared:
-        if _of_subnets(other) == _of_subnets(trial) and other.results is not None:
+    for other in finished:
+        if _of_subnets(other) == _of_subnets(trial):
             theirs = [*(other.folder / "checkpoints").glob("subnet*")]
             for folder in theirs:
                 shutil.copytree(folder, own / folder.name)
