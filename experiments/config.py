@@ -63,8 +63,9 @@ class Training:
     finetune_rate: float | None = None
     """Peak learning rate of fine-tuning; by default the --learning-rate."""
     warmup_epochs: float = 0.5
-    """Epochs of linear warm-up at the start of the sub-networks and of the baseline, at most half
-    of the phase."""
+    """Epochs of linear warm-up at the start of the sub-networks, at most half of the phase."""
+    baseline_warmup_epochs: float = 1.5
+    """The same of the baseline, which needs a longer one than narrow networks (docs/results.md)."""
     weight_decay: float = 5e-4
     """Weight decay of the kernels."""
     label_smoothing: float = 0.0
@@ -197,6 +198,7 @@ PAPER = Settings(
         learning_rate=0.1,
         finetune_rate=0.05,
         warmup_epochs=1.0,
+        baseline_warmup_epochs=1.0,
         weight_decay=1e-4,
         average=0.0,
     ),
@@ -212,6 +214,7 @@ DIGITS = Settings(
         baseline_epochs=12,
         batch_size=32,
         learning_rate=0.1,
+        baseline_warmup_epochs=0.5,
     ),
     data=Data(dataset="digits", train_size=None),
 )
@@ -246,7 +249,10 @@ def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
     >>> complete({"width": 8})
     {'average': 0.0, 'head_rate': 1.0, 'native': False, 'width': 8}
     """
-    return {**BEFORE, **flags} if flags else {}
+    before = dict(BEFORE)
+    if "warmup_epochs" in flags:  # one for both
+        before["baseline_warmup_epochs"] = flags["warmup_epochs"]
+    return {**before, **flags} if flags else {}
 
 
 def problems(settings: Settings) -> list[str]:
@@ -286,6 +292,7 @@ _AT_LEAST = {
     "finetune_epochs": 0,
     "baseline_epochs": 0,
     "warmup_epochs": 0,
+    "baseline_warmup_epochs": 0,
     "weight_decay": 0,
     "label_smoothing": 0,
     "average": 0,
@@ -363,7 +370,7 @@ def _misfit_transfer(settings: Settings) -> Iterator[str]:
             f"--learning-rate {chosen.learning_rate}, from which it falls"
         )
     lengths = {
-        "--warmup-epochs": (chosen.warmup_epochs, chosen.subnet_epochs, chosen.baseline_epochs),
+        "--warmup-epochs": (chosen.warmup_epochs, chosen.subnet_epochs),
         "--finetune-warmup-epochs": (transfer.finetune_warmup_epochs, chosen.finetune_epochs),
         "--freeze-epochs": (transfer.freeze_epochs, chosen.finetune_epochs),
     }

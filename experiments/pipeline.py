@@ -80,7 +80,9 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
     subnets, trained, bounds = _train_subnets(this)
     composed = _compose(this, trained)
     finetune = _finetune(this, composed.variables, trained)
-    schedule = build.Schedule(chosen.baseline_epochs, chosen.learning_rate, chosen.warmup_epochs)
+    schedule = build.Schedule(
+        chosen.baseline_epochs, chosen.learning_rate, chosen.baseline_warmup_epochs
+    )
     recipe = build.recipe(chosen, dataset, schedule)
     baseline = _train_global(this, "baseline", _from_scratch(this), recipe, schedule.epochs)
     start = finetune.results["curve"][0]

@@ -14,6 +14,7 @@ from experiments.config import Settings
 PINNED = {
     "subnet_final_rate": 0.0,
     "finetune_rate": 0.05,
+    "warmup_epochs": 0.5,
     "finetune_warmup_epochs": 0.5,
     "carry_momentum": False,
     "average": 0.0,
@@ -56,7 +57,9 @@ def settings(study: Study, arm: Arm, seed: int) -> Settings:
     >>> settings(STUDIES["cifar10"], STUDIES["cifar10"].arms[0], 2).seed
     2
     """
-    return with_flags(Settings(), {**PINNED, **study.flags, **arm.flags, "seed": seed})
+    flags = {**PINNED, **study.flags, **arm.flags, "seed": seed}
+    # One warm-up for both sides, where an arm does not say otherwise.
+    return with_flags(Settings(), {"baseline_warmup_epochs": flags["warmup_epochs"], **flags})
 
 
 def with_flags(settings: Settings, flags: Mapping[str, Any]) -> Settings:

@@ -20,6 +20,7 @@ LATER = (
     "finetune_rate",
     "finetune_warmup_epochs",
     "baseline_epochs",
+    "baseline_warmup_epochs",
     "carry_momentum",
     "off_diagonal_rate",
     "head_rate",

@@ -171,3 +171,13 @@ def test_fits_agree_with_the_library(name, image):
 
 def test_the_names_are_the_librarys():
     assert tuple(fits.SAMPLES) == dcjax.samples.NAMES
+
+
+def test_the_baseline_once_had_the_subnetworks_warm_up():
+    assert config.complete({"warmup_epochs": 1.0})["baseline_warmup_epochs"] == 1.0
+    assert (
+        config.complete({"warmup_epochs": 1.0, "baseline_warmup_epochs": 2.0})[
+            "baseline_warmup_epochs"
+        ]
+        == 2.0
+    )
