@@ -293,17 +293,25 @@ _CONTROL: dict[str, Callable[..., list[Value]]] = {
 def _refuse_other_kinds(equation: Equation) -> None:
     """Whatever is no size of an operation must not depend on the width.
 
-    Tuples are sizes, places or axes, which the rules compare where they have to; the rest are
-    programs, which are walked, and hints.
+    What is neither a number, a name or a type nor a tuple of those is a program, which is walked,
+    or a hint.
     """
     for name, value in equation.narrow.items():
-        plain = isinstance(value, _PLAIN) or isinstance(equation.wide[name], _PLAIN)
+        plain = _is_plain(value) or _is_plain(equation.wide[name])
         if name in _NO_SIZES or (plain and name not in _SIZES):
             equation.same(name)
 
 
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
 _PLAIN = (bool, str, int, float, complex, type(None), enum.Enum, np.dtype, np.generic)
-_SIZES = ("k", "feature_group_count", "name")
+# Sizes and places, which the rules compare where they have to; and names, which say nothing.
+_SIZES = ("k", "feature_group_count", "name", "shape", "new_sizes", "sizes", "slice_sizes")
+_SIZES += ("padding_config", "start_indices", "limit_indices")
 _NO_SIZES = ("impl", "fill_value", "branches_platforms")  # whatever their type
 
 

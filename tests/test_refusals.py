@@ -481,3 +481,16 @@ def test_a_rule_for_an_unknown_primitive_can_be_registered(monkeypatch):
         return value
 
     assert dcjax.layout(net, 4, X).subnets == 4
+
+
+def test_a_rule_need_not_compare_what_is_no_size(monkeypatch):
+    from dcjax import _rules
+
+    monkeypatch.setitem(_rules.RULES, "transpose", lambda context, equation, value: value)
+
+    def layer(net, x):
+        axes = (0, 2, 1, 3, 4) if net.width == 2 else (0, 1, 3, 2, 4)
+        return x.reshape(2, 4, 4, 4, -1).transpose(axes).reshape(x.shape)
+
+    with pytest.raises(dcjax.NotSeparableError, match="its permutation depends on the width"):
+        dcjax.layout(network(layer), 4, X)
