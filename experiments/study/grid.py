@@ -173,6 +173,7 @@ STUDIES = {
             scratch(6, 0.8, name="scratch-longer-warm-up", warmup_epochs=1.5),
             scratch(6, 0.8, seeds=1, name="scratch-warm-up-2.5", warmup_epochs=2.5),
             averaged((4, 2), 0.8, name="longer-warm-up", warmup_epochs=1.5),
+            averaged((6, 1), 0.8),
             averaged((6, 2), 0.8),
             scratch(4, 0.4),
             averaged((4, 2), 0.1, seeds=1),
