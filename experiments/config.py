@@ -59,7 +59,7 @@ class Training:
     """Images a step."""
     learning_rate: float = 0.8
     """Peak learning rate of the sub-networks and of the baseline. The quick preset's is the best at
-    its width, 32; at width 64 0.4 is better (docs/results.md)."""
+    its width, 32; at width 64 0.4 is better for the sub-networks (docs/results.md)."""
     finetune_rate: float | None = None
     """Peak learning rate of fine-tuning; by default the --learning-rate."""
     warmup_epochs: float = 0.5
