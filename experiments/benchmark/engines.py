@@ -13,17 +13,18 @@ ENGINES = {
     for form in FORMS
     for whole in (False, True)
 }
-# Compiling them takes most of a row's time on an accelerator: whole epochs only.
-ON_ACCELERATORS = tuple(name for name, engine in ENGINES.items() if engine.whole_epochs)
 
 
 def engine_row(depth: int, width: int, subnets: int, dtype: str, runs: int) -> dict[str, Any]:
-    """The step of K sub-networks on one device, by every engine."""
+    """The step of K sub-networks on one device, by every engine.
+
+    On an accelerator by whole epochs only: compiling takes most of a row's time there.
+    """
     network = steps.resnet(depth, width * subnets, dtype=dtype)
     one = jax.devices()[:1]
     made = {
         name: steps.side_by_side(network, subnets, engine=engine, devices=one)
         for name, engine in ENGINES.items()
-        if one[0].platform == "cpu" or name in ON_ACCELERATORS
+        if one[0].platform == "cpu" or engine.whole_epochs
     }
     return steps.step_times(made, runs)
