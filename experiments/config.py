@@ -70,6 +70,10 @@ class Training:
     """Weight decay of the kernels."""
     label_smoothing: float = 0.0
     """The part of a label that is spread over all classes, in all phases."""
+    evaluate_every: int | None = None
+    """Steps between measurements of the global network, at which the time to an accuracy is read
+    off; by default there is one at the end of every epoch. On accelerators each step is a call of
+    its own then."""
     average: float = 0.95
     """In all phases, measure and hand on the weights' average over about 1 / (1 - this) steps
     instead of the last weights: 0.95 for about 20 steps; 0 for none."""
@@ -240,14 +244,14 @@ def flat(settings: Settings) -> dict[str, Any]:
 
 
 # What was done before there was a flag for it.
-BEFORE = {"average": 0.0, "head_rate": 1.0, "native": False}
+BEFORE = {"average": 0.0, "head_rate": 1.0, "native": False, "evaluate_every": None}
 
 
 def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
     """A run's flags as `flat` gave them, with those that an earlier version did not have.
 
     >>> complete({"width": 8})
-    {'average': 0.0, 'head_rate': 1.0, 'native': False, 'width': 8}
+    {'average': 0.0, 'head_rate': 1.0, 'native': False, 'evaluate_every': None, 'width': 8}
     """
     before = dict(BEFORE)
     if "warmup_epochs" in flags:  # one for both
@@ -285,6 +289,7 @@ _AT_LEAST = {
     "batch_size": 1,
     "train_size": 1,
     "checkpoint_every": 1,
+    "evaluate_every": 1,
     "keep": 1,
     "only_subnet": 0,
     "seed": 0,

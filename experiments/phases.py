@@ -48,8 +48,9 @@ class Plan(NamedTuple):
       name: its name in the metrics, and of its checkpoints' folder.
       title: its name for people.
       variables: what it starts from; a Stacked side by side.
-      measure: scores a state on the test split, at the start and after every epoch, outside the
-        measured time; None to train only.
+      measure: scores a state on the test split, at the start, after every epoch, and within where
+        `every` says so, outside the measured time; None to train only.
+      every: steps between measurements within an epoch; None for none.
       watch: told of what diverges; None to look for nothing.
       fresh_key: whether it goes on with `key` instead of the checkpoint's.
       opt_state: the optimiser's to start from; None to start it anew.
@@ -62,6 +63,7 @@ class Plan(NamedTuple):
     key: Key[Array, ""]
     epochs: int
     measure: Measure | None = None
+    every: int | None = None
     watch: Watch | None = None
     fresh_key: bool = False
     opt_state: PyTree = None
@@ -138,7 +140,7 @@ def _begin(plan: Plan, kept: Kept, keeper: Keeper) -> tuple[training.TrainState,
             state = state._replace(opt_state=plan.phase.spread(plan.opt_state))
         progress = Progress()
         if plan.measure:
-            progress = _told(plan, progress, state, keeper, 0, None)
+            progress = _told(plan, progress, state, keeper, 0, 0, None)
         return state, progress
     try:
         saved = kept.found.into(plan.phase.gather(state))
@@ -165,7 +167,9 @@ def _fit(
     """Compile and train what is left, with a checkpoint now and then."""
     data = plan.phase.place(*split)
     keeper.voice.say(f"{plan.title}: compiling")
-    phase, seconds = training.compile(plan.phase, state, data)
+    # Whole epochs in one call leave nothing to measure within.
+    phase = plan.phase if plan.every is None else plan.phase._replace(epoch=None)
+    phase, seconds = training.compile(phase, state, data)
     steps = training.steps_per_epoch(len(split.labels), phase.batch_size)
     progress = progress._replace(compile_seconds=progress.compile_seconds + seconds)
     last = plan.epochs * steps
@@ -189,23 +193,27 @@ def _fit(
 
     def on_step(step: int, state: training.TrainState) -> None:
         advance(step)
-        if step % steps and kept.due(step, epoch_ends=False):
+        # What is measured is measured before it is saved, or going on would leave it out.
+        measured = step % steps == 0 or (plan.every is not None and step % plan.every == 0)
+        if not measured and kept.due(step, epoch_ends=False):
             seconds = time.perf_counter() - clock
             save(step, state, after(progress.seconds - before.seconds + seconds))
 
     def on_epoch(done: training.Epoch, state: training.TrainState) -> None:
         nonlocal progress, clock
-        progress = after(done.seconds, epochs=done.epoch)
-        step, loss = done.epoch * steps, done.losses.mean(axis=0)
-        progress = _told(plan, progress, state, keeper, step, loss)
-        if plan.watch:
+        step, epoch_ends = done.step, done.step % steps == 0
+        progress = after(done.seconds, epochs=step // steps)
+        progress = _told(plan, progress, state, keeper, step, steps, done.losses.mean(axis=0))
+        if plan.watch and epoch_ends:
             plan.watch.after_epoch(phase.gather(state), done)
-        if step == last or kept.due(step, epoch_ends=True):
+        if step == last or kept.due(step, epoch_ends=epoch_ends):
             save(step, state, progress)
         clock = time.perf_counter()
 
     with keeper.voice.bar(plan.title, last) as advance, keeper.stop.after_this_step():
-        fitted = training.fit(phase, state, data, plan.epochs, on_epoch=on_epoch, on_step=on_step)
+        fitted = training.fit(
+            phase, state, data, plan.epochs, every=plan.every, on_epoch=on_epoch, on_step=on_step
+        )
     return fitted.state, progress
 
 
@@ -223,14 +231,17 @@ def _told(
     state: training.TrainState,
     keeper: Keeper,
     step: int,
+    steps: int,
     loss: np.ndarray | None,
 ) -> Progress:
     """Measure, log and say how far it has come; the progress with that entry of the curve.
 
-    `loss` is the mean over the steps of the epoch since it began or was gone on with.
+    An epoch has so many `steps`. `loss` is the mean over those since the last entry, or since it
+    was gone on with.
     """
-    times = progress.times
-    entry = {"epoch": times.pop("epochs")} | times
+    whole = not step or step % steps == 0
+    entry: dict[str, Any] = {"epoch": progress.epochs if whole else round(step / steps, 4)}
+    entry |= {name: getattr(progress, name) for name in ("seconds", "device_seconds")}
     if plan.measure:
         entry |= plan.measure(state)._asdict()
         progress = progress._replace(curve=(*progress.curve, entry))
@@ -243,7 +254,7 @@ def _told(
 def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
     """An epoch in one line, for people."""
     epoch = entry["epoch"]
-    parts = [f"{plan.title}: " + (f"epoch {epoch}/{plan.epochs}" if epoch else "start")]
+    parts = [f"{plan.title}: " + (f"epoch {epoch:.4g}/{plan.epochs}" if epoch else "start")]
     if losses is not None:
         parts.append("loss " + " ".join(f"{loss:.3f}" for loss in np.atleast_1d(losses)))
     if plan.measure:

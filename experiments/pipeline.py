@@ -262,7 +262,7 @@ def _train_global(
     epochs: int,
     opt_state: PyTree = None,
 ) -> Part:
-    """Train the global network from these variables, measured after every epoch."""
+    """Train the global network from these variables, measured as it goes."""
     phase = training.data_parallel(this.network, this.samples, recipe)
     key = _keys(this, name)[1]
 
@@ -270,7 +270,15 @@ def _train_global(
         return score(this.logits(state), this.dataset.test.labels)
 
     plan = phases.Plan(
-        name, TITLES[name], phase, variables, key, epochs, measure, opt_state=opt_state
+        name,
+        TITLES[name],
+        phase,
+        variables,
+        key,
+        epochs,
+        measure,
+        every=this.settings.training.evaluate_every,
+        opt_state=opt_state,
     )
     trained = phases.train(plan, this.dataset.train, this.keeper)
     progress = trained.progress

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +21,17 @@ AHEAD = 2
 
 
 class Epoch(NamedTuple):
-    """The record of one epoch.
+    """The record of one epoch, or of a part of it.
 
     * `epoch`: its number, from 1.
+    * `step`: the steps done in all.
     * `seconds`: wall-clock of training since `fit` began, without evaluation and compilation.
     * `device_seconds`: the same times the physical devices.
     * `losses`: the training loss at each of its steps, (steps,) or (steps, K).
     """
 
     epoch: int
+    step: int
     seconds: float
     device_seconds: float
     losses: Float[np.ndarray, "steps *K"]
@@ -49,6 +51,7 @@ def fit(
     train: Data,
     epochs: int,
     *,
+    every: int | None = None,
     on_epoch: Callable[[Epoch, TrainState], Any] | None = None,
     on_step: Callable[[int, TrainState], Any] | None = None,
 ) -> Fit:
@@ -63,7 +66,10 @@ def fit(
       state: from `phase.start`, or from `fit`. It is consumed: its memory goes to the next state.
       train: the training split, from `phase.place`.
       epochs: the epochs to be done in all.
-      on_epoch: called with the record and the state after each epoch, outside the measured time.
+      every: steps between records within an epoch, each of which ends with one in any case. With it
+        single steps are taken even where the phase has `epoch`.
+      on_epoch: called with each record and the state, outside the measured time: after each epoch,
+        and within it where `every` says so.
       on_step: called with the number of steps done and the state after each call has been given to
         the devices: a step's, or a whole epoch's where the phase has `epoch`. It must not wait for
         them, and the state is valid only during the call.
@@ -86,23 +92,37 @@ def fit(
     2
     """
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
+    if every is not None:
+        phase = phase._replace(epoch=None)
     phase, compile_seconds = compile(phase, state, train)
     done = steps_done(state)
     history: list[Epoch] = []
     seconds = 0.0
-    for epoch in range(done // steps, epochs):
+    for span in _spans(done, epochs * steps, steps, every):
         started = time.perf_counter()
-        span = range(max(done, epoch * steps), (epoch + 1) * steps)
         whole = phase.epoch is not None and len(span) == steps
         run = _whole_epoch if whole else _single_steps
         state, losses = run(phase, state, train, span, on_step)
         seconds += time.perf_counter() - started
         device_seconds = seconds * physical_devices(phase.devices)
         losses = losses.reshape(len(span), *phase.lead)
-        history.append(Epoch(epoch + 1, seconds, device_seconds, losses))
+        epoch = span.start // steps + 1
+        history.append(Epoch(epoch, span.stop, seconds, device_seconds, losses))
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
+
+
+def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[range]:
+    """The steps from `done` to `last`, cut where epochs end and, if so, at multiples of `every`.
+
+    >>> [*_spans(0, 8, 4, None)], [*_spans(2, 8, 4, 3)]
+    ([range(0, 4), range(4, 8)], [range(2, 3), range(3, 4), range(4, 6), range(6, 8)])
+    """
+    while done < last:
+        ends = [size * (done // size + 1) for size in (steps, every) if size is not None]
+        yield range(done, min(ends))
+        done = min(ends)
 
 
 def _whole_epoch(

@@ -118,9 +118,11 @@ def _paces(trials: Sequence[tuple[Results, bool]]) -> dict[Narrow | Wide, float]
             if each not in kind:
                 kind.append(each)
         for name in ("finetune", "baseline"):
-            curve = [entry["device_seconds"] for entry in results[name]["curve"]]
-            epochs = [after - before for before, after in itertools.pairwise(curve)]
-            seconds.setdefault(wide(results), []).extend(epochs)
+            seconds.setdefault(wide(results), []).extend(
+                (after["device_seconds"] - before["device_seconds"])
+                / (after["epoch"] - before["epoch"])
+                for before, after in itertools.pairwise(results[name]["curve"])
+            )
     return {kind: statistics.median(each) for kind, each in seconds.items() if each}
 
 

@@ -17,6 +17,7 @@ from experiments.study import grid
 # What the sub-networks' training does not depend on.
 LATER = (
     "finetune_epochs",
+    "evaluate_every",
     "finetune_rate",
     "finetune_warmup_epochs",
     "baseline_epochs",

@@ -23,7 +23,7 @@ ARGS = [
     *("--dataset", "digits", "--train-size", "64", "--batch-size", "16"),
     *("--model", "cnn", "--subnets", "2", "--width", "8", "--depth", "5"),
     *("--subnet-epochs", "2", "--finetune-epochs", "2", "--baseline-epochs", "2"),
-    *("--checkpoint-every", "1"),
+    *("--checkpoint-every", "1", "--evaluate-every", "3"),
 ]
 
 
@@ -148,6 +148,16 @@ def test_stopped_in_every_phase_it_ends_as_if_left_alone(begin, finish, alone, t
     assert "sub-networks: " not in said  # neither trained nor composed again
     assert_same(folder, alone)
     assert metrics(folder) == metrics(alone)
+
+
+def test_it_is_measured_within_epochs(alone):
+    """Every third step and where epochs, of four, end; the sub-networks are not measured."""
+    epochs = {
+        name: [e for n, e, _ in metrics(alone) if n == name] for name in ("subnets", "baseline")
+    }
+    assert epochs == {"subnets": [1, 2], "baseline": [0, 0.75, 1, 1.5, 2]}
+    results = json.loads((alone / "results.json").read_text())
+    assert [entry["epoch"] for entry in results["finetune"]["curve"]] == [0, 0.75, 1, 1.5, 2]
 
 
 def test_killed_at_random_moments_it_ends_as_if_left_alone(begin, finish, alone, tmp_path):

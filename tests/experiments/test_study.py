@@ -315,6 +315,19 @@ def test_the_pace_is_the_median_of_all_epochs():
     assert found == {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
 
 
+def test_a_part_of_an_epoch_counts_as_that():
+    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    finer = results(settings)
+    start, *rest = finer["finetune"]["curve"]
+    half = start | {"epoch": 0.5, "device_seconds": 2.0, "accuracy": 0.65}
+    finer["finetune"]["curve"] = [start, half, *rest]
+    found = costs((finer, False))
+    assert found[WHOLE] == Cost(4.0, 1.0, 100.0)
+    before, within, after, *_ = accounts.curve(finer, found, scratch=False)
+    assert within == Point("finetune", before.cost + Cost(2.0, 0.5, 50.0), 0.65)
+    assert after.cost == before.cost + found[WHOLE]
+
+
 def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
     settings = grid.settings(STUDY, STUDY.arms[2], 0)
     other, alone = results(settings), results(settings)

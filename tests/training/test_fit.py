@@ -55,6 +55,25 @@ def test_a_run_goes_on_where_it_was_bitwise(case, study):
         )
 
 
+def test_records_within_epochs_change_nothing_else(case, study):
+    run, variables = case
+    seen = []
+    fitted = training.fit(
+        run.phase,
+        run.phase.start(variables, study.key),
+        run.train,
+        epochs=2,
+        every=2,
+        on_epoch=lambda record, state: seen.append(run.phase.gather(state).step.max()),
+    )
+    records = fitted.history
+    assert [(each.epoch, each.step) for each in records] == [(1, 2), (1, 3), (2, 4), (2, 6)]
+    assert seen == [2, 3, 4, 6]
+    losses = [np.concatenate([each.losses for each in h]) for h in (records, run.fitted.history)]
+    np.testing.assert_array_equal(*losses)
+    chex.assert_trees_all_equal(state_bits(run, fitted.state), state_bits(run, run.fitted.state))
+
+
 def test_a_run_that_is_done_stays_as_it_is(case, study):
     run, _ = case
     state = run.phase.spread(run.phase.gather(run.fitted.state))
