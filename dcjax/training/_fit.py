@@ -78,7 +78,7 @@ def fit(
       The last state, the history, and the seconds spent compiling.
 
     Raises:
-      ValueError: if there are fewer training examples than a batch has.
+      ValueError: if there are fewer training examples than a batch has, or `every` is below 1.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
     >>> from dcjax import training
@@ -93,6 +93,10 @@ def fit(
     """
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
     if every is not None:
+        if every < 1:
+            raise ValueError(
+                f"expected every to be 1 step or more, got {every}; None records whole epochs only"
+            )
         phase = phase._replace(epoch=None)
     phase, compile_seconds = compile(phase, state, train)
     done = steps_done(state)

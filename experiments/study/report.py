@@ -1,6 +1,7 @@
 """The study's tables and curves, from what its trials have left."""
 
 import functools
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -227,27 +228,41 @@ def spread(points: Sequence[float], sign: str = "") -> str:
 
 
 def _draw(picture: Path, finished: Sequence[Finished]) -> None:
-    """Accuracy against device-seconds, the mean over the seeds of every arm."""
+    """Accuracy against device-seconds, the mean over the seeds of every arm.
+
+    Arms with fewer seeds than others, which tune, are there in grey and without their names.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "dcjax"  # the same picture for the same figures
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name, group in _by_arm(finished).items():
+    figure, axes = pyplot.subplots(figsize=(10, 5))
+    arms = _by_arm(finished)
+    most = max(len(group) for group in arms.values())
+    # Twenty colours, less the two greys.
+    colours = itertools.cycle(pyplot.get_cmap("tab20")([n for n in range(20) if n // 2 != 7]))
+    for name, group in arms.items():
         costs = [point.cost.device_seconds for point in group[0].points]
         means = [
             100 * statistics.mean(point.accuracy for point in points)
             for points in zip(*(each.points for each in group), strict=True)
         ]
         style = "--" if group[0].trial.arm.kind == "scratch" else "-"
-        axes.plot(costs, means, style, marker="o", markersize=3, label=f"{name} ({len(group)})")
+        if len(group) < most:
+            axes.plot(costs, means, style, color="0.8", linewidth=0.8, zorder=1)
+        else:
+            axes.plot(costs, means, style, marker="o", ms=3, color=next(colours), label=name)
     axes.set_xlabel("device-seconds of training")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"{finished[0].trial.study}: means over the seeds (their number)")
+    # From scratch a curve begins at guessing; what is compared is the last third.
+    axes.set_ylim(bottom=100 * min(each.accuracy for each in finished) - 20)
+    axes.set_title(
+        f"{finished[0].trial.study}: means of {most} seeds; grey: fewer; dashed: scratch"
+    )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     figure.savefig(picture, metadata={"Date": None})
     pyplot.close(figure)

@@ -74,6 +74,12 @@ def test_records_within_epochs_change_nothing_else(case, study):
     chex.assert_trees_all_equal(state_bits(run, fitted.state), state_bits(run, run.fitted.state))
 
 
+def test_records_need_a_step_between_them(case):
+    run, _ = case
+    with pytest.raises(ValueError, match="expected every to be 1 step or more, got 0"):
+        training.fit(run.phase, run.fitted.state, run.train, epochs=2, every=0)
+
+
 def test_a_run_that_is_done_stays_as_it_is(case, study):
     run, _ = case
     state = run.phase.spread(run.phase.gather(run.fitted.state))
