@@ -31,7 +31,8 @@ class Violation(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.operation}): {self.problem}.\n    Remedy: {self.remedy}."
+        where = self.path or "the top level"
+        return f"{where} ({self.operation}): {self.problem}.\n    Remedy: {self.remedy}."
 
 
 class NotSeparableError(ValueError):

@@ -165,6 +165,17 @@ def test_inputs_of_other_ranks_are_refused():
         )
 
 
+def test_what_stands_in_no_module_is_refused_by_a_name():
+    def softmax(params, x):
+        return jax.nn.softmax(x @ params["kernel"]) @ params["head"]
+
+    narrow, wide = affine_params(2), affine_params(4)
+    with pytest.raises(dcjax.NotSeparableError, match=r"1\. the top level \(\w+\): "):
+        dcjax.layout_of_functions(
+            softmax, softmax, (narrow, jnp.ones((1, 3))), (wide, jnp.ones((1, 3))), 2
+        )
+
+
 def test_trees_of_two_structures_are_refused():
     def f(params, x):
         return x @ params["a"]
