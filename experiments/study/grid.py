@@ -193,8 +193,7 @@ STUDIES = {
             averaged((4, 2), 0.8, name="longer-warm-up", warmup_epochs=1.5),
             averaged((6, 1), 0.8),
             averaged((6, 2), 0.8),
-            averaged((8, 2), 0.8),
-            averaged((10, 2), 0.8, **FINELY),
+            averaged((8, 2), 0.8, **FINELY),
             scratch(4, 0.4),
             averaged((4, 2), 0.1, seeds=1),
             averaged((4, 2), 0.2, seeds=1),
@@ -218,6 +217,17 @@ STUDIES = {
             averaged((4, 2), 0.4, name="widened", widen=True, off_diagonal_scale=0.1),
             scratch(6, 0.8, seeds=1, name="scratch-smoothed", label_smoothing=0.1),
             averaged((4, 2), 0.8, seeds=1, name="smoothed", label_smoothing=0.1),
+        ),
+    ),
+    "cifar10-longer": Study(
+        "CIFAR-10, 10,000 training images, ResNet-8 of width 32, four sub-networks of width 8, "
+        "twice as many epochs",
+        {"dataset": "cifar10"},
+        (
+            scratch(12, 0.4, seeds=1, name="scratch-longer-warm-up", warmup_epochs=1.5),
+            scratch(12, 0.8, name="scratch-longer-warm-up", warmup_epochs=1.5),
+            averaged((16, 4), 0.8),
+            averaged((12, 2), 0.8),
         ),
     ),
     "cifar10-wide": Study(
