@@ -106,6 +106,7 @@ def _divided(name: str, value: Any, subnets: int) -> Any:
         near = [w for w in (value - value % subnets, value + -value % subnets) if w > 0]
         raise ValueError(
             f"{subnets} sub-networks do not divide {name}={value}: expected a multiple of "
-            f"{subnets} (near: {', '.join(map(str, near))})"
+            f"{subnets} (near: {', '.join(map(str, near))}), or a number of sub-networks that "
+            f"divides {value}"
         )
     return value // subnets

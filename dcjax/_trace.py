@@ -38,6 +38,8 @@ class Violation(NamedTuple):
 class NotSeparableError(ValueError):
     """The network cannot be composed exactly; lists every operation that stands in the way."""
 
+    __module__ = "dcjax"  # where users know it from
+
     def __init__(self, violations: Sequence[Violation]):
         self.violations = tuple(violations)
         lines = "\n".join(f"  {i}. {v}" for i, v in enumerate(violations, 1))

@@ -82,8 +82,8 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training run in a folder.
 
-    To be used as a context manager: its end waits until all is written; where its body raises, that
-    error goes on, with a note of what could not be written.
+    Saving takes a context, `with Checkpoints(folder) as checkpoints:`, whose end waits until all is
+    written; where its body raises, that error goes on, with a note of what could not be written.
 
     Args:
       folder: made where it is missing. Names of eight digits and more in it are the checkpoints'.
@@ -115,12 +115,13 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._on_failure = on_failure
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._damaged: set[int] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Checkpoints":
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -131,22 +132,30 @@ class Checkpoints:
                 raise
             error.add_note(str(failure))
         finally:
-            self._writer.shutdown()
+            if self._writer is not None:
+                self._writer.shutdown()
+            self._writer = None
 
-    def save(self, step: int, tree: PyTree, record: Mapping[str, Any]) -> None:
+    def save(self, step: int, tree: PyTree, record: Mapping[str, Any] | None = None) -> None:
         """Save in the background; waits only for an unfinished save, and the copy to the host.
 
         Args:
           step: its number, not negative; a checkpoint of the same step is replaced.
           tree: a pytree of arrays; typed keys and bfloat16 too.
-          record: what else is to be known, of values that JSON has.
+          record: what else is to be known, of values that JSON has; by default nothing.
 
         Raises:
           CheckpointError: the one before could not be written, and there is no `on_failure`; this
             one has not been saved.
           TypeError: a leaf is no array, lists every one; or the record is not for JSON.
           ValueError: the step is negative, or two leaves have the same path.
+          RuntimeError: outside the context, where nothing would wait until it is written.
         """
+        if self._writer is None:
+            raise RuntimeError(
+                f"{self.folder}: step {step} is not saved: save within "
+                "`with Checkpoints(folder) as checkpoints:`, whose end waits until all is written"
+            )
         step = operator.index(step)  # of NumPy's kind too
         _folder(step)
         paths = jax.tree_util.tree_leaves_with_path(tree)
@@ -159,7 +168,10 @@ class Checkpoints:
         count = collections.Counter(_name(path) for path, _ in paths)
         if twice := [name for name, leaves in count.items() if leaves > 1]:
             raise ValueError(f"expected a path for every leaf, these have several: {twice}")
-        text = json.dumps(dict(record))  # now, while the caller's values are what they are
+        try:
+            text = json.dumps(dict(record or {}))  # now, while its values are what they are
+        except TypeError as error:
+            raise TypeError(f"expected a record of values that JSON has: {error}") from None
         self.wait()
         leaves = {_name(path): _on_host(leaf) for path, leaf in paths}
         self._pending = step, self._writer.submit(self._write, step, leaves, json.loads(text))

@@ -178,11 +178,14 @@ def _fit(
 
     def after(seconds: float, **changed: Any) -> Progress:
         """The progress so many seconds after `before`."""
+        now = later(before, seconds)
+        return progress._replace(seconds=now.seconds, device_seconds=now.device_seconds, **changed)
+
+    def later(progress: Progress, seconds: float) -> Progress:
         device_seconds = seconds * training.physical_devices(phase.devices)
         return progress._replace(
-            seconds=before.seconds + seconds,
-            device_seconds=before.device_seconds + device_seconds,
-            **changed,
+            seconds=progress.seconds + seconds,
+            device_seconds=progress.device_seconds + device_seconds,
         )
 
     def save(step: int, state: training.TrainState, now: Progress) -> None:
@@ -200,14 +203,18 @@ def _fit(
             save(step, state, after(progress.seconds - before.seconds + seconds))
 
     def on_epoch(done: training.Epoch, state: training.TrainState) -> None:
-        nonlocal progress, clock
+        nonlocal progress, before, clock
         step, epoch_ends = done.step, done.step % steps == 0
         progress = after(done.seconds, epochs=step // steps)
         progress = _told(plan, progress, state, keeper, step, steps, done.losses.mean(axis=0))
         if plan.watch and epoch_ends:
             plan.watch.after_epoch(phase.gather(state), done)
         if step == last or kept.due(step, epoch_ends=epoch_ends):
+            started = time.perf_counter()
             save(step, state, progress)
+            if not epoch_ends:  # counts, as a save between measurements does
+                spent = time.perf_counter() - started
+                before, progress = later(before, spent), later(progress, spent)
         clock = time.perf_counter()
 
     with keeper.voice.bar(plan.title, last) as advance, keeper.stop.after_this_step():
@@ -260,6 +267,6 @@ def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
     if plan.measure:
         parts.append(f"accuracy {percent(entry['accuracy'])}, cost {nats(entry['cost'])}")
     if epoch:
-        left = entry["seconds"] / epoch * (plan.epochs - epoch)
-        parts.append(f"{entry['seconds']:.1f} s" + (f", {left:.0f} s to go" if left else ""))
+        left = round(entry["seconds"] / epoch * (plan.epochs - epoch))
+        parts.append(f"{entry['seconds']:.1f} s" + (f", {left} s to go" if left else ""))
     return "  ".join(parts)

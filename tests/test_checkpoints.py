@@ -155,6 +155,14 @@ def test_the_record_survives(tmp_path):
 # What cannot be saved, and other trees.
 
 
+def test_a_record_may_be_left_out_and_is_of_json(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, jnp.ones(2))
+        with pytest.raises(TypeError, match=r"a record of values that JSON has: .*float32"):
+            checkpoints.save(2, jnp.ones(2), {"loss": np.float32(1)})
+        assert checkpoints.load().record == {}
+
+
 def test_what_is_no_array_is_refused_by_name(tmp_path):
     tree = {
         "a": 1.5,
@@ -289,16 +297,27 @@ def test_a_reader_waits_for_the_save_that_deletes_what_it_would_read(tmp_path, h
 
 
 def test_an_interrupted_wait_loses_no_error(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
     monkeypatch.setattr(v1, "save", fail)
+    checkpoints = Checkpoints(tmp_path).__enter__()
     checkpoints.save(0, jnp.ones(2), {})
     assert checkpoints._pending is not None
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._pending[1], "exception", interrupt)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.wait()
-    with pytest.raises(CheckpointError), checkpoints:
-        pass
+    with pytest.raises(CheckpointError):
+        checkpoints.__exit__(None, None, None)
+
+
+def test_outside_the_context_nothing_is_saved_and_that_is_said(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(RuntimeError, match=r"step 1 is not saved: save within `with Checkpoints"):
+        checkpoints.save(1, jnp.ones(2), {})
+    with checkpoints:
+        checkpoints.save(1, jnp.ones(2), {})
+    with pytest.raises(RuntimeError, match="step 2 is not saved"):
+        checkpoints.save(2, jnp.ones(2), {})
+    assert checkpoints.steps() == [1]
 
 
 # Which are kept.

@@ -26,6 +26,9 @@ def crop_and_flip(
     Returns:
       The augmented batch, of the same shape and dtype.
 
+    Raises:
+      ValueError: if the batch is not of four axes.
+
     >>> images = jnp.ones((2, 8, 8, 3), jnp.uint8)
     >>> crop_and_flip(jax.random.key(0), images).shape
     (2, 8, 8, 3)
@@ -33,6 +36,11 @@ def crop_and_flip(
     References:
       K. He et al., *Deep residual learning for image recognition*, CVPR 2016, section 4.2.
     """
+    if images.ndim != 4:
+        raise ValueError(
+            f"crop_and_flip is for images (N, H, W, C), got {images.dtype}{images.shape}; for data "
+            "of another kind give the Recipe augment=dcjax.training.no_augment"
+        )
     count, height, width, _ = images.shape
     shift_key, flip_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (count, 2), 0, 2 * padding + 1)
@@ -72,7 +80,7 @@ def standardise(
       The function; it takes images of any leading shape.
 
     Raises:
-      ValueError: if a standard deviation is not positive.
+      ValueError: if a standard deviation is not positive. The function: if it gets no uint8.
 
     >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
     Array([-1.,  1.], dtype=float32)
@@ -81,4 +89,14 @@ def standardise(
         raise ValueError(f"expected standard deviations > 0, got std = {std}")
     scale = np.asarray(1 / (255 * np.asarray(std)), np.float32)
     offset = np.asarray(np.asarray(mean) / np.asarray(std), np.float32)
-    return lambda images: images.astype(jnp.float32) * scale - offset
+
+    def normalise(images: UInt8[Array, "*N C"]) -> Float[Array, "*N C"]:
+        if images.dtype != jnp.uint8:  # divided by 255 already, perhaps
+            raise ValueError(
+                f"standardise is for uint8 images, got {images.dtype}{images.shape}; for data of "
+                "another kind give the Recipe a normalise of your own, such as lambda x: x, and "
+                "augment=dcjax.training.no_augment where it has no pixels to shift"
+            )
+        return images.astype(jnp.float32) * scale - offset
+
+    return normalise

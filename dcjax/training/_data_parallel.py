@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Key
 
+from dcjax._checks import check_key
 from dcjax._mesh import DEVICES
+from dcjax._stacked import Stacked
 from dcjax._trees import copy_tree
 from dcjax.training._data import batcher, placer
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, on_mesh, sharding
@@ -45,7 +47,8 @@ def data_parallel(
         is one call.
 
     Returns:
-      The phase. `start` takes plain variables.
+      The phase. `start` takes plain variables; a `Stacked`, which is to be composed first, is a
+      `ValueError`.
 
     >>> import dcjax, optax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -66,6 +69,12 @@ def data_parallel(
         return copy_tree(jax.device_put(tree, devices[0]))
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+        if isinstance(variables, Stacked):
+            raise ValueError(
+                f"expected the global network's variables, got {len(variables)} stacked "
+                "sub-networks': dcjax.compose(stacked) makes them"
+            )
+        check_key(key, "the order of arguments is start(variables, key)")
         return spread(jax.jit(one.init)(variables, key))
 
     def trained(function: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from dcjax._checks import shown, whole_number
 from dcjax.training._data import Data
 from dcjax.training._devices import physical_devices
 from dcjax.training._phase import Phase, compile
@@ -38,7 +39,7 @@ class Epoch(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What `fit` returns: the last state, a record of each epoch, the seconds of compilation."""
+    """What `fit` returns: the last state, the records, the seconds of compilation."""
 
     state: TrainState
     history: list[Epoch]
@@ -65,11 +66,11 @@ def fit(
       phase: from `side_by_side` or `data_parallel`; compiled here if `compile` has not done it.
       state: from `phase.start`, or from `fit`. It is consumed: its memory goes to the next state.
       train: the training split, from `phase.place`.
-      epochs: the epochs to be done in all.
-      every: steps between records within an epoch, each of which ends with one in any case. With it
-        single steps are taken even where the phase has `epoch`.
+      epochs: the epochs to be done in all, those that the state has behind it among them.
+      every: a record wherever this divides the steps done in all, beside those where epochs end.
+        With it single steps are taken even where the phase has `epoch`.
       on_epoch: called with each record and the state, outside the measured time: after each epoch,
-        and within it where `every` says so.
+        and within it where `every` says so. The state is valid only during the call.
       on_step: called with the number of steps done and the state after each call has been given to
         the devices: a step's, or a whole epoch's where the phase has `epoch`. It must not wait for
         them, and the state is valid only during the call.
@@ -78,7 +79,8 @@ def fit(
       The last state, the history, and the seconds spent compiling.
 
     Raises:
-      ValueError: if there are fewer training examples than a batch has, or `every` is below 1.
+      ValueError: if there are fewer training examples than a batch has, `epochs` is no whole number
+        from 0 on, or `every` none from 1 on.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
     >>> from dcjax import training
@@ -92,11 +94,8 @@ def fit(
     2
     """
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
+    _check_counts(epochs, every)
     if every is not None:
-        if every < 1:
-            raise ValueError(
-                f"expected every to be 1 step or more, got {every}; None records whole epochs only"
-            )
         phase = phase._replace(epoch=None)
     phase, compile_seconds = compile(phase, state, train)
     done = steps_done(state)
@@ -115,6 +114,16 @@ def fit(
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
+
+
+def _check_counts(epochs: Any, every: Any) -> None:
+    for name, given, least in (("epochs", epochs, 0), ("every", every, 1)):
+        count = whole_number(given)
+        if (count is None or count < least) and not (name == "every" and given is None):
+            raise ValueError(
+                f"{name} is a whole number of at least {least}, got {shown(given)}"
+                + ("; without it there is a record an epoch" if name == "every" else "")
+            )
 
 
 def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[range]:

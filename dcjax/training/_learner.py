@@ -1,5 +1,6 @@
 """How one network learns: pure functions, the same for every phase."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ def learner(
     With `shares` above 1 it draws from one share of the examples, those of the numbers n with
     n mod shares = member; an epoch goes through it as often as fills its steps.
     """
+    _check_keywords(network, recipe)
     if not 0 <= recipe.average < 1:
         raise ValueError(
             f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
@@ -87,6 +89,20 @@ def learner(
         return logits
 
     return Learner(init, shuffle, step, epoch, forward)
+
+
+def _check_keywords(network: nn.Module, recipe: Recipe) -> None:
+    """That the network's call takes what the recipe gives it beside the batch."""
+    taken = inspect.signature(type(network).__call__).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        return
+    for name in ("train_kwargs", "eval_kwargs"):
+        given = dict(getattr(recipe, name))
+        if unknown := sorted(given.keys() - taken.keys()):
+            raise ValueError(
+                f"{type(network).__name__}.__call__ takes no {', '.join(unknown)}, which the "
+                f"recipe's {name}={given} gives it; take Recipe({name}={{}}), or what it takes"
+            )
 
 
 def _update(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from dcjax._checks import check_key
 from dcjax.training._data import Data, batcher, placer
 from dcjax.training._devices import (
     Device,
@@ -94,6 +95,7 @@ def side_by_side(
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         _check_lead(variables, len(numbers))
+        check_key(key, "the order of arguments is start(variables, key)")
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
         return spread.put(jax.jit(jax.vmap(one.init))(variables, keys))
 

@@ -1,29 +1,35 @@
-"""A guard against compiling twice."""
+"""A guard against compiling the same twice."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
+import jax.numpy as jnp
 
-_numbers = itertools.count()
+from dcjax._checks import dtype_of
 
 
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which raises `AssertionError` if JAX traces it a second time.
+    """The function, which raises `AssertionError` if JAX traces it again for arguments of the same
+    shapes and dtypes: whatever makes it do so would do it at every step.
 
-    chex counts the traces of a *source location* in the whole process, so a second phase made by
-    the same line would count as the first one's retrace. A name of its own for every phase keeps
-    them apart. (The name that the compiled program gets is the function's, always the same: it is
-    part of the key of JAX's compilation cache.)
+    Other shapes are traced as they come, and what failed may be tried again.
     """
+    traced = set()
 
     @functools.wraps(function)
-    def numbered(*args: Any) -> Any:
-        return function(*args)
+    def checked(*args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        kinds = structure, *((jnp.shape(leaf), dtype_of(leaf)) for leaf in leaves)
+        if kinds in traced:
+            raise AssertionError(
+                f"{function.__name__} is traced again for arguments of the same shapes and dtypes. "
+                "Is a phase used under two configurations of JAX, such as "
+                "jax.default_matmul_precision? Make one for each"
+            )
+        result = function(*args)
+        traced.add(kinds)
+        return result
 
-    numbered.__name__ = f"{function.__name__} of phase {next(_numbers)}"
-    checked = chex.assert_max_traces(numbered, n=1)
-    checked.__name__ = function.__name__
     return checked

@@ -2,6 +2,7 @@ import functools
 import time
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,10 +75,21 @@ def test_records_within_epochs_change_nothing_else(case, study):
     chex.assert_trees_all_equal(state_bits(run, fitted.state), state_bits(run, run.fitted.state))
 
 
-def test_records_need_a_step_between_them(case):
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"every": 0}, "every is a whole number of at least 1, got int 0"),
+        ({"every": 2.5}, "every is a whole number of at least 1, got float 2.5"),
+        ({"epochs": -1}, "epochs is a whole number of at least 0, got int -1"),
+        ({"epochs": 1.5}, "epochs is a whole number of at least 0, got float 1.5"),
+        ({"epochs": None}, "epochs is a whole number of at least 0, got NoneType None"),
+    ],
+    ids=str,
+)
+def test_counts_are_whole_numbers(case, counts, message):
     run, _ = case
-    with pytest.raises(ValueError, match="expected every to be 1 step or more, got 0"):
-        training.fit(run.phase, run.fitted.state, run.train, epochs=2, every=0)
+    with pytest.raises(ValueError, match=message):
+        training.fit(run.phase, run.fitted.state, run.train, **{"epochs": 2} | counts)
 
 
 def test_a_run_that_is_done_stays_as_it_is(case, study):
@@ -160,9 +172,20 @@ def test_fit_compiles_and_says_how_long_it_took(study):
     assert fitted.compile_seconds > fitted.history[-1].seconds
     again = training.fit(phase, fitted.state, train, epochs=2)  # does not trace again
     assert len(again.history) == 1
-    other = phase.place(*study.test)
-    with pytest.raises(AssertionError, match=r"'step of phase .* is traced > 1 times"):
-        phase.step(again.state, other, phase.shuffle(again.state, train))
+    other = phase.place(*study.test)  # of another size: compiled anew
+    assert len(training.fit(phase, again.state, other, epochs=9).history) > 0
+
+
+def test_a_phase_outlives_a_failed_try(study):
+    """As in a notebook: what was wrong is put right, and the same phase is used again."""
+    phase = training.data_parallel(study.network, study.samples, study.recipe)
+    variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
+    images, labels = study.train
+    grey = phase.place(images[..., :1], labels)
+    with pytest.raises(flax.errors.ScopeParamShapeError):
+        training.fit(phase, phase.start(variables, study.key), grey, epochs=1)
+    train = phase.place(images, labels)
+    assert training.fit(phase, phase.start(variables, study.key), train, epochs=1).history
 
 
 def test_a_compiled_phase_is_not_compiled_again(case, study):

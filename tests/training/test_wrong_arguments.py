@@ -1,0 +1,73 @@
+"""What is put together wrongly is refused where it is, with what would be right."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dcjax
+from dcjax import training
+
+
+class Plain(nn.Module):
+    """A network whose call takes a batch only."""
+
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(self.width)(x)))
+
+
+def whole(**recipe):
+    made = training.Recipe(**{"optimizer": optax.sgd(0.1), "batch_size": 4} | recipe)
+    return training.data_parallel(Plain(), dcjax.samples.replicate(2), made)
+
+
+def test_sub_networks_are_composed_before_they_are_one_network():
+    stacked = dcjax.init(Plain(), 2, jax.random.key(0), np.zeros((1, 5), np.float32))
+    with pytest.raises(ValueError, match=r"got 2 stacked sub-networks': dcjax\.compose\(stacked\)"):
+        whole(train_kwargs={}).start(stacked, jax.random.key(1))
+
+
+@pytest.mark.parametrize("kind", ["side_by_side", "data_parallel"])
+def test_start_takes_a_key(kind, request, study):
+    run = request.getfixturevalue(kind)(4)
+    variables = study.variables
+    if kind == "data_parallel":
+        variables = jax.tree.map(lambda leaf: leaf[0], variables)
+    with pytest.raises(TypeError, match=r"key is a random key such as .*, got int 0; the order"):
+        run.phase.start(variables, 0)
+
+
+def test_the_network_takes_what_the_recipe_gives_it():
+    with pytest.raises(ValueError, match=r"Plain\.__call__ takes no train, .* Recipe\(train_kwarg"):
+        whole()
+    with pytest.raises(ValueError, match=r"takes no train, which the recipe's eval_kwargs="):
+        whole(train_kwargs={}, eval_kwargs={"train": False})
+
+
+def test_data_that_are_no_images_have_a_recipe_of_their_own():
+    """Vectors of floating-point numbers; each refusal names what the next try has."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(8, 5)).astype(np.float32), rng.integers(0, 3, 8)
+    variables = Plain().init(jax.random.key(0), x)
+
+    def fit(**recipe):
+        phase = whole(train_kwargs={}, **recipe)
+        return training.fit(
+            phase, phase.start(variables, jax.random.key(1)), phase.place(x, labels), 1
+        )
+
+    with pytest.raises(ValueError, match=r"crop_and_flip is for images .*augment=dcjax\.training"):
+        fit()
+    with pytest.raises(ValueError, match=r"standardise is for uint8 images, got float32\(4, 5\)"):
+        fit(augment=training.no_augment)
+    assert fit(augment=training.no_augment, normalise=lambda x: x).history
+
+
+def test_images_that_are_scaled_already_are_not_scaled_again():
+    with pytest.raises(ValueError, match=r"for uint8 images, got float32\(1, 2, 2, 3\)"):
+        training.standardise()(jnp.ones((1, 2, 2, 3)))
