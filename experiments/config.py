@@ -49,7 +49,7 @@ class Network:
 class Training:
     """The three phases: stochastic gradient descent with momentum, cosine decay."""
 
-    subnet_epochs: int = 6
+    subnet_epochs: int = 8
     """Epochs of the sub-networks."""
     finetune_epochs: int = 2
     """Epochs of the composed network."""
