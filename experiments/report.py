@@ -64,6 +64,8 @@ def _rows(results: Results) -> Iterator[tuple[str, ...]]:
     seconds = f"{composed['seconds']:.2f}"
     yield "composed", "", percent(composed["accuracy"]), nats(composed["cost"]), seconds, seconds
     for name, phase in (("fine-tuned", results["finetune"]), ("baseline", results["baseline"])):
+        if name == "baseline" and not phase["epochs"]:
+            continue  # an untrained network is none
         measured = percent(phase["accuracy"]), nats(phase["cost"])
         yield name, str(phase["epochs"]), *measured, *_times(phase)
 

@@ -66,6 +66,7 @@ def test_a_baseline_that_only_guesses_is_said(results):
 def test_no_baseline_is_said(results):
     results["baseline"]["epochs"] = 0
     assert report.verdict(results).startswith("No baseline")
+    assert "baseline" not in {row[0] for row in report._rows(results)}
 
 
 @pytest.mark.parametrize(("dataset", "said"), [("digits", True), ("cifar10", False)])
