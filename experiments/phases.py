@@ -1,4 +1,4 @@
-"""One phase of a run: compiled, trained, measured after every epoch, logged."""
+"""One phase of a run: compiled, trained, measured as it goes, logged."""
 
 import time
 from collections.abc import Callable
@@ -51,7 +51,8 @@ class Plan(NamedTuple):
       measure: scores a state on the test split, at the start, after every epoch, and within where
         `every` says so, outside the measured time; None to train only.
       every: steps between measurements within an epoch; None for none.
-      watch: told of what diverges; None to look for nothing.
+      watch: told of what diverges; None to look for nothing. It sees whole epochs, so not with
+        `every`.
       fresh_key: whether it goes on with `key` instead of the checkpoint's.
       opt_state: the optimiser's to start from; None to start it anew.
     """
@@ -167,10 +168,10 @@ def _fit(
     """Compile and train what is left, with a checkpoint now and then."""
     data = plan.phase.place(*split)
     keeper.voice.say(f"{plan.title}: compiling")
-    # Whole epochs in one call leave nothing to measure within.
-    phase = plan.phase if plan.every is None else plan.phase._replace(epoch=None)
+    phase, steps = plan.phase, training.steps_per_epoch(len(split.labels), plan.phase.batch_size)
+    if plan.every is not None and plan.every % steps:  # whole epochs in one call have no within
+        phase = phase._replace(epoch=None)
     phase, seconds = training.compile(phase, state, data)
-    steps = training.steps_per_epoch(len(split.labels), phase.batch_size)
     progress = progress._replace(compile_seconds=progress.compile_seconds + seconds)
     last = plan.epochs * steps
     before = progress
@@ -206,7 +207,8 @@ def _fit(
         nonlocal progress, before, clock
         step, epoch_ends = done.step, done.step % steps == 0
         progress = after(done.seconds, epochs=step // steps)
-        progress = _told(plan, progress, state, keeper, step, steps, done.losses.mean(axis=0))
+        epoch = progress.epochs if epoch_ends else step / steps
+        progress = _told(plan, progress, state, keeper, step, epoch, done.losses.mean(axis=0))
         if plan.watch and epoch_ends:
             plan.watch.after_epoch(phase.gather(state), done)
         if step == last or kept.due(step, epoch_ends=epoch_ends):
@@ -238,16 +240,14 @@ def _told(
     state: training.TrainState,
     keeper: Keeper,
     step: int,
-    steps: int,
+    epoch: float,
     loss: np.ndarray | None,
 ) -> Progress:
     """Measure, log and say how far it has come; the progress with that entry of the curve.
 
-    An epoch has so many `steps`. `loss` is the mean over those since the last entry, or since it
-    was gone on with.
+    `loss` is the mean over the steps since the last entry, or since it was gone on with.
     """
-    whole = not step or step % steps == 0
-    entry: dict[str, Any] = {"epoch": progress.epochs if whole else round(step / steps, 4)}
+    entry: dict[str, Any] = {"epoch": epoch}
     entry |= {name: getattr(progress, name) for name in ("seconds", "device_seconds")}
     if plan.measure:
         entry |= plan.measure(state)._asdict()
@@ -259,7 +259,7 @@ def _told(
 
 
 def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
-    """An epoch in one line, for people."""
+    """How far it has come in one line, for people."""
     epoch = entry["epoch"]
     parts = [f"{plan.title}: " + (f"epoch {epoch:.4g}/{plan.epochs}" if epoch else "start")]
     if losses is not None:

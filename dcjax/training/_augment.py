@@ -80,7 +80,7 @@ def standardise(
       The function; it takes images of any leading shape.
 
     Raises:
-      ValueError: if a standard deviation is not positive. The function: if it gets no uint8.
+      ValueError: if a standard deviation is not positive. The function: if it gets floats.
 
     >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
     Array([-1.,  1.], dtype=float32)
@@ -91,11 +91,11 @@ def standardise(
     offset = np.asarray(np.asarray(mean) / np.asarray(std), np.float32)
 
     def normalise(images: UInt8[Array, "*N C"]) -> Float[Array, "*N C"]:
-        if images.dtype != jnp.uint8:  # divided by 255 already, perhaps
+        if not jnp.issubdtype(images.dtype, jnp.integer):  # divided by 255 already, perhaps
             raise ValueError(
-                f"standardise is for uint8 images, got {images.dtype}{images.shape}; for data of "
-                "another kind give the Recipe a normalise of your own, such as lambda x: x, and "
-                "augment=dcjax.training.no_augment where it has no pixels to shift"
+                f"standardise is for images of whole numbers from 0 to 255, got {images.dtype}"
+                f"{images.shape}; floats need a normalise of their own in the Recipe, such as "
+                "lambda x: x where they are scaled"
             )
         return images.astype(jnp.float32) * scale - offset
 

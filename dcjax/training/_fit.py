@@ -94,9 +94,11 @@ def fit(
     2
     """
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
-    _check_counts(epochs, every)
+    epochs = _count("epochs", epochs, 0)
     if every is not None:
-        phase = phase._replace(epoch=None)
+        every = _count("every", every, 1)
+        if every % steps:
+            phase = phase._replace(epoch=None)
     phase, compile_seconds = compile(phase, state, train)
     done = steps_done(state)
     history: list[Epoch] = []
@@ -116,14 +118,11 @@ def fit(
     return Fit(state, history, compile_seconds)
 
 
-def _check_counts(epochs: Any, every: Any) -> None:
-    for name, given, least in (("epochs", epochs, 0), ("every", every, 1)):
-        count = whole_number(given)
-        if (count is None or count < least) and not (name == "every" and given is None):
-            raise ValueError(
-                f"{name} is a whole number of at least {least}, got {shown(given)}"
-                + ("; without it there is a record an epoch" if name == "every" else "")
-            )
+def _count(name: str, given: Any, least: int) -> int:
+    count = whole_number(given)
+    if count is None or count < least:
+        raise ValueError(f"{name} is a whole number of at least {least}, got {shown(given)}")
+    return count
 
 
 def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[range]:

@@ -1,7 +1,7 @@
 """How one network learns: pure functions, the same for every phase."""
 
-import inspect
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,7 +41,6 @@ def learner(
     With `shares` above 1 it draws from one share of the examples, those of the numbers n with
     n mod shares = member; an epoch goes through it as often as fills its steps.
     """
-    _check_keywords(network, recipe)
     if not 0 <= recipe.average < 1:
         raise ValueError(
             f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
@@ -85,24 +84,25 @@ def learner(
 
     def forward(variables: PyTree, batch: Data) -> Float[Array, "batch classes"]:
         x = view(recipe.normalise(batch.images), batch.members)
-        logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
+        with _named("eval_kwargs", recipe.eval_kwargs):
+            logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
         return logits
 
     return Learner(init, shuffle, step, epoch, forward)
 
 
-def _check_keywords(network: nn.Module, recipe: Recipe) -> None:
-    """That the network's call takes what the recipe gives it beside the batch."""
-    taken = inspect.signature(type(network).__call__).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in taken.values()):
-        return
-    for name in ("train_kwargs", "eval_kwargs"):
-        given = dict(getattr(recipe, name))
-        if unknown := sorted(given.keys() - taken.keys()):
-            raise ValueError(
-                f"{type(network).__name__}.__call__ takes no {', '.join(unknown)}, which the "
-                f"recipe's {name}={given} gives it; take Recipe({name}={{}}), or what it takes"
+@contextlib.contextmanager
+def _named(name: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """A note on what the network's call was given, where it takes no such argument."""
+    try:
+        yield
+    except TypeError as error:
+        if given and "argument" in str(error):
+            error.add_note(
+                f"the recipe's {name}={dict(given)} are given to network.apply; "
+                f"Recipe({name}={{}}) gives nothing"
             )
+        raise
 
 
 def _update(
@@ -115,9 +115,9 @@ def _update(
     rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(recipe.rngs)}
 
     def cost(params: PyTree) -> tuple[Array, PyTree]:
-        logits, renewed = network.apply(
-            {**rest, "params": params}, x, mutable=list(rest), rngs=rngs, **recipe.train_kwargs
-        )
+        variables, kwargs = {**rest, "params": params}, recipe.train_kwargs
+        with _named("train_kwargs", kwargs):
+            logits, renewed = network.apply(variables, x, mutable=list(rest), rngs=rngs, **kwargs)
         return recipe.loss(logits, labels).mean(), renewed
 
     (loss, renewed), gradient = jax.value_and_grad(cost, has_aux=True)(params)

@@ -94,8 +94,8 @@ def side_by_side(
     one = learner(subnet, recipe, view, shares=subnets if shard_data else 1)
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
-        _check_lead(variables, len(numbers))
         check_key(key, "the order of arguments is start(variables, key)")
+        _check_lead(variables, len(numbers))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
         return spread.put(jax.jit(jax.vmap(one.init))(variables, keys))
 

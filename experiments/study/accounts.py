@@ -2,9 +2,10 @@
 
 A cost is a triple: device-seconds on one device, wall-clock seconds on D devices (as many as the
 study's networks have sub-networks), floating-point operations. Seconds are epochs times the pace,
-the median of all seconds that an epoch of such a network took in the study's trials, so that a busy
-moment of the machine favours none. Trials on another processor than most give no pace, nor do those
-that shared it with others (`--jobs`), but for what has been run in no other way.
+the median of all seconds that an epoch of such a network took in the study's trials (or, by its
+share, a part that was measured), so that a busy moment of the machine favours none. Trials on
+another processor than most give no pace, nor do those that shared it with others (`--jobs`), but
+for what has been run in no other way.
 """
 
 import itertools

@@ -256,7 +256,7 @@ def _draw(picture: Path, finished: Sequence[Finished]) -> None:
             axes.plot(costs, means, style, marker="o", ms=3, color=next(colours), label=name)
     axes.set_xlabel("device-seconds of training")
     axes.set_ylabel("test accuracy, %")
-    # From scratch a curve begins at guessing; what is compared is the last third.
+    # From scratch a curve begins at guessing; what is compared lies above.
     axes.set_ylim(bottom=100 * min(each.accuracy for each in finished) - 20)
     axes.set_title(
         f"{finished[0].trial.study}: means of {most} seeds; grey: fewer; dashed: scratch"

@@ -67,6 +67,25 @@ def test_whole_epochs_go_on_from_the_middle_of_one(study, kind, request):
     )
 
 
+@pytest.mark.parametrize("every", [2, 6])
+def test_records_within_epochs_take_single_steps(study, side_by_side, every):
+    """Compiled before the clock starts; none are needed where epochs end at every record."""
+    phase = side(study, training.Engine("unrolled", True))
+    state, train = phase.start(study.variables, study.key), phase.place(*study.train)
+    steps = []
+    fitted = training.fit(
+        phase, state, train, 2, every=every, on_step=lambda step, state: steps.append(step)
+    )
+    assert steps == ([1, 2, 3, 4, 5, 6] if every == 2 else [3, 6])
+    assert fitted.compile_seconds > fitted.history[0].seconds
+    chex.assert_trees_all_close(
+        phase.finish(fitted.state),
+        side_by_side(4).phase.finish(side_by_side(4).fitted.state),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 def test_the_backends_choose_by_speed():
     assert engine_for("cpu") == training.Engine("unrolled", False)
     assert engine_for("gpu").whole_epochs

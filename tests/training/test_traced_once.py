@@ -26,6 +26,17 @@ def test_other_shapes_dtypes_and_structures_are_traced_as_they_come():
         function(x)
 
 
+def test_a_weak_type_is_another():
+    function = jax.jit(traced_once(double))
+    assert function(1.0) == function(jnp.float32(1.0)) == function(1.0)
+
+
+def test_without_jit_nothing_is_counted():
+    function = jax.jit(traced_once(double))
+    with jax.disable_jit():
+        assert function(jnp.ones(())) == function(jnp.ones(())) == 2
+
+
 def test_what_failed_may_be_tried_again():
     fails = [True]
 

@@ -42,11 +42,20 @@ def test_start_takes_a_key(kind, request, study):
         run.phase.start(variables, 0)
 
 
-def test_the_network_takes_what_the_recipe_gives_it():
-    with pytest.raises(ValueError, match=r"Plain\.__call__ takes no train, .* Recipe\(train_kwarg"):
-        whole()
-    with pytest.raises(ValueError, match=r"takes no train, which the recipe's eval_kwargs="):
-        whole(train_kwargs={}, eval_kwargs={"train": False})
+def test_what_the_networks_call_does_not_take_is_said():
+    x, labels = np.ones((8, 5), np.float32), np.zeros(8, int)
+    variables = Plain().init(jax.random.key(0), x)
+    as_it_is = {"augment": training.no_augment, "normalise": lambda x: x}
+    phase = whole(**as_it_is)  # train=True is the recipe's default
+    state, train = phase.start(variables, jax.random.key(1)), phase.place(x, labels)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'train'") as refused:
+        training.fit(phase, state, train, 1)
+    assert "Recipe(train_kwargs={}) gives nothing" in refused.value.__notes__[0]
+    assert training.evaluate(phase, state, train).shape == (8, 3)
+    phase = whole(**as_it_is, eval_kwargs={"train": False})
+    with pytest.raises(TypeError) as refused:
+        training.evaluate(phase, state, train)
+    assert "Recipe(eval_kwargs={}) gives nothing" in refused.value.__notes__[0]
 
 
 def test_data_that_are_no_images_have_a_recipe_of_their_own():
@@ -63,11 +72,14 @@ def test_data_that_are_no_images_have_a_recipe_of_their_own():
 
     with pytest.raises(ValueError, match=r"crop_and_flip is for images .*augment=dcjax\.training"):
         fit()
-    with pytest.raises(ValueError, match=r"standardise is for uint8 images, got float32\(4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"standardise is for images of whole .*, got float32\(4, 5\)"
+    ):
         fit(augment=training.no_augment)
     assert fit(augment=training.no_augment, normalise=lambda x: x).history
 
 
 def test_images_that_are_scaled_already_are_not_scaled_again():
-    with pytest.raises(ValueError, match=r"for uint8 images, got float32\(1, 2, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"from 0 to 255, got float32\(1, 2, 2, 3\); floats need"):
         training.standardise()(jnp.ones((1, 2, 2, 3)))
+    assert training.standardise()(jnp.full((1, 2, 2, 3), 255)).max() == 2.0
