@@ -2,13 +2,12 @@
 
 A cost is a triple: device-seconds on one device, wall-clock seconds on D devices (as many as the
 study's networks have sub-networks), floating-point operations. Seconds are epochs times the pace,
-the median of all seconds that an epoch of such a network took in the study's trials (or, by its
-share, a part that was measured), so that a busy moment of the machine favours none. Trials on
-another processor than most give no pace, nor do those that shared it with others (`--jobs`), but
-for what has been run in no other way.
+the fewest seconds an epoch that any of the study's trials took for a phase of such a network: what
+else a shared machine has to do can only add to them. Trials on another processor than most of those
+that say theirs give no pace, nor do those that shared it with others (`--jobs`), but for what has
+been run in no other way.
 """
 
-import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -88,7 +87,7 @@ def costs(
       devices: D.
     """
     places = [_place(results) for results, _ in trials]
-    most = statistics.mode(places)
+    most = statistics.mode([place for place in places if place[1] is not None] or places)
     own = [each for each, here in zip(trials, places, strict=True) if here == most]
     alone = [each for each in own if each[0]["devices"].get("jobs", 1) == 1]
     # Each gives what the better ones have not run at all.
@@ -108,23 +107,19 @@ def _place(results: Results) -> tuple[str | None, str | None]:
 
 
 def _paces(trials: Sequence[tuple[Results, bool]]) -> dict[Narrow | Wide, float]:
-    """The median of the seconds of an epoch, by its kind."""
+    """The seconds of an epoch at the best of all phases, by its kind."""
     seconds: dict[Narrow | Wide, list[float]] = {}
     for results, widened in trials:
         phase = results["subnets_phase"]
         if phase["epochs"]:
             each = phase["device_seconds"] / phase["epochs"]
-            kind = seconds.setdefault(narrow(results, widened), [])
-            # The same to the bit where a trial had the sub-networks of another: measured once.
-            if each not in kind:
-                kind.append(each)
+            seconds.setdefault(narrow(results, widened), []).append(each)
         for name in ("finetune", "baseline"):
-            seconds.setdefault(wide(results), []).extend(
-                (after["device_seconds"] - before["device_seconds"])
-                / (after["epoch"] - before["epoch"])
-                for before, after in itertools.pairwise(results[name]["curve"])
-            )
-    return {kind: statistics.median(each) for kind, each in seconds.items() if each}
+            last = results[name]["curve"][-1]
+            if last["epoch"]:
+                each = last["device_seconds"] / last["epoch"]
+                seconds.setdefault(wide(results), []).append(each)
+    return {kind: min(each) for kind, each in seconds.items()}
 
 
 def curve(results: Results, costs: Costs, *, scratch: bool, widened: bool = False) -> list[Point]:

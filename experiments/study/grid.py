@@ -219,15 +219,6 @@ STUDIES = {
             averaged((4, 2), 0.8, seeds=1, name="smoothed", label_smoothing=0.1),
         ),
     ),
-    "cifar10-longer": Study(
-        "CIFAR-10, 10,000 training images, ResNet-8 of width 32, four sub-networks of width 8, "
-        "twice as many epochs",
-        {"dataset": "cifar10"},
-        (
-            scratch(12, 0.8, name="scratch-longer-warm-up", warmup_epochs=1.5),
-            averaged((16, 4), 0.8),
-        ),
-    ),
     "cifar10-wide": Study(
         "CIFAR-10, 10,000 training images, ResNet-8 of width 64, four sub-networks of width 16",
         {"dataset": "cifar10", "width": 64},

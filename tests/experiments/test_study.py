@@ -307,11 +307,18 @@ def costs(*trials, devices=4):
     return accounts.costs(trials, lambda kind: 100.0 if kind == WHOLE else 10.0, devices)
 
 
-def test_the_pace_is_the_median_of_all_epochs():
+def slower(each, phase, factor=100.0):
+    """The same results, a phase of which took so many times as long."""
+    for entry in each[phase]["curve"]:
+        entry["device_seconds"] *= factor
+    return each
+
+
+def test_the_pace_is_that_of_the_phase_that_was_disturbed_least():
     settings = grid.settings(STUDY, STUDY.arms[2], 0)
-    slow = results(settings)
-    slow["finetune"]["curve"][1]["device_seconds"] = 400.0
-    found = costs((slow, False), *[(results(settings), False)] * 2)
+    slow = slower(results(settings), "finetune")
+    slow["subnets_phase"]["device_seconds"] *= 100
+    found = costs((slow, False), (slow, False), (results(settings), False))
     assert found == {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
 
 
@@ -328,27 +335,37 @@ def test_a_part_of_an_epoch_counts_as_that():
     assert after.cost == before.cost + found[WHOLE]
 
 
+def on(processor, each):
+    each["devices"] = {"processor": processor}
+    return each
+
+
 def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
     settings = grid.settings(STUDY, STUDY.arms[2], 0)
-    other, alone = results(settings), results(settings)
-    for each in (other, alone):
-        each["devices"] = {"processor": "another"}
-        each["finetune"]["curve"][1]["device_seconds"] = 400.0
+    own = slower(results(settings), "finetune", 10.0)
+    other, alone = (on("another", results(settings)) for _ in range(2))
     alone["subnets"] = 2
-    found = costs(*[(results(settings), False)] * 3, (other, False), (alone, False))
-    assert found[WHOLE].device_seconds == 4.0
+    found = costs(*[(on("most", own), False)] * 3, (other, False), (alone, False))
+    assert found[WHOLE].device_seconds == 40.0
     assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
+
+
+def test_trials_that_do_not_say_their_processor_yield_to_those_that_do():
+    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    known = on("known", slower(results(settings), "finetune", 10.0))
+    found = costs(*[(results(settings), False)] * 3, (known, False))
+    assert found[WHOLE].device_seconds == 40.0
 
 
 def test_trials_beside_others_give_no_pace_but_for_what_has_not_run_alone():
     settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    alone = slower(results(settings), "finetune", 10.0)
     beside, other = results(settings), results(settings)
     for each in (beside, other):
         each["devices"] = {"jobs": 4}
-        each["finetune"]["curve"][1]["device_seconds"] = 400.0
     other["subnets"] = 2
-    found = costs((beside, False), (results(settings), False), (other, False))
-    assert found[WHOLE].device_seconds == 4.0
+    found = costs((beside, False), (alone, False), (other, False))
+    assert found[WHOLE].device_seconds == 40.0
     assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
 
 
@@ -358,15 +375,6 @@ def test_what_is_only_composed_needs_no_pace_of_the_global_network():
     assert [point.cost for point in accounts.curve(left, costs((left, False)), scratch=False)] == [
         Cost(4.0, 1.0, 80.0)
     ]
-
-
-def test_subnetworks_that_were_lent_are_measured_once():
-    settings = grid.settings(STUDY, STUDY.arms[2], 0)
-    lender, other = results(settings), results(settings)
-    lender["subnets_phase"]["device_seconds"] = 40.0
-    other["subnets_phase"]["device_seconds"] = 4.0
-    found = costs((lender, False), (lender, False), (other, False))
-    assert found[FOUR].device_seconds == 11.0  # the median of 20 and 2, not of 20, 20 and 2
 
 
 def test_subnetworks_keep_at_most_as_many_devices_busy_as_they_are():
