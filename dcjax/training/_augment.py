@@ -1,6 +1,7 @@
 """What happens to images on the device: random crops and flips of uint8, then floating point."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,23 +81,24 @@ def standardise(
       The function; it takes images of any leading shape.
 
     Raises:
-      ValueError: if a standard deviation is not positive. The function: if it gets floats.
+      ValueError: if a standard deviation is not positive.
 
     >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
     Array([-1.,  1.], dtype=float32)
     """
     if not np.all(np.asarray(std) > 0):
         raise ValueError(f"expected standard deviations > 0, got std = {std}")
-    scale = np.asarray(1 / (255 * np.asarray(std)), np.float32)
-    offset = np.asarray(np.asarray(mean) / np.asarray(std), np.float32)
+    return Standardise(
+        np.asarray(1 / (255 * np.asarray(std)), np.float32),
+        np.asarray(np.asarray(mean) / np.asarray(std), np.float32),
+    )
 
-    def normalise(images: UInt8[Array, "*N C"]) -> Float[Array, "*N C"]:
-        if not jnp.issubdtype(images.dtype, jnp.integer):  # divided by 255 already, perhaps
-            raise ValueError(
-                f"standardise is for images of whole numbers from 0 to 255, got {images.dtype}"
-                f"{images.shape}; floats need a normalise of their own in the Recipe, such as "
-                "lambda x: x where they are scaled"
-            )
-        return images.astype(jnp.float32) * scale - offset
 
-    return normalise
+class Standardise(NamedTuple):
+    """The function x ↦ scale · x − offset in float32."""
+
+    scale: Float[np.ndarray, "*C"]
+    offset: Float[np.ndarray, "*C"]
+
+    def __call__(self, images: Shaped[Array, "*N C"]) -> Float[Array, "*N C"]:
+        return images.astype(jnp.float32) * self.scale - self.offset

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from dcjax._stacked import Stacked
+from dcjax.training._augment import Standardise
 from dcjax.training._data import Data
 from dcjax.training._recipe import Recipe, steps_per_epoch
 from dcjax.training._state import TrainState
@@ -74,6 +75,7 @@ def learner(
         return order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
 
     def step(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:
+        _check_pixels(recipe, data)
         chosen = order[state.step % len(order)]
         images = recipe.augment(_stream(state.key, _AUGMENT, state.step), data.images[chosen])
         x = view(recipe.normalise(images), data.members)
@@ -83,12 +85,24 @@ def learner(
         return jax.lax.scan(lambda s, _: step(s, data, order), state, length=len(order))
 
     def forward(variables: PyTree, batch: Data) -> Float[Array, "batch classes"]:
+        _check_pixels(recipe, batch)
         x = view(recipe.normalise(batch.images), batch.members)
         with _named("eval_kwargs", recipe.eval_kwargs):
             logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
         return logits
 
     return Learner(init, shuffle, step, epoch, forward)
+
+
+def _check_pixels(recipe: Recipe, data: Data) -> None:
+    """No images that are scaled already where the recipe scales; an `augment` may make floats."""
+    images = data.images
+    if isinstance(recipe.normalise, Standardise) and not jnp.issubdtype(images.dtype, jnp.integer):
+        raise ValueError(
+            f"dcjax.training.standardise, the recipe's normalise, is for images of whole numbers "
+            f"from 0 to 255, got {images.dtype}{images.shape}; take Recipe(normalise=…) for them, "
+            "such as lambda x: x where they are scaled"
+        )
 
 
 @contextlib.contextmanager

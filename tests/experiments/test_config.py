@@ -48,7 +48,7 @@ WRONG = [
     (Settings(training=Training(average=1.0)), "--average 1.0"),
     (Settings(transfer=Transfer(subnet_final_rate=0.9)), "at most the --learning-rate 0.8"),
     (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
-    (Settings(training=Training(warmup_epochs=7)), "--warmup-epochs 7: expected at most the 6"),
+    (Settings(training=Training(warmup_epochs=9)), "--warmup-epochs 9: expected at most the 8"),
     (Settings(transfer=Transfer(freeze_epochs=3)), "--freeze-epochs 3: expected at most the 2"),
     (Settings(transfer=Transfer(head_rate=-0.5)), "--head-rate -0.5"),
     (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),

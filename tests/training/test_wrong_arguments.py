@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -70,16 +69,23 @@ def test_data_that_are_no_images_have_a_recipe_of_their_own():
             phase, phase.start(variables, jax.random.key(1)), phase.place(x, labels), 1
         )
 
-    with pytest.raises(ValueError, match=r"crop_and_flip is for images .*augment=dcjax\.training"):
+    with pytest.raises(ValueError, match=r"whole numbers from 0 to 255, got float32\(8, 5\); take"):
         fit()
-    with pytest.raises(
-        ValueError, match=r"standardise is for images of whole .*, got float32\(4, 5\)"
-    ):
-        fit(augment=training.no_augment)
+    with pytest.raises(ValueError, match=r"crop_and_flip is for images .*augment=dcjax\.training"):
+        fit(normalise=lambda x: x)
     assert fit(augment=training.no_augment, normalise=lambda x: x).history
 
 
-def test_images_that_are_scaled_already_are_not_scaled_again():
-    with pytest.raises(ValueError, match=r"from 0 to 255, got float32\(1, 2, 2, 3\); floats need"):
-        training.standardise()(jnp.ones((1, 2, 2, 3)))
-    assert training.standardise()(jnp.full((1, 2, 2, 3), 255)).max() == 2.0
+def test_an_augmentation_may_make_floats_and_images_may_not_be_any():
+    x, labels = np.full((8, 4, 4, 3), 255, np.uint8), np.zeros(8, int)
+
+    def darker(key, images):
+        return images * jax.random.uniform(key)
+
+    network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
+    recipe = training.Recipe(optax.sgd(0.1), batch_size=4, augment=darker, train_kwargs={})
+    phase = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    state = phase.start(network.init(jax.random.key(0), x), jax.random.key(1))
+    fitted = training.fit(phase, state, phase.place(x, labels), 1)
+    with pytest.raises(ValueError, match=r"from 0 to 255, got float32\(4, 4, 4, 3\)"):
+        training.evaluate(phase, fitted.state, phase.place((x / 255).astype(np.float32), labels))
