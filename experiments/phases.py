@@ -168,10 +168,8 @@ def _fit(
     """Compile and train what is left, with a checkpoint now and then."""
     data = plan.phase.place(*split)
     keeper.voice.say(f"{plan.title}: compiling")
-    phase, steps = plan.phase, training.steps_per_epoch(len(split.labels), plan.phase.batch_size)
-    if plan.every is not None and plan.every % steps:  # whole epochs in one call have no within
-        phase = phase._replace(epoch=None)
-    phase, seconds = training.compile(phase, state, data)
+    phase, seconds = training.compile(plan.phase, state, data, every=plan.every)
+    steps = training.steps_per_epoch(len(split.labels), phase.batch_size)
     progress = progress._replace(compile_seconds=progress.compile_seconds + seconds)
     last = plan.epochs * steps
     before = progress

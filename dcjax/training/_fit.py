@@ -97,9 +97,7 @@ def fit(
     epochs = _count("epochs", epochs, 0)
     if every is not None:
         every = _count("every", every, 1)
-        if every % steps:
-            phase = phase._replace(epoch=None)
-    phase, compile_seconds = compile(phase, state, train)
+    phase, compile_seconds = compile(phase, state, train, every=every)
     done = steps_done(state)
     history: list[Epoch] = []
     seconds = 0.0

@@ -51,7 +51,12 @@ class Phase(NamedTuple):
 
 
 def compile(
-    phase: Phase, state: TrainState, train: Data, test: Data | None = None
+    phase: Phase,
+    state: TrainState,
+    train: Data,
+    test: Data | None = None,
+    *,
+    every: int | None = None,
 ) -> tuple[Phase, float]:
     """Compiles a phase ahead of time, so that no later measurement has compilation in it.
 
@@ -60,6 +65,7 @@ def compile(
       state: a state of the phase; it is only looked at.
       train: the training split.
       test: a split to be evaluated; without it, evaluation stays as it is.
+      every: `fit`'s; where it cuts epochs, whole ones in one call are given up for single steps.
 
     Returns:
       The phase with compiled functions, for data of these sizes only, and the seconds it took.
@@ -79,8 +85,10 @@ def compile(
     started = time.perf_counter()
     if not _is_compiled(phase.shuffle):
         phase = phase._replace(shuffle=phase.shuffle.lower(state, train).compile())
-    whole = phase.epoch is not None
     steps = steps_per_epoch(len(train.labels), phase.batch_size)
+    if every is not None and every % steps:
+        phase = phase._replace(epoch=None)
+    whole = phase.epoch is not None
     names = {"step": not whole or steps_done(state) % steps > 0, "epoch": whole}
     for name, needed in names.items():
         function = getattr(phase, name)
