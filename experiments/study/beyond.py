@@ -1,4 +1,4 @@
-"""Beyond the paper: levels, rounds, weighted classes and other heads, beside the default recipe.
+"""Beyond the paper: levels, rounds, weighted classes and other heads, beside four epochs and two.
 
 `python -m experiments.study.beyond` trains the quick preset's network once with each and seed, for
 as many operations, and writes the table into docs/results.md. What gains nothing here has no option

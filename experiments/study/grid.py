@@ -1,7 +1,7 @@
 """What is tried: arms, each some settings that are run with several seeds.
 
-Learning rates are tuned on seed 0, from scratch with at least as many as in the transfer; what is
-quoted is run with all seeds.
+Learning rates are tuned on seed 0, from scratch with at least as many trials as in the transfer;
+what is quoted is run with all seeds.
 """
 
 import dataclasses
