@@ -160,7 +160,45 @@ def composed(epochs: int, rate: float, seeds: int | None = None) -> Arm:
     return Arm(f"composed-{epochs}-rate-{rate}", "transfer", flags, seeds)
 
 
+def at_length(
+    width: int, budget: int, splits: tuple[tuple[int, int], ...], rate: float, warmup: float
+) -> Study:
+    """Training as long as people train: all images, the baseline's epochs the budget.
+
+    Four epochs of four sub-networks take one epoch's operations, so that a split (S, F) costs
+    S/4 + F. Each side has four trials: three rates and another warm-up from scratch; three splits
+    and another rate in the transfer.
+
+    Args:
+      budget: epochs from scratch.
+      splits: epochs of the sub-networks and of fine-tuning; none costs more than the budget.
+      rate: in the middle of those that are tried.
+      warmup: epochs of the baseline's warm-up.
+    """
+    assert all(narrow / 4 + wide <= budget for narrow, wide in splits)
+    return Study(
+        f"CIFAR-10, 50,000 training images, ResNet-8 of width {width}, four sub-networks of width "
+        f"{width // 4}, for the operations of {budget} epochs from scratch",
+        {"dataset": "cifar10", "train_size": 50_000, "width": width},
+        (
+            scratch(budget, rate, seeds=1, warmup_epochs=warmup),
+            *(averaged(split, rate, seeds=1) for split in splits),
+            scratch(budget, rate / 2, seeds=1, warmup_epochs=warmup),
+            averaged(splits[0], rate * 2, seeds=1),
+            scratch(budget, rate * 2, seeds=1, warmup_epochs=warmup),
+            scratch(budget, rate, seeds=1, name="scratch-short-warm-up", warmup_epochs=0.5),
+        ),
+    )
+
+
 STUDIES = {
+    "length-w32-e4": at_length(32, 4, ((4, 3), (2, 3), (8, 2)), rate=0.4, warmup=1.5),
+    "length-w32-e8": at_length(32, 8, ((4, 7), (8, 6), (12, 5)), rate=0.4, warmup=1.5),
+    "length-w32-e16": at_length(32, 16, ((8, 14), (16, 12), (4, 15)), rate=0.4, warmup=1.5),
+    "length-w32-e32": at_length(32, 32, ((16, 28), (32, 24), (4, 31)), rate=0.4, warmup=1.5),
+    "length-w64-e4": at_length(64, 4, ((4, 3), (2, 3), (8, 2)), rate=0.4, warmup=1.5),
+    "length-w64-e8": at_length(64, 8, ((4, 7), (8, 6), (12, 5)), rate=0.4, warmup=1.5),
+    "length-w64-e16": at_length(64, 16, ((8, 14), (16, 12), (4, 15)), rate=0.4, warmup=1.5),
     "cifar10": Study(
         "CIFAR-10, 10,000 training images, ResNet-8 of width 32, four sub-networks of width 8",
         {"dataset": "cifar10"},
