@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Num
 
 from dcjax._checks import array_fault, array_of, dtype_of, shown
-from dcjax._shares import check_weights, is_known
+from dcjax._compose.head_weights import check_weights, is_known
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)

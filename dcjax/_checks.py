@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from dcjax._layout import Path, path_of
+from dcjax._layout.layout import Path, path_of
 
 PyTree = Any
 
@@ -24,6 +24,16 @@ def whole_number(x: Any) -> int | None:
         return operator.index(x)
     except Exception:  # arrays of all libraries have `__index__`, and errors of their own
         return None
+
+
+def check_subnets(subnets: Any) -> int:
+    """K as an int of at least 1; a `ValueError` or `TypeError` that says what it is otherwise."""
+    count = whole_number(subnets)
+    if count is None:
+        raise TypeError(f"the number of sub-networks is an int, got {subnets!r}")
+    if count < 1:
+        raise ValueError(f"the number of sub-networks is at least 1, got {count}")
+    return count
 
 
 def array_fault(x: Any, *, abstract: bool = False) -> str:

@@ -8,8 +8,13 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from experiments import config, data, lock, progress, report, startup, stop, workdir
-from experiments.config import PRESETS, Settings
+from experiments import data
+from experiments.results import summary
+from experiments.run import console as progress
+from experiments.run import lock, startup, workdir
+from experiments.run import signals as stop
+from experiments.settings import schema
+from experiments.settings.schema import PRESETS, Settings
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 STOPPED = 128  # and the signal's number: 130 for SIGINT, 143 for SIGTERM
@@ -59,7 +64,7 @@ def parse(program: str, args: Sequence[str]) -> Settings:
     settings = tyro.cli(
         Settings, prog=program, args=args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
     )
-    _refuse(config.problems(settings))
+    _refuse(schema.problems(settings))
     return settings
 
 
@@ -72,12 +77,12 @@ def study(settings: Settings, asked: stop.Stop) -> int:
     Returns:
       The exit code.
     """
-    folder = settings.workdir or config.default_workdir(settings)
-    flags, how = config.flat(settings), settings.keeping
+    folder = settings.workdir or schema.default_workdir(settings)
+    flags, how = schema.flat(settings), settings.keeping
     voice = progress.voice(Console(stderr=True))
     if (results := workdir.finished(folder, flags, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
-        report.show(results, Console(), asked=settings.data.dataset)
+        summary.show(results, Console(), asked=settings.data.dataset)
         return OK
     with lock.locked(folder, how.only_subnet, voice.say):
         dataset = load(settings, voice)
@@ -97,10 +102,13 @@ def _run(
     asked: stop.Stop,
 ) -> int:
     """The part that needs JAX."""
-    from experiments import keeping, pipeline
+    from experiments.method import pipeline
+    from experiments.run import checkpointing
 
-    how, flags = settings.keeping, config.flat(settings)
-    keeper = keeping.Keeper(folder, how, flags, keeping.fingerprint(dataset), voice, metrics, asked)
+    how, flags = settings.keeping, schema.flat(settings)
+    keeper = checkpointing.Keeper(
+        folder, how, flags, checkpointing.fingerprint(dataset), voice, metrics, asked
+    )
     if how.only_subnet is not None:
         if not pipeline.run_one(settings, dataset, keeper, how.only_subnet):
             voice.say(
@@ -119,9 +127,9 @@ def _run(
         voice.say(f"results: {folder / workdir.RESULTS}")
     except OSError as error:
         voice.say(f"the results cannot be written to {folder}: {error.strerror}")
-        report.show(workdir.plain(results), Console(), asked=settings.data.dataset)
+        summary.show(workdir.plain(results), Console(), asked=settings.data.dataset)
         return LOST
-    report.show(results, Console(), asked=settings.data.dataset)
+    summary.show(results, Console(), asked=settings.data.dataset)
     return OK
 
 
@@ -136,7 +144,7 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
     size = min(chosen.train_size or len(loaded.train.labels), len(loaded.train.labels))
     train = data.subset(loaded.train, size, settings.seed, len(loaded.classes))
-    _refuse(config.data_problems(settings, *train.images.shape[:3]))
+    _refuse(schema.data_problems(settings, *train.images.shape[:3]))
     return loaded._replace(train=train)
 
 

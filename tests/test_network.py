@@ -259,7 +259,7 @@ def test_verify_finds_what_is_wrong(monkeypatch):
         variables["params"]["Conv_1"]["bias"] = variables["params"]["Conv_1"]["bias"][::-1]
         return variables
 
-    monkeypatch.setattr("dcjax._verify.compose", wrong)
+    monkeypatch.setattr("dcjax._linen.verify.compose", wrong)
     report = dcjax.verify(network, stacked, x, tolerance=np.inf)
     errors = {row.layer: row.relative for row in report.layers}
     assert errors["LeNet/Conv_0"] < 1e-5 < 1e-2 < errors["LeNet/Conv_1"]
@@ -297,7 +297,7 @@ def test_verify_compares_imaginary_parts_too(monkeypatch):
     stacked = dcjax.init(network, 2, jax.random.key(0), x)
     assert dcjax.verify(network, stacked, x).error < 1e-5
     monkeypatch.setattr(
-        "dcjax._verify.compose",
+        "dcjax._linen.verify.compose",
         lambda stacked, **head: jax.tree.map(jnp.conj, dcjax.compose(stacked, **head)),
     )
     with pytest.raises(ValueError, match="Complex/stem"):

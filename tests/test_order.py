@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcjax import Order, Run
-from dcjax._terms import Conflict, Fixed, Orders, Size, repeat, scale
+from dcjax._tracing.unify import Conflict, Fixed, Orders, Size, repeat, scale
 
 runs = st.lists(st.builds(Run, st.integers(1, 3), st.booleans()), min_size=1, max_size=4)
 orders = st.builds(Order, runs.map(tuple), st.integers(1, 3))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import dcjax
-from dcjax._document import _DTYPES
-from dcjax._layout_json import layout_from_json, layout_to_json
+from dcjax._files.manifest import _DTYPES
+from dcjax._layout.json import layout_from_json, layout_to_json
 from tests.test_contract import random_stacked
 
 SUFFIXES = [".npz", ".safetensors"]

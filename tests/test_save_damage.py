@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 import dcjax
-from dcjax._containers import container_of
+from dcjax._files.formats import container_of
 from tests.test_save import SUFFIXES, assert_same, both, everything
 
 

@@ -4,10 +4,6 @@ A phase is a few pure functions (`Phase`), made by `side_by_side` or `data_paral
 `evaluate` run either.
 """
 
-from dcjax.training._augment import crop_and_flip as crop_and_flip
-from dcjax.training._augment import no_augment as no_augment
-from dcjax.training._augment import standardise as standardise
-from dcjax.training._block_rates import scale_blocks as scale_blocks
 from dcjax.training._data import Data as Data
 from dcjax.training._data_parallel import data_parallel as data_parallel
 from dcjax.training._devices import Engine as Engine
@@ -16,11 +12,15 @@ from dcjax.training._fit import Epoch as Epoch
 from dcjax.training._fit import Fit as Fit
 from dcjax.training._fit import evaluate as evaluate
 from dcjax.training._fit import fit as fit
-from dcjax.training._optimizer import sgd as sgd
-from dcjax.training._phase import Phase as Phase
-from dcjax.training._phase import compile as compile
+from dcjax.training._images import crop_and_flip as crop_and_flip
+from dcjax.training._images import no_augment as no_augment
+from dcjax.training._images import standardise as standardise
 from dcjax.training._recipe import Recipe as Recipe
 from dcjax.training._recipe import steps_per_epoch as steps_per_epoch
+from dcjax.training._scale_blocks import scale_blocks as scale_blocks
+from dcjax.training._sgd import sgd as sgd
 from dcjax.training._side_by_side import side_by_side as side_by_side
 from dcjax.training._state import TrainState as TrainState
 from dcjax.training._state import steps_done as steps_done
+from dcjax.training._trainer import Phase as Phase
+from dcjax.training._trainer import compile as compile

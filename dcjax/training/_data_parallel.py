@@ -8,16 +8,16 @@ import jax
 from jaxtyping import Array, Key
 
 from dcjax._checks import check_key
+from dcjax._compose.stacked import Stacked
 from dcjax._mesh import DEVICES
-from dcjax._stacked import Stacked
-from dcjax._trees import copy_tree
+from dcjax._pytrees import copy_tree
 from dcjax.training._data import batcher, placer
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, on_mesh, sharding
 from dcjax.training._learner import learner
-from dcjax.training._phase import Phase
 from dcjax.training._recipe import Recipe
+from dcjax.training._retrace_guard import traced_once
 from dcjax.training._state import TrainState
-from dcjax.training._trace import traced_once
+from dcjax.training._trainer import Phase
 
 PyTree = Any
 

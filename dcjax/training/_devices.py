@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dcjax._mesh import DEVICES
-from dcjax._trees import reshape_lead
-from dcjax.training._trace import traced_once
+from dcjax._pytrees import reshape_lead
+from dcjax.training._retrace_guard import traced_once
 
 PyTree = Any
 Device = Any  # a jax.Device: a name in a compiled module, which type checkers do not resolve

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from dcjax._checks import shown, whole_number
 from dcjax.training._data import Data
 from dcjax.training._devices import physical_devices
-from dcjax.training._phase import Phase, compile
 from dcjax.training._recipe import steps_per_epoch
 from dcjax.training._state import TrainState, steps_done
+from dcjax.training._trainer import Phase, compile
 
 # Steps given to the devices ahead of their completion. Two keep them busy; on the CPU, where memory
 # for a step is taken when it is given, JAX would let 32 of them pile up.

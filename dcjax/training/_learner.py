@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from dcjax._stacked import Stacked
-from dcjax.training._augment import Standardise
+from dcjax._compose.stacked import Stacked
 from dcjax.training._data import Data
+from dcjax.training._images import Standardise
 from dcjax.training._recipe import Recipe, steps_per_epoch
 from dcjax.training._state import TrainState
 

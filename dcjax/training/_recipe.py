@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import optax
 from jaxtyping import Array
 
-from dcjax.training._augment import crop_and_flip, standardise
+from dcjax.training._images import crop_and_flip, standardise
 
 
 class Recipe(NamedTuple):

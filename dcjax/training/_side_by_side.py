@@ -19,9 +19,9 @@ from dcjax.training._devices import (
     spread_members,
 )
 from dcjax.training._learner import learner
-from dcjax.training._phase import Phase
 from dcjax.training._recipe import Recipe
 from dcjax.training._state import TrainState
+from dcjax.training._trainer import Phase
 
 PyTree = Any
 

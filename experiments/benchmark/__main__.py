@@ -9,8 +9,8 @@ from typing import Any
 
 import tyro
 
-from experiments import startup
-from experiments.config import Network
+from experiments.run import startup
+from experiments.settings.schema import Network
 
 TABLES = ("machine", "copies", "engines", "convolutions", "norms", "profile", "steps", "scaling")
 DEVICES = 8
@@ -94,7 +94,6 @@ def cases(
     options: Options, platform: str
 ) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What is to be measured: table, row, function."""
-    from experiments import build
     from experiments.benchmark import (
         convolutions,
         copies,
@@ -105,6 +104,7 @@ def cases(
         scaling,
         steps,
     )
+    from experiments.method import factory
 
     runs, on_cpu = options.runs, platform == "cpu"
     if "machine" in options.only:
@@ -151,7 +151,7 @@ def cases(
         every = [(d, w, k) for d in (8, 20, 32) for w in (8, 16) for k in (1, 2, 4, 8)]
         for depth, width, subnets in every if options.full else some:
             # As the experiments compute, and the type in the name where it is another.
-            dtype = build.precision(Network())
+            dtype = factory.precision(Network())
             yield (
                 "steps",
                 f"ResNet-{depth}, width {width}, K = {subnets}" + f", {dtype}" * (not on_cpu),

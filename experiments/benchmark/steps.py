@@ -13,9 +13,9 @@ import numpy as np
 
 import dcjax
 from dcjax import training
-from experiments import build
 from experiments.benchmark.timing import Timing, Ways, in_turns
-from experiments.config import Network
+from experiments.method import factory
+from experiments.settings.schema import Network
 
 BATCH = 128
 Made = tuple[training.Phase, Any]  # a phase, and its variables
@@ -45,7 +45,7 @@ def step_row(
 @functools.cache
 def convolution() -> Any:
     """What the experiments' convolutions are computed with here; None for JAX's own."""
-    return build.convolution(Network(), functools.partial(print, file=sys.stderr))
+    return factory.convolution(Network(), functools.partial(print, file=sys.stderr))
 
 
 def resnet(depth: int, width: int, **options: Any) -> dcjax.models.ResNet:

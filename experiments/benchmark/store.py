@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments import environment
+from experiments.run import provenance as environment
 
 
 class Store:

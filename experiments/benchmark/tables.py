@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.benchmark.profile import PASSES
 from experiments.benchmark.steps import step_ratios
-from experiments.document import put, table, write
+from experiments.markdown import put, table, write
 
 Rows = dict[str, dict[str, Any]]
 

@@ -10,9 +10,9 @@
 Importing this is quick and starts neither JAX nor tensorflow-datasets; TensorFlow is never needed.
 """
 
-from experiments.data._load import check_name as check_name
-from experiments.data._load import load as load
-from experiments.data._subset import subset as subset
-from experiments.data._types import DataError as DataError
-from experiments.data._types import Dataset as Dataset
-from experiments.data._types import Split as Split
+from experiments.data.load import check_name as check_name
+from experiments.data.load import load as load
+from experiments.data.subset import subset as subset
+from experiments.data.types import DataError as DataError
+from experiments.data.types import Dataset as Dataset
+from experiments.data.types import Split as Split

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.study import grid, trials
-from experiments.workdir import WorkdirError
+from experiments.run.workdir import WorkdirError
+from experiments.study import arms, trials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Options:
     It goes on where it was; `--minutes` bounds a sitting, `--report` only writes what is there.
     """
 
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar=" ".join(grid.STUDIES))] = tuple(
-        grid.STUDIES
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar=" ".join(arms.STUDIES))] = tuple(
+        arms.STUDIES
     )
     """The studies."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[ARM ...]")] = ()
@@ -52,8 +52,8 @@ class Options:
 def _problems(options: Options) -> Iterator[str]:
     """What is wrong with the options."""
     for name in options.only:
-        if name not in grid.STUDIES:
-            yield f"--only {name}: choose from {' '.join(grid.STUDIES)}"
+        if name not in arms.STUDIES:
+            yield f"--only {name}: choose from {' '.join(arms.STUDIES)}"
     if options.seeds < 1:
         yield f"--seeds {options.seeds}: expected at least 1"
     if options.jobs < 1:
@@ -110,12 +110,12 @@ def main() -> int:
         except WorkdirError as error:
             say(f"{program}error: {error}")
             return 2
-    from experiments.study import report
+    from experiments.study import tables
 
     for name in options.only:
         try:
             own = [trial for trial in declared if trial.study == name]
-            done = report.write(options.output, options.summary, name, own)
+            done = tables.write(options.output, options.summary, name, own)
             if done:
                 trials.keep(own[0].records, (each.trial for each in done))
         except (ValueError, WorkdirError) as error:

@@ -24,12 +24,16 @@ from rich.console import Console
 
 import dcjax
 from dcjax import training
-from dcjax._trees import stack_trees, take_entries
-from experiments import build, cli, data, document, environment, progress, startup
-from experiments.config import Settings
-from experiments.score import score
-from experiments.study import grid
-from experiments.study.report import spread
+from dcjax._pytrees import stack_trees, take_entries
+from experiments import cli, data, markdown
+from experiments.method import factory
+from experiments.results.score import score
+from experiments.run import console as progress
+from experiments.run import provenance as environment
+from experiments.run import startup
+from experiments.settings.schema import Settings
+from experiments.study import arms
+from experiments.study.tables import spread
 
 PyTree = Any
 
@@ -165,13 +169,13 @@ def _begin(lab: Lab) -> dcjax.Stacked:
 
 def _recipe(lab: Lab, stage: Stage) -> training.Recipe:
     chosen = lab.settings.training
-    schedule = build.Schedule(
+    schedule = factory.Schedule(
         stage.epochs,
         chosen.learning_rate,
         chosen.warmup_epochs if stage.warm else 0.0,
         0.0 if stage.anneal else chosen.learning_rate,
     )
-    return build.recipe(chosen, lab.dataset, schedule)
+    return factory.recipe(chosen, lab.dataset, schedule)
 
 
 def _side(
@@ -302,8 +306,8 @@ def main() -> int:
     except (cli.BadInput, data.DataError) as error:
         print(f"python -m experiments.study.beyond: error: {error}", file=sys.stderr)
         return 2
-    text = document.put(options.output.read_text(), "beyond", _table(kept))
-    document.write(options.output, text)
+    text = markdown.put(options.output.read_text(), "beyond", _table(kept))
+    markdown.write(options.output, text)
     return 0
 
 
@@ -317,17 +321,17 @@ def _run(options: Options, kept: dict[str, dict[str, Any]]) -> None:
                 found = WAYS[way](_lab(options.data_dir, seed, say))
                 kept[name] = {"way": way, "stages": found.stages}
                 options.records.parent.mkdir(parents=True, exist_ok=True)
-                document.write(options.records, json.dumps(kept, indent=1) + "\n")
+                markdown.write(options.records, json.dumps(kept, indent=1) + "\n")
 
 
 def _lab(data_dir: Path | None, seed: int, say: Callable[[str], None]) -> Lab:
-    arm = grid.averaged((4, 2), Settings().training.learning_rate)
-    settings = grid.settings(grid.STUDIES["cifar10"], arm, seed)
-    settings = grid.with_flags(settings, {"data_dir": data_dir})
+    arm = arms.averaged((4, 2), Settings().training.learning_rate)
+    settings = arms.settings(arms.STUDIES["cifar10"], arm, seed)
+    settings = arms.with_flags(settings, {"data_dir": data_dir})
     dataset = cli.load(settings, progress.voice(Console(quiet=True)))
-    convolution = build.convolution(settings.network, say)
-    network = build.network(settings.network, len(dataset.classes), convolution=convolution)
-    x = build.normalise(dataset)(jnp.asarray(dataset.test.images[:2]))
+    convolution = factory.convolution(settings.network, say)
+    network = factory.network(settings.network, len(dataset.classes), convolution=convolution)
+    x = factory.normalise(dataset)(jnp.asarray(dataset.test.images[:2]))
     return Lab(settings, dataset, network, x, say)
 
 
@@ -343,7 +347,7 @@ def _table(kept: dict[str, dict[str, Any]]) -> str:
     head = ["way", "what", "seeds", "composed last, %", "final, %"]
     versions = environment.versions()
     said = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "dcjax")
-    return f"    python -m experiments.study.beyond\n\n{said}.\n\n{document.table(head, body)}"
+    return f"    python -m experiments.study.beyond\n\n{said}.\n\n{markdown.table(head, body)}"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import config, document, startup, workdir
-from experiments.study import grid
+from experiments import markdown
+from experiments.run import startup, workdir
+from experiments.settings import schema
+from experiments.study import arms
 
 # What the sub-networks' training does not depend on.
 LATER = (
@@ -34,7 +36,7 @@ class Trial(NamedTuple):
     """One arm with one seed, the folder of its run, and the file where its results are kept."""
 
     study: str
-    arm: grid.Arm
+    arm: arms.Arm
     seed: int
     folder: Path
     records: Path
@@ -45,19 +47,19 @@ class Trial(NamedTuple):
         return self.folder.name
 
     @property
-    def settings(self) -> config.Settings:
+    def settings(self) -> schema.Settings:
         """Its settings, but for where it reads and writes."""
-        return grid.settings(grid.STUDIES[self.study], self.arm, self.seed)
+        return arms.settings(arms.STUDIES[self.study], self.arm, self.seed)
 
     @property
     def results(self) -> dict[str, Any] | None:
         """What it has left, here or in the records; None if it is not finished."""
-        flags = config.flat(self.settings)
+        flags = schema.flat(self.settings)
         here = workdir.finished(self.folder, flags)
         if here is not None:
             return here
         kept = _read(self.records).get(self.name)
-        if kept is None or workdir.differences(config.complete(kept["settings"]), flags):
+        if kept is None or workdir.differences(schema.complete(kept["settings"]), flags):
             return None
         return kept["results"]
 
@@ -73,7 +75,7 @@ def trials(names: tuple[str, ...], runs: Path, records: Path, seeds: int) -> Ite
     """
     for name in names:
         for seed in range(seeds):
-            for arm in grid.STUDIES[name].arms:
+            for arm in arms.STUDIES[name].arms:
                 if arm.seeds is None or seed < arm.seeds:
                     folder = runs / name / f"{arm.name}-seed{seed}"
                     yield Trial(name, arm, seed, folder, records / f"{name}.json")
@@ -83,12 +85,12 @@ def keep(records: Path, finished: Iterable[Trial]) -> None:
     """Put the results of a study's finished trials into its records, a line each."""
     kept = _read(records)
     for trial in finished:
-        flags = config.flat(trial.settings)
-        settings = {name: value for name, value in flags.items() if name not in config.PLACES}
+        flags = schema.flat(trial.settings)
+        settings = {name: value for name, value in flags.items() if name not in schema.PLACES}
         kept[trial.name] = {"settings": settings, "results": trial.results}
     records.parent.mkdir(parents=True, exist_ok=True)
     lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
-    document.write(records, "{\n" + ",\n".join(lines) + "\n}\n")
+    markdown.write(records, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _read(records: Path) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def command(trial: Trial, data_dir: Path | None) -> list[str]:
     """The command of a trial, as a user would give it."""
     place = [] if data_dir is None else ["--data-dir", str(data_dir)]
     folder = ["--workdir", str(trial.folder)]
-    return [sys.executable, "-m", "experiments.cifar10", *config.as_args(trial.settings)] + (
+    return [sys.executable, "-m", "experiments.cifar10", *schema.as_args(trial.settings)] + (
         place + folder
     )
 
@@ -187,5 +189,5 @@ def _lend(trial: Trial, finished: list[Trial], say: Callable[[str], None]) -> No
 
 def _of_subnets(trial: Trial) -> dict[str, Any]:
     # Without a final rate of their own it follows fine-tuning's.
-    flags = config.flat(trial.settings) | {"subnet_final_rate": trial.settings.subnet_final_rate}
+    flags = schema.flat(trial.settings) | {"subnet_final_rate": trial.settings.subnet_final_rate}
     return {name: value for name, value in flags.items() if name not in LATER}

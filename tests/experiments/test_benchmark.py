@@ -9,9 +9,9 @@ import pytest
 
 import dcjax
 from dcjax import training
-from experiments import environment
 from experiments.benchmark import norms, profile, store, tables
 from experiments.benchmark.timing import in_turns
+from experiments.run import provenance as environment
 
 ROOT = Path(__file__).parents[2]
 SECONDS = {"median": 0.2, "fastest": 0.1, "slowest": 0.3}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import build, cli, progress
-from experiments.score import Score
-from experiments.study import beyond, grid
+from experiments import cli
+from experiments.method import factory
+from experiments.results.score import Score
+from experiments.run import console as progress
+from experiments.study import arms, beyond
 
 FLAGS = {"dataset": "digits", "train_size": 40, "batch_size": 20}
 FLAGS |= {"model": "cnn", "depth": 5, "width": 8}
@@ -18,11 +20,11 @@ FLAGS |= {"model": "cnn", "depth": 5, "width": 8}
 
 @pytest.fixture(scope="module")
 def lab():
-    settings = grid.settings(grid.STUDIES["digits"], grid.averaged((6, 3), 0.2), 0)
-    settings = grid.with_flags(settings, FLAGS)
+    settings = arms.settings(arms.STUDIES["digits"], arms.averaged((6, 3), 0.2), 0)
+    settings = arms.with_flags(settings, FLAGS)
     dataset = cli.load(settings, progress.voice(Console(quiet=True)))
-    network = build.network(settings.network, 10)
-    x = build.normalise(dataset)(jnp.asarray(dataset.test.images[:2]))
+    network = factory.network(settings.network, 10)
+    x = factory.normalise(dataset)(jnp.asarray(dataset.test.images[:2]))
     return beyond.Lab(settings, dataset, network, x, lambda line: None)
 
 

@@ -11,8 +11,11 @@ import time
 import pytest
 from rich.console import Console
 
-from experiments import cli, data, pipeline, progress, workdir
-from experiments.config import PRESETS
+from experiments import cli, data
+from experiments.method import pipeline
+from experiments.run import console as progress
+from experiments.run import workdir
+from experiments.settings.schema import PRESETS
 from tests.saved import fail
 
 PROGRAM = "python -m experiments.cifar10"

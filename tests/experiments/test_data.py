@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import data
-from experiments.data import _cifar10
-from experiments.data._types import measured, moments
+from experiments.data import cifar10 as _cifar10
+from experiments.data.types import measured, moments
 
 
 def numbered(labels):

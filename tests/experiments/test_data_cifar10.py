@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data import _builder, _cifar10, _download
-from experiments.data._cifar10 import CLASSES, NotAtHandError
+from experiments.data import builder as _builder
+from experiments.data import cifar10 as _cifar10
+from experiments.data import download as _download
+from experiments.data.cifar10 import CLASSES, NotAtHandError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_SHARD = "cifar10-train.array_record-00000-of-00001"
@@ -311,7 +313,7 @@ def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path, archive
     code = f"""
 from pathlib import Path
 from experiments import data
-from experiments.data import _builder
+from experiments.data import builder as _builder
 _builder.prepare(Path({str(tmp_path)!r}), Path({str(archive)!r}), {CLASSES})
 print(len(data.load("cifar10", data_dir={str(tmp_path)!r}).train.labels))
 """

@@ -10,8 +10,8 @@ import time
 import pytest
 import requests  # noqa: F401  # importing it must not count as the host's silence
 
-from experiments.data import _download
-from experiments.data._download import Archive, DownloadError, fetch
+from experiments.data import download as _download
+from experiments.data.download import Archive, DownloadError, fetch
 
 CONTENT = bytes(range(256)) * 500
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"

@@ -8,7 +8,8 @@ import pytest
 
 from dcjax.checkpoints import Checkpoints
 from dcjax.training._learner import _AUGMENT, _stream
-from experiments import build, cli, members, phases
+from experiments import cli
+from experiments.method import factory, stage, subnetworks
 
 PROGRAM = "python -m experiments.cifar10"
 SUBNETS, BAD, STEP = 3, 1, 6
@@ -31,11 +32,11 @@ def alone(tmp_path_factory):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Sub-network BAD gets images of nan in its step number STEP, as long as its key is its own."""
-    made, keys = build.recipe, []
-    train = members.phases.train
+    made, keys = factory.recipe, []
+    train = subnetworks.phases.train
 
     def remember(plan, *args):
-        if plan.name == members.TOGETHER:
+        if plan.name == subnetworks.TOGETHER:
             own = jax.random.fold_in(plan.key, BAD)
             keys.append(jax.random.key_data(_stream(own, _AUGMENT, jnp.int32(STEP - 1))))
         return train(plan, *args)
@@ -47,8 +48,8 @@ def poisoned(monkeypatch):
 
         return made(*args, **kwargs)._replace(augment=augment)
 
-    monkeypatch.setattr(phases, "train", remember)
-    monkeypatch.setattr(build, "recipe", recipe)
+    monkeypatch.setattr(stage, "train", remember)
+    monkeypatch.setattr(factory, "recipe", recipe)
 
 
 def state(folder, name):

@@ -7,8 +7,8 @@ import os
 import filelock
 import pytest
 
-from experiments.lock import locked
-from experiments.workdir import WorkdirError
+from experiments.run.lock import locked
+from experiments.run.workdir import WorkdirError
 
 
 def hold(folder, member=None, said=None):

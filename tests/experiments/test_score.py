@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.score import score
+from experiments.results.score import score
 
 
 @settings(deadline=None, max_examples=20)

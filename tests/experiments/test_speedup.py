@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments import speedup as module
+from experiments.results import speedup as module
 
 speedup = functools.partial(module.speedup, classes=10)
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CODE = """
-from experiments import startup
+from experiments.run import startup
 startup.start_jax(3)
 import jax, resource, jax.numpy as jnp
 print(len(jax.devices("cpu")), jax.config.jax_compilation_cache_dir)

@@ -10,20 +10,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import config, environment, workdir
+from experiments.run import provenance as environment
+from experiments.run import workdir
+from experiments.settings import schema
 from experiments.study import __main__ as command
-from experiments.study import accounts, grid, report, trials
-from experiments.study.accounts import Cost, Narrow, Point, Wide
+from experiments.study import arms, costs, tables, trials
+from experiments.study.costs import Cost, Narrow, Point, Wide
 
-STUDY = grid.Study(
+STUDY = arms.Study(
     "a study",
     {"dataset": "digits", "train_size": 100, "batch_size": 10, "width": 8},
     (
-        grid.scratch(2, 0.1),
-        grid.scratch(2, 0.2, seeds=1),
-        grid.one_schedule("one", (2, 1), 0.1),
-        grid.one_schedule("frozen", (2, 1), 0.1, seeds=1, freeze_epochs=1.0),
-        grid.one_schedule("widened", (2, 1), 0.1, widen=True, off_diagonal_scale=0.1),
+        arms.scratch(2, 0.1),
+        arms.scratch(2, 0.2, seeds=1),
+        arms.one_schedule("one", (2, 1), 0.1),
+        arms.one_schedule("frozen", (2, 1), 0.1, seeds=1, freeze_epochs=1.0),
+        arms.one_schedule("widened", (2, 1), 0.1, widen=True, off_diagonal_scale=0.1),
     ),
 )
 
@@ -33,23 +35,23 @@ SHARING = ("DCJAX_JOBS", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(grid, "STUDIES", {"small": STUDY})
+    monkeypatch.setattr(arms, "STUDIES", {"small": STUDY})
 
 
-@pytest.mark.parametrize("name", grid.STUDIES)
+@pytest.mark.parametrize("name", arms.STUDIES)
 def test_every_declared_trial_can_be_run(name):
     found = list(trials.trials((name,), Path("runs"), Path("records"), seeds=3))
     assert len({trial.folder for trial in found}) == len(found)
-    settings = [config.flat(trial.settings) for trial in found]
+    settings = [schema.flat(trial.settings) for trial in found]
     assert len({json.dumps(each, default=str) for each in settings}) == len(found)
     for trial in found:
-        assert config.problems(trial.settings) == []
+        assert schema.problems(trial.settings) == []
         assert not trial.settings.training.baseline_epochs or trial.arm.kind == "scratch"
 
 
 def test_a_flag_that_is_none_is_refused():
     with pytest.raises(ValueError, match="no such settings: widht"):
-        grid.with_flags(config.Settings(), {"widht": 3})
+        arms.with_flags(schema.Settings(), {"widht": 3})
 
 
 def test_quoted_arms_have_all_seeds_and_others_one(small):
@@ -108,7 +110,7 @@ def ran(small, monkeypatch):
             if t.folder == folder
         )
         folder.mkdir(parents=True, exist_ok=True)
-        flags = config.flat(trial.settings)
+        flags = schema.flat(trial.settings)
         (folder / workdir.SETTINGS).write_text(json.dumps(flags))
         if trial.settings.training.subnet_epochs:
             name = "subnet-0" if trial.settings.transfer.widen else "subnets"
@@ -278,20 +280,20 @@ def test_what_comes_later_does_not_keep_subnetworks_from_being_lent(small):
     )
     assert trials._of_subnets(one) == trials._of_subnets(frozen)
     assert trials._of_subnets(one) != trials._of_subnets(widened)
-    assert set(trials.LATER) < {*config.flat(config.Settings())}
+    assert set(trials.LATER) < {*schema.flat(schema.Settings())}
 
 
 def test_an_arm_is_held_against_scratch_with_its_own_samples(small):
     def finished(arm, accuracies):
         folder = Path("runs") / arm.name
         curve = [Point("any", Cost(n, n, n), a) for n, a in enumerate(accuracies, start=1)]
-        return report.Finished(trials.Trial("small", arm, 0, folder, Path("records")), {}, curve)
+        return tables.Finished(trials.Trial("small", arm, 0, folder, Path("records")), {}, curve)
 
-    whole = finished(grid.scratch(2, 0.1), [0.5, 0.9])
-    bands = finished(grid.scratch(2, 0.1, name="scratch-bands", samples="bands"), [0.5, 0.6])
-    arm = finished(grid.one_schedule("bands", (2, 1), 0.1, samples="bands"), [0.7])
-    tiles = finished(grid.one_schedule("tiles", (2, 1), 0.1, samples="tiles"), [0.7])
-    text = report._speedups([whole, bands, arm, tiles])
+    whole = finished(arms.scratch(2, 0.1), [0.5, 0.9])
+    bands = finished(arms.scratch(2, 0.1, name="scratch-bands", samples="bands"), [0.5, 0.6])
+    arm = finished(arms.one_schedule("bands", (2, 1), 0.1, samples="bands"), [0.7])
+    tiles = finished(arms.one_schedule("tiles", (2, 1), 0.1, samples="tiles"), [0.7])
+    text = tables._speedups([whole, bands, arm, tiles])
     against_whole, rest = text.split("\n\nAgainst `scratch-bands-2-rate-0.1`")
     against_bands, without = rest.split("\n\nNo arm from scratch")
     assert against_whole.startswith("Against `scratch-2-rate-0.1`")
@@ -303,8 +305,8 @@ def test_an_arm_is_held_against_scratch_with_its_own_samples(small):
 FOUR, WHOLE = Narrow(4, 4, "replicate"), Wide("replicate", 1)
 
 
-def costs(*trials, devices=4):
-    return accounts.costs(trials, lambda kind: 100.0 if kind == WHOLE else 10.0, devices)
+def epoch_costs(*trials, devices=4):
+    return costs.costs(trials, lambda kind: 100.0 if kind == WHOLE else 10.0, devices)
 
 
 def slower(each, phase, factor=100.0):
@@ -315,22 +317,22 @@ def slower(each, phase, factor=100.0):
 
 
 def test_the_pace_is_that_of_the_phase_that_was_disturbed_least():
-    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    settings = arms.settings(STUDY, STUDY.arms[2], 0)
     slow = slower(results(settings), "finetune")
     slow["subnets_phase"]["device_seconds"] *= 100
-    found = costs((slow, False), (slow, False), (results(settings), False))
+    found = epoch_costs((slow, False), (slow, False), (results(settings), False))
     assert found == {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
 
 
 def test_a_part_of_an_epoch_counts_as_that():
-    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    settings = arms.settings(STUDY, STUDY.arms[2], 0)
     finer = results(settings)
     start, *rest = finer["finetune"]["curve"]
     half = start | {"epoch": 0.5, "device_seconds": 2.0, "accuracy": 0.65}
     finer["finetune"]["curve"] = [start, half, *rest]
-    found = costs((finer, False))
+    found = epoch_costs((finer, False))
     assert found[WHOLE] == Cost(4.0, 1.0, 100.0)
-    before, within, after, *_ = accounts.curve(finer, found, scratch=False)
+    before, within, after, *_ = costs.curve(finer, found, scratch=False)
     assert within == Point("finetune", before.cost + Cost(2.0, 0.5, 50.0), 0.65)
     assert after.cost == before.cost + found[WHOLE]
 
@@ -341,53 +343,53 @@ def on(processor, each):
 
 
 def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
-    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    settings = arms.settings(STUDY, STUDY.arms[2], 0)
     own = slower(results(settings), "finetune", 10.0)
     other, alone = (on("another", results(settings)) for _ in range(2))
     alone["subnets"] = 2
-    found = costs(*[(on("most", own), False)] * 3, (other, False), (alone, False))
+    found = epoch_costs(*[(on("most", own), False)] * 3, (other, False), (alone, False))
     assert found[WHOLE].device_seconds == 40.0
     assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
 
 
 def test_trials_that_do_not_say_their_processor_yield_to_those_that_do():
-    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    settings = arms.settings(STUDY, STUDY.arms[2], 0)
     known = on("known", slower(results(settings), "finetune", 10.0))
-    found = costs(*[(results(settings), False)] * 3, (known, False))
+    found = epoch_costs(*[(results(settings), False)] * 3, (known, False))
     assert found[WHOLE].device_seconds == 40.0
 
 
 def test_trials_beside_others_give_no_pace_but_for_what_has_not_run_alone():
-    settings = grid.settings(STUDY, STUDY.arms[2], 0)
+    settings = arms.settings(STUDY, STUDY.arms[2], 0)
     alone = slower(results(settings), "finetune", 10.0)
     beside, other = results(settings), results(settings)
     for each in (beside, other):
         each["devices"] = {"jobs": 4}
     other["subnets"] = 2
-    found = costs((beside, False), (alone, False), (other, False))
+    found = epoch_costs((beside, False), (alone, False), (other, False))
     assert found[WHOLE].device_seconds == 40.0
     assert found[Narrow(2, 2, "replicate")].device_seconds == 2.0
 
 
 def test_what_is_only_composed_needs_no_pace_of_the_global_network():
-    settings = grid.settings(STUDY, grid.composed(2, 0.1), 0)
+    settings = arms.settings(STUDY, arms.composed(2, 0.1), 0)
     left = results(settings)
-    assert [point.cost for point in accounts.curve(left, costs((left, False)), scratch=False)] == [
-        Cost(4.0, 1.0, 80.0)
-    ]
+    assert [
+        point.cost for point in costs.curve(left, epoch_costs((left, False)), scratch=False)
+    ] == [Cost(4.0, 1.0, 80.0)]
 
 
 def test_subnetworks_keep_at_most_as_many_devices_busy_as_they_are():
     """The widened one runs on one device; four on two devices take turns."""
-    found = costs((results(grid.settings(STUDY, STUDY.arms[4], 0)), True))
+    found = epoch_costs((results(arms.settings(STUDY, STUDY.arms[4], 0)), True))
     assert found[Narrow(4, 1, "replicate")] == Cost(0.5, 0.5, 10.0)
-    found = costs((results(grid.settings(STUDY, STUDY.arms[2], 0)), False), devices=2)
+    found = epoch_costs((results(arms.settings(STUDY, STUDY.arms[2], 0)), False), devices=2)
     assert found == {FOUR: Cost(2.0, 1.0, 40.0), WHOLE: Cost(4.0, 2.0, 100.0)}
 
 
 def test_operations_are_those_of_what_a_network_sees():
-    settings = grid.settings(STUDY, STUDY.arms[0], 0)
-    count = functools.partial(report._operations, settings, 10)
+    settings = arms.settings(STUDY, STUDY.arms[0], 0)
+    count = functools.partial(tables._operations, settings, 10)
     assert count(WHOLE) > 4 * count(FOUR) > 0
     # The tiles of an image side by side have a quarter of its pixels.
     assert 3 < count(WHOLE) / count(Wide("tiles", 4)) < 5
@@ -396,23 +398,23 @@ def test_operations_are_those_of_what_a_network_sees():
 
 def test_a_curve_costs_what_came_before():
     known = {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
-    points = accounts.curve(results(grid.settings(STUDY, STUDY.arms[2], 0)), known, scratch=False)
+    points = costs.curve(results(arms.settings(STUDY, STUDY.arms[2], 0)), known, scratch=False)
     assert points == [
         Point("subnets", Cost(4.0, 1.0, 80.0), 0.6),
         Point("finetune", Cost(8.0, 2.0, 180.0), 0.75),
     ]
-    assert accounts.first_reaching(points, 0.7) == points[1]
-    assert accounts.first_reaching(points, 0.8) is None
+    assert costs.first_reaching(points, 0.7) == points[1]
+    assert costs.first_reaching(points, 0.8) is None
 
 
 def test_the_fall_is_below_the_start():
     cost = Cost(0.0, 0.0, 0.0)
     points = [Point("finetune", cost, accuracy) for accuracy in (0.6, 0.55, 0.7)]
-    assert accounts.fall(points) == pytest.approx(0.05)
-    assert accounts.fall(points[2:]) == 0
+    assert costs.fall(points) == pytest.approx(0.05)
+    assert costs.fall(points[2:]) == 0
 
 
 def test_a_document_without_a_place_is_refused(ran, monkeypatch, tmp_path):
     (tmp_path / "results.md").write_text("no place\n")
     assert main(monkeypatch, tmp_path)[0] == 2
-    assert report.spread([50.0, 50.0]) == "50.0 ± 0.0"
+    assert tables.spread([50.0, 50.0]) == "50.0 ± 0.0"

@@ -12,7 +12,8 @@ import pytest
 
 import dcjax
 from dcjax.checkpoints import Checkpoints
-from experiments import build, cli
+from experiments import cli
+from experiments.method import factory
 
 PROGRAM = "python -m experiments.cifar10"
 SUBNETS = 2
@@ -110,7 +111,7 @@ def test_smoothed_labels_are_spread_over_all_classes():
     labels = jnp.array([0, 3, 2, 1, 1])
     spread = optax.losses.smooth_labels(jax.nn.one_hot(labels, 4), 0.2)
     expected = optax.losses.softmax_cross_entropy(logits, spread)
-    np.testing.assert_allclose(build.smoothed(0.2)(logits, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(factory.smoothed(0.2)(logits, labels), expected, rtol=1e-5)
 
 
 def test_one_schedule_goes_on_at_the_rate_where_it_was(run):

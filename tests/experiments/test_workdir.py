@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from experiments import workdir
-from experiments.config import Settings, flat
+from experiments.run import workdir
+from experiments.settings.schema import Settings, flat
 
 HERE = flat(Settings())
 RESULTS = {"dataset": "digits"}

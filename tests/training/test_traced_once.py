@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dcjax.training._trace import traced_once
+from dcjax.training._retrace_guard import traced_once
 
 
 def double(x):

@@ -1,0 +1,1 @@
+"""Compose sub-networks into the global network, and extract them again."""

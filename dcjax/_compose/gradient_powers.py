@@ -1,0 +1,151 @@
+"""The power of the gradients in every array of an optimiser's state, measured by running it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dcjax._checks import leaves_of
+from dcjax._compose.stacked import Stacked
+from dcjax._layout.layout import Layout, Path, path_of
+
+PyTree = Any
+Factors = Callable[[int], Any]
+"""From a leaf's number to what its gradient is multiplied by: a number, or one for each entry."""
+
+# Gradients of the probe, one a step; more steps than gradients are usually accumulated for.
+_PROBE = (1.0, -0.5, 2.0, 1.5, -1.0, 0.5, 1.0, 3.0, -2.0, 1.0)
+_FACTOR = 64.0
+
+
+class _Probe(NamedTuple):
+    """Parameters of one value throughout, and what the gradients of `_PROBE` are multiplied by."""
+
+    parameters: float
+    gradients: float
+
+
+# Pairs of which the second has gradients `_FACTOR` times as large. With parameters of zero (so that
+# weight decay, which is no gradient, is none) over many sizes, so that limits show; with parameters
+# of one, so that what starts as a copy of them shows; and with parameters as many times as large,
+# so that what is in proportion to them shows, and decay that is added to the gradients passes.
+_PAIRS = (
+    (_Probe(0.0, _FACTOR**-3), _Probe(0.0, _FACTOR**-2)),
+    (_Probe(0.0, _FACTOR**-2), _Probe(0.0, _FACTOR**-1)),
+    (_Probe(0.0, _FACTOR**-1), _Probe(0.0, 1.0)),
+    (_Probe(0.0, 1.0), _Probe(0.0, _FACTOR)),
+    (_Probe(1.0, 1.0), _Probe(1.0, _FACTOR)),
+    (_Probe(1.0, 1.0), _Probe(_FACTOR, _FACTOR)),
+)
+
+
+def parameter_of(path: Path, layout: Layout) -> Path | None:
+    """The path of the parameter that ends this one."""
+    return next((path[i:] for i in range(len(path)) if path[i:] in layout.by_path), None)
+
+
+def _evenly(leaf: int) -> float:
+    """The gradients as they are."""
+    return 1.0
+
+
+def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[int | str]:
+    """The power of the gradients in every array of the state, or why there is none.
+
+    Measured on parameters with axes of two entries: by gradients and multiples of them; and by
+    multiples of some entries alone, which must leave the state of the others as it is.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params.tree)
+    paths = [path_of(path) for path, _ in leaves]
+    shapes = [(2,) * len(params.layout.by_path[path].narrow_shape) for path in paths]
+
+    def tree(value: float, scaled: Factors = _evenly) -> PyTree:
+        arrays = [
+            jnp.asarray(np.broadcast_to(value * scaled(i), shape), leaf.dtype)
+            for i, (shape, (_, leaf)) in enumerate(zip(shapes, leaves, strict=True))
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params.tree), arrays)
+
+    update = jax.jit(lambda gradient, state, at: optimizer.update(gradient, state, at)[1])
+
+    def history(probe: _Probe, scaled: Factors = _evenly) -> list[list[Any]]:
+        at = tree(probe.parameters)
+        state, states = optimizer.init(at), []
+        for gradient in _PROBE:
+            state = update(tree(probe.gradients * gradient, scaled), state, at)
+            states.append(jax.device_get(jax.tree.leaves(state)))
+        return [list(arrays) for arrays in zip(*states, strict=True)]
+
+    with jax.ensure_compile_time_eval():
+        first = optimizer.init(tree(1.0))
+        probes = {probe: history(probe) for pair in _PAIRS for probe in pair}
+        powers = [
+            _power(leaf, [(probes[low][i], probes[high][i]) for low, high in _PAIRS])
+            for i, leaf in enumerate(jax.tree.leaves(first))
+        ]
+        owners = [parameter_of(path, params.layout) for path in leaves_of(first, "state")]
+        base = probes[_Probe(0.0, 1.0)]
+        for scaled in _patterns(shapes):
+            other = history(_Probe(0.0, 1.0), scaled)
+            for i, owner in enumerate(owners):
+                if owner is None or isinstance(powers[i], str):
+                    continue
+                parameter = paths.index(owner)
+                left = np.broadcast_to(scaled(parameter) == 1, shapes[parameter])
+                if not _same(base[i], other[i], left):
+                    powers[i] = "it depends on the gradients of other parameters or entries"
+    return powers
+
+
+def _patterns(shapes: Sequence[tuple[int, ...]]) -> list[Factors]:
+    """Factors of the gradients: of some leaves (any two differ in one), or of an entry of each."""
+
+    def of_leaves(bit: int, value: int) -> Factors:
+        return lambda i: _FACTOR if i >> bit & 1 == value else 1.0
+
+    def of_entry(i: int) -> Any:
+        factors = np.ones(shapes[i])
+        factors[(0,) * factors.ndim] = _FACTOR
+        return factors
+
+    bits = range(max(1, (len(shapes) - 1).bit_length()))
+    return [*(of_leaves(bit, value) for bit in bits for value in (0, 1)), of_entry]
+
+
+def _same(one: Sequence[Any], other: Sequence[Any], where: np.ndarray) -> bool:
+    """Whether the arrays of all steps agree in these entries, if they have any such."""
+    return all(
+        np.shape(a) != where.shape or np.allclose(a[where], b[where], rtol=1e-3)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _power(first: Any, runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> int | str:
+    """The one power that explains all, or why there is none."""
+    if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
+        return 0
+    if np.any(np.asarray(first) != 0):
+        return "it does not start from zero, so that it is no average of gradients alone"
+    found = set()
+    for low, high in runs:
+        for a, b in zip(map(_magnitude, low), map(_magnitude, high), strict=True):
+            if a > 0 and b > 0:
+                found.add(math.log(b / a, _FACTOR))
+    if not found:
+        return f"it stays zero for {len(_PROBE)} steps, so that it is not known what it holds"
+    power = round(min(found))
+    if max(abs(value - power) for value in found) > 0.05:
+        return "it is no power of the gradients"
+    return power
+
+
+def _magnitude(leaf: Any) -> float:
+    """The largest entry; of what is no real number (counts, keys), nothing."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return 0.0
+    kind = np.complex128 if np.iscomplexobj(leaf) else np.float64
+    return float(np.max(np.abs(np.asarray(leaf, kind)), initial=0.0))

@@ -1,0 +1,135 @@
+"""One leaf: the blocks that a global leaf is made of, and copying them in and out."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcjax._layout.layout import LeafLayout
+
+
+class Block(NamedTuple):
+    """A rectangle of entries: whose it is, its place in a sub-network's leaf and the global one."""
+
+    subnet: int | None  # None: shared by all, the mean
+    narrow: tuple[slice, ...]
+    wide: tuple[slice, ...]
+
+
+def blocks(layout: LeafLayout, subnets: int) -> Iterator[Block]:
+    """The rectangles of a leaf, in its factored shape (`_factored`)."""
+    for runs in itertools.product(*(order.spans(subnets) for order in layout.axes)):
+        owners = [None] if all(run.shared for run, _, _ in runs) else range(subnets)
+        for k in owners:
+            narrow, wide = [], []
+            for (run, at, place), order in zip(runs, layout.axes, strict=True):
+                if order.repeat > 1:
+                    narrow.append(slice(None))
+                    wide.append(slice(None))
+                start = place + (0 if run.shared or k is None else k * run.units)
+                narrow.append(slice(at, at + run.units))
+                wide.append(slice(start, start + run.units))
+            yield Block(k, tuple(narrow), tuple(wide))
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "subnets"))
+def compose_leaf(
+    stacked: Array,
+    into: Array | None,
+    shares: Float[Array, " K"],
+    factors: Float[Array, " K"] | None,
+    *,
+    layout: LeafLayout,
+    subnets: int,
+) -> Array:
+    """One global leaf: every sub-network's blocks written into zeros, or into the old leaf.
+
+    Sub-network k's blocks are multiplied by `factors[k]`, if there are factors; what is shared is
+    the sum of the sub-networks' entries times `shares[k]`.
+    """
+    if layout.is_mean:
+        return _merged(stacked, shares)
+    shape = layout.global_shape(subnets)
+    parts = stacked.reshape(subnets, *_factored(layout, layout.narrow_shape))
+    out = jnp.zeros(shape, stacked.dtype) if into is None else into
+    out = out.reshape(_factored(layout, shape))
+    for block in blocks(layout, subnets):
+        if block.subnet is None:
+            part = _merged(parts[(slice(None), *block.narrow)], shares)
+        else:
+            part = parts[(block.subnet, *block.narrow)]
+            if factors is not None:
+                part = (part * factors[block.subnet]).astype(part.dtype)
+        out = out.at[block.wide].set(part)
+    return out.reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "subnets"))
+def extract_leaf(
+    leaf: Array, shares: Float[Array, " K"], *, layout: LeafLayout, subnets: int
+) -> Array:
+    """One stacked leaf from a global one, the inverse of `compose_leaf`."""
+    whole = jnp.sum(shares)
+    if layout.is_mean:
+        return jnp.broadcast_to(_divided(leaf, whole), (subnets, *leaf.shape))
+    if 0 in layout.narrow_shape:  # an axis without entries has no blocks
+        return jnp.zeros((subnets, *layout.narrow_shape), leaf.dtype)
+    wide = leaf.reshape(_factored(layout, layout.global_shape(subnets)))
+    parts: list[list[Array]] = [[] for _ in range(subnets)]
+    for block in blocks(layout, subnets):
+        part = wide[block.wide]
+        if block.subnet is None:
+            part = _divided(part, whole)
+        elif layout.head:
+            part = _divided(part, shares[block.subnet])
+        for own in parts if block.subnet is None else [parts[block.subnet]]:
+            own.append(part)
+    # Not written into zeros as in `compose_leaf`: nothing but the blocks is in a narrow leaf.
+    return jnp.stack([_joined(own, layout).reshape(layout.narrow_shape) for own in parts])
+
+
+def _joined(parts: list[Array], layout: LeafLayout) -> Array:
+    """A sub-network's leaf in its factored shape, from its rectangles in the order of `blocks`."""
+    axis = len(_factored(layout, layout.narrow_shape))
+    for order in reversed(layout.axes):
+        axis -= 1
+        step = len(order.runs)
+        parts = [jnp.concatenate(parts[i : i + step], axis) for i in range(0, len(parts), step)]
+        axis -= order.repeat > 1
+    return parts[0]
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "subnets"))
+def spread_leaf(narrow: Array, *, layout: LeafLayout, subnets: int) -> Array:
+    """A sub-network's leaf in every block of the global leaf, off the diagonal too."""
+    wide = narrow
+    for i, order in enumerate(layout.axes):
+        if not order.is_shared:
+            wide = jnp.take(wide, order.entries(subnets), axis=i)
+    return wide
+
+
+def _factored(layout: LeafLayout, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which an axis of repeated runs is two: the repeats, and one period."""
+    shape: list[int] = []
+    for order, size in zip(layout.axes, sizes, strict=True):
+        shape += [order.repeat, size // order.repeat] if order.repeat > 1 else [size]
+    return tuple(shape)
+
+
+def _merged(parts: Array, shares: Float[Array, " K"]) -> Array:
+    """The weighted sum over the sub-networks; of what has none (counters, keys), the first."""
+    if not jnp.issubdtype(parts.dtype, jnp.inexact):
+        return parts[0]
+    weights = shares.reshape(-1, *[1] * (parts.ndim - 1))
+    return jnp.sum(parts * weights, axis=0).astype(parts.dtype)
+
+
+def _divided(part: Array, by: Array) -> Array:
+    if not jnp.issubdtype(part.dtype, jnp.inexact):
+        return part
+    return (part / by).astype(part.dtype)

@@ -1,0 +1,251 @@
+"""Composing the sub-networks' optimiser states into the global network's."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from dcjax._checks import array_fault, dtype_of, leaves_of, same_kind
+from dcjax._compose.compose import check_stack, compose, layout_of
+from dcjax._compose.gradient_powers import parameter_of, powers_of
+from dcjax._compose.head_weights import shares_of
+from dcjax._compose.leaf import compose_leaf, spread_leaf
+from dcjax._compose.stacked import Stacked
+from dcjax._layout.layout import Layout, LeafLayout, Path
+
+PyTree = Any
+
+
+def compose_opt_state(
+    optimizer: optax.GradientTransformation,
+    opt_state: PyTree,
+    params: Stacked,
+    *,
+    weights: Float[Array, " K"] | None = None,
+) -> PyTree:
+    """The global network's optimiser state from the K sub-networks' states.
+
+    Not the parameters' map. With the logits z̄ = Σ_k w_k z_k, where the sub-networks agree the
+    gradient of the global cost is w_k times sub-network k's own in the body (its blocks reach the
+    cost through w_k z_k), and equal to it in the head (whose blocks hold w_k already). A part of
+    the state that grows as the p-th power of the gradients (p = 1 for momenta, 2 for Adam's second
+    moments) is therefore composed with the factor w_k^p in the body and 1 in the head; what all
+    share (the head's bias) gets Σ_k w_k times the sub-networks' own. p is measured, for each part,
+    by running the optimiser on gradients of 2e-6 to 200 and on multiples of them.
+
+    Off the diagonal first moments are zero, for the gradients there have no past. Zero second
+    moments beside a large count would make Adam's first step there (1 − β₁)/√(1 − β₂) = 3.2 times
+    the rate for its defaults: where p = 2 they are filled with the mean of the sub-networks' (times
+    w_k²) in the same place of their blocks, which is exact where all sub-networks are equal.
+
+    Weight decay that is added to the gradients before a momentum counts as part of them. To start
+    the optimiser anew instead: `optimizer.init(dcjax.compose(params))`; do so too after
+    `compose(head="sum")`, whose gradients have nothing to do with the sub-networks'.
+
+    Args:
+      optimizer: the optax optimiser that made the state, with any states within it.
+      opt_state: its state for the sub-networks: `optimizer.init(params)`, or one for each of them,
+        stacked, as `jax.vmap(optimizer.init)(params)` and `dcjax.training` make them. Counts and
+        what else is no array of a parameter's shape are then sub-network 0's, of real numbers the
+        mean.
+      params: the sub-networks' parameters that are trained, `stacked["params"]`; only shapes count.
+      weights: those that the head is composed with; 1/K each by default.
+
+    Returns:
+      The state for `dcjax.compose(params)`, of the structure, shapes and dtypes that the
+      optimiser's `init` gives.
+
+    Raises:
+      TypeError: `params` is no `Stacked`, or `optimizer` no optax optimiser.
+      ValueError: the state is not one of this optimiser and these parameters, or a part of it is no
+        power of the gradients (copies of parameters, as in schedule-free methods; sums that do not
+        start from zero, as Adagrad's; momenta of what is clipped, or divided by something beside an
+        epsilon that counts, as in RMSprop with a momentum) or depends on those of other entries
+        (gradients normalised or clipped by their norm); lists every such part.
+
+    >>> import dcjax, jax, optax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> stacked = dcjax.init(network, 4, jax.random.key(0), jax.numpy.ones((2, 16, 16, 3)))
+    >>> params, optimizer = stacked["params"], optax.adam(1e-3)
+    >>> state = dcjax.compose_opt_state(optimizer, optimizer.init(params), params)
+    >>> state[0].nu["head"]["kernel"].shape
+    (32, 10)
+
+    References:
+      The derivation is ours. D. P. Kingma, J. Ba, *Adam*, ICLR 2015, for the moments.
+    """
+    if not isinstance(params, Stacked):
+        raise TypeError(
+            f"params is a Stacked, such as stacked['params'], got {type(params).__name__}"
+        )
+    check_stack(params.tree, layout_of(params), abstract=True)
+    keys = [
+        "/".join(path)
+        for path, leaf in leaves_of(params.tree, "tree of parameters").items()
+        if jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
+    ]
+    if keys:
+        raise ValueError(f"params are numbers, which are trained; random keys: {', '.join(keys)}")
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(f"optimizer is an optax optimiser, got {type(optimizer).__name__}")
+    shares = shares_of("mean", weights, len(params))
+    params = jax.eval_shape(lambda params: params, params)
+    whole = jax.eval_shape(lambda params: optimizer.init(compose(params)), params)
+    expected = leaves_of(whole, "optimiser's own state")
+    leaves = _state_leaves(opt_state, expected)
+    powers = powers_of(optimizer, params)
+    if len(expected) != len(powers):
+        raise ValueError(
+            f"the optimiser's state has {len(powers)} arrays for a sub-network and {len(expected)} "
+            "for the global network: it cannot be composed, start it anew"
+        )
+    parts = [
+        _Part(
+            path,
+            new,
+            leaves[path],
+            _rule(path, new.shape, params.layout),
+            power,
+            parameter_of(path, params.layout) is not None,
+        )
+        for (path, new), power in zip(expected.items(), powers, strict=True)
+    ]
+    problems = [("/".join(part.path), part.problem(len(params))) for part in parts]
+    wrong = [f"{path}: {problem}" for path, problem in problems if problem]
+    if wrong:
+        raise ValueError(
+            "this optimiser's state cannot be composed:\n  "
+            + "\n  ".join(wrong)
+            + "\nStart it anew: optimizer.init(dcjax.compose(params))"
+        )
+    composed = _composed(
+        [jnp.asarray(part.leaf) for part in parts],
+        shares,
+        hows=tuple(part.how for part in parts),
+        subnets=len(params),
+    )
+    return jax.tree.unflatten(jax.tree.structure(whole), composed)
+
+
+def _state_leaves(opt_state: PyTree, expected: dict[Path, Any]) -> dict[Path, Any]:
+    """The state's leaves by the paths of the global network's, which has no `Stacked`."""
+
+    def is_stacked(node: Any) -> bool:
+        return isinstance(node, Stacked)
+
+    leaves_of(opt_state, "optimiser's state")  # that it can be read
+    plain = jax.tree.map(
+        lambda node: node.tree if is_stacked(node) else node, opt_state, is_leaf=is_stacked
+    )
+    leaves = leaves_of(plain, "optimiser's state")
+    wrong = [f"{'/'.join(path)}: missing" for path in expected if path not in leaves]
+    wrong += [
+        f"{'/'.join(path)}: not in the optimiser's" for path in leaves if path not in expected
+    ]
+    wrong += [
+        f"{'/'.join(path)} {array_fault(leaf)}"
+        for path, leaf in leaves.items()
+        if array_fault(leaf)
+    ]
+    if wrong:
+        raise ValueError(
+            "expected a state of this optimiser for these parameters, and these arrays of it are "
+            "wrong:\n  " + "\n  ".join(wrong) + "\nIf it masks parameters by their number of axes, "
+            "make it with jax.vmap(optimizer.init)"
+        )
+    return leaves
+
+
+class _Part(NamedTuple):
+    """One array of the state.
+
+    Attributes:
+      path: its place.
+      new: its shape and dtype for the global network.
+      leaf: the sub-networks'.
+      rule: how the parameter is composed that it belongs to; None if it has not the shape of any.
+      power: of the gradient, or why there is none.
+      of_parameter: whether its path ends with a parameter's, whatever its shape.
+    """
+
+    path: Path
+    new: jax.ShapeDtypeStruct
+    leaf: Array
+    rule: LeafLayout | None
+    power: int | str
+    of_parameter: bool
+
+    def problem(self, subnets: int) -> str:
+        """Why it cannot be composed, or nothing."""
+        got = jnp.shape(self.leaf)
+        if self.rule is not None:
+            fitting = [(subnets, *self.rule.narrow_shape)]
+        else:
+            fitting = [self.new.shape, (subnets, *self.new.shape)]
+        if got not in fitting:
+            return f"expected shape {' or '.join(map(str, fitting))}, got {got}"
+        if not same_kind(dtype_of(self.leaf), self.new.dtype):
+            return f"expected {self.new.dtype}, got {dtype_of(self.leaf)}"
+        if self.rule is not None:
+            return self.power if isinstance(self.power, str) else ""
+        if self.of_parameter and isinstance(self.power, int) and self.power:
+            return f"it belongs to a parameter, and its shape {self.new.shape} does not"
+        return ""
+
+    @property
+    def how(self) -> "_How":
+        """How it is composed, once it is known that it can be."""
+        return _How(self.new.shape, self.new.dtype, self.rule, self.power)
+
+
+class _How(NamedTuple):
+    """What an array's composition depends on beside its entries; `_Part` says what they are."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    rule: LeafLayout | None
+    power: int | str
+
+
+# All in one program: each by itself would be one for every shape.
+@functools.partial(jax.jit, static_argnames=("hows", "subnets"))
+def _composed(
+    leaves: list[Array], shares: Float[Array, " K"], *, hows: tuple[_How, ...], subnets: int
+) -> list[Array]:
+    """The global network's arrays."""
+    return [
+        _composed_leaf(leaf, shares, how, subnets) for leaf, how in zip(leaves, hows, strict=True)
+    ]
+
+
+def _composed_leaf(leaf: Array, shares: Float[Array, " K"], how: _How, subnets: int) -> Array:
+    rule = how.rule
+    if rule is None:
+        if leaf.shape == how.shape:
+            return _as(how.dtype, leaf)
+        real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return _as(how.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
+    assert not isinstance(how.power, str)
+    factors = shares**how.power
+    old = None
+    if how.power == 2 and rule.has_off_diagonal:
+        mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
+        old = spread_leaf(mean, layout=rule, subnets=subnets)
+    own = None if rule.head else factors
+    whole = compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
+    return whole.astype(how.dtype)
+
+
+def _as(dtype: Any, x: Array) -> Array:
+    """Of another precision where it has to be; random keys have but one."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def _rule(path: Path, shape: tuple[int, ...], layout: Layout) -> LeafLayout | None:
+    """The layout of the parameter whose path ends this one, and whose shape this is."""
+    parameter = parameter_of(path, layout)
+    rule = None if parameter is None else layout.by_path[parameter]
+    return rule if rule and shape == rule.global_shape(layout.subnets) else None

@@ -1,0 +1,83 @@
+"""K sub-networks' variables as one pytree: leaves with a leading axis K, the layout beside them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from dcjax._layout.layout import Layout
+from dcjax._pytrees import take_entries
+
+PyTree = Any
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Stacked:
+    """The variables of K sub-networks, stacked; the layout travels with them as static data.
+
+    Made by `dcjax.init` and `dcjax.stack`. Every array leaf has the leading axis K. Being a pytree
+    it goes through `jax.tree.map`, `jit`, `pmap`, `grad` and optax, and comes out a `Stacked`
+    again, whose layout `dcjax.compose` reads.
+
+    * `stacked[2]` (an int): the plain variables of sub-network 2; `IndexError` beyond K.
+    * `stacked["params"]` (a str): one collection, still stacked.
+    * `stacked.tree`: the pytree without the layout, for functions that take plain variables
+      (`jax.vmap` over its leading axis); `dcjax.compose(tree, like=stacked)` takes it back.
+    * `len(stacked)` is K, and iteration gives the K sub-networks' variables.
+    """
+
+    __slots__ = ("layout", "tree")
+
+    def __init__(self, tree: PyTree, layout: Layout):
+        # No validation: inside pmap, and in jax's tree machinery, leaves are not stacked arrays.
+        self.tree = tree
+        self.layout = layout
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, str):
+            if key not in self.tree:
+                raise KeyError(f"{key!r}; the collections here are {sorted(self.tree)}")
+            return Stacked(self.tree[key], self.layout[key])
+        subnets = len(self)
+        if not isinstance(key, int):
+            raise TypeError(
+                "a Stacked is indexed by a sub-network's number (int) or a collection (str), "
+                f"got {type(key).__name__}"
+            )
+        if not -subnets <= key < subnets:
+            raise IndexError(f"sub-network {key} of {subnets}: valid are 0 to {subnets - 1}")
+        if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.tree)):
+            return jax.tree.map(lambda leaf: leaf[key % subnets], self.tree)  # NumPy's stay that
+        return take_entries(self.tree, key % subnets)
+
+    def __getattr__(self, name: str) -> Any:  # only for what is not there
+        raise AttributeError(
+            f"a Stacked has no {name!r}: it holds K sub-networks' variables. stacked[k] is one "
+            "sub-network's, stacked.tree the pytree of all, with the leading axis K"
+        )
+
+    def __len__(self) -> int:
+        return self.layout.subnets
+
+    def __iter__(self) -> Iterator[PyTree]:
+        return (self[k] for k in range(len(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(self.tree, Mapping) and name in self.tree
+
+    def __repr__(self) -> str:
+        shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), self.tree)
+        return f"Stacked({getattr(self.layout, 'subnets', '?')} sub-networks, {shapes})"
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree]], Layout]:
+        """One child, the tree; the layout is static."""
+        return ((jax.tree_util.GetAttrKey("tree"), self.tree),), self.layout
+
+    def tree_flatten(self) -> tuple[tuple[PyTree], Layout]:
+        """The same without keys."""
+        return (self.tree,), self.layout
+
+    @classmethod
+    def tree_unflatten(cls, layout: Layout, children: tuple[PyTree]) -> "Stacked":
+        """The inverse of `tree_flatten`; does not look at the children."""
+        return cls(children[0], layout)

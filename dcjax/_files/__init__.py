@@ -1,0 +1,1 @@
+"""Save variables to one file, and load them again."""

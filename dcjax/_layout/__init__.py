@@ -1,0 +1,1 @@
+"""The layout: where each sub-network's entries stand in every leaf of the global network."""

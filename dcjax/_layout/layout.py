@@ -1,0 +1,137 @@
+"""The layout: for every axis of every leaf, where each sub-network's entries stand globally."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from dcjax._layout.order import Order
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafLayout:
+    """How one leaf of the global network is made of K sub-networks' leaves.
+
+    * An axis with split runs grows K-fold; entries whose split axes belong to different
+      sub-networks (the off-diagonal blocks) are zero after composition.
+    * A leaf without any split axis is common to all: composition takes its mean. The head's bias is
+      such a leaf.
+    * `head` marks a kernel that merges the sub-networks: its blocks are divided by K, so that the
+      global logits are the mean of the sub-networks' logits.
+    * `used` says whether the network's result depends on the leaf in the call that was traced. What
+      it does not use (random counters, an auxiliary head) is composed by its shape alone: side by
+      side where it grows, the mean where it does not, and sub-network 0's where there is no mean
+      (integers, keys).
+    """
+
+    axes: tuple[Order, ...]
+    head: bool = False
+    used: bool = True
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the leaf does not grow: composition takes the mean over the sub-networks."""
+        return all(order.is_shared for order in self.axes)
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether some entries of the global leaf are common to all sub-networks."""
+        return all(any(run.shared for run in order.runs) for order in self.axes)
+
+    @property
+    def has_off_diagonal(self) -> bool:
+        """Whether some entries of the global leaf connect different sub-networks."""
+        return sum(not order.is_shared for order in self.axes) > 1
+
+    @property
+    def narrow_shape(self) -> tuple[int, ...]:
+        """The shape of a sub-network's leaf."""
+        return tuple(order.narrow for order in self.axes)
+
+    def global_shape(self, subnets: int) -> tuple[int, ...]:
+        """The shape of the global leaf."""
+        return tuple(order.width(subnets) for order in self.axes)
+
+    def __str__(self) -> str:
+        rule = "mean" if self.is_mean else "1/K" if self.head else "block"
+        rule = rule if self.used else "unused"
+        return f"{rule:6} {' , '.join(map(str, self.axes)) or 'scalar'}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The layouts of all leaves of a network's variables, for `subnets` = K sub-networks.
+
+    Static and hashable. `layout["params"]` is the part below one key; `print(layout)` is a table:
+    path, shape in a sub-network, shape in the global network, rule (`block`: block-diagonal or
+    concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the call that
+    was traced), and the runs of every axis.
+    """
+
+    subnets: int
+    leaves: tuple[tuple[Path, LeafLayout], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leaves", tuple(sorted(self.leaves, key=lambda leaf: leaf[0])))
+
+    @functools.cached_property
+    def by_path(self) -> dict[Path, LeafLayout]:
+        """The leaves' layouts by their paths."""
+        return dict(self.leaves)
+
+    @functools.cached_property
+    def stack_shapes(self) -> dict[Path, tuple[int, ...]]:
+        """The leaves' shapes in a stack of sub-networks: K first."""
+        return {path: (self.subnets, *leaf.narrow_shape) for path, leaf in self.leaves}
+
+    @functools.cached_property
+    def global_shapes(self) -> dict[Path, tuple[int, ...]]:
+        """The leaves' shapes in the global network."""
+        return {path: leaf.global_shape(self.subnets) for path, leaf in self.leaves}
+
+    def __getitem__(self, key: str) -> "Layout":
+        below = tuple((path[1:], leaf) for path, leaf in self.leaves if path and path[0] == key)
+        if not below:
+            names = sorted({path[0] for path, _ in self.leaves if path})
+            raise KeyError(f"{key!r}; this layout's top level has {names}")
+        return Layout(self.subnets, below)
+
+    # A layout is static data of every Stacked, hashed and compared on each call of a jitted
+    # function: the hash is kept, and the usual case, the same object, is settled first.
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.subnets, self.leaves))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Layout) or hash(self) != hash(other):
+            return False
+        return self.subnets == other.subnets and self.leaves == other.leaves
+
+    def __str__(self) -> str:
+        rows = [("leaf", "sub-network", "global", f"rule   axes (K = {self.subnets})")]
+        for path, leaf in self.leaves:
+            wide = leaf.global_shape(self.subnets)
+            rows.append(("/".join(path), str(leaf.narrow_shape), str(wide), str(leaf)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def path_of(keys: Iterable[Any]) -> Path:
+    """A leaf's path as plain strings: jax's keys without their decoration."""
+    return _plain(tuple(keys))
+
+
+# The same paths come with every call, and making the strings would take longer than composing.
+@functools.lru_cache(maxsize=2**16)
+def _plain(keys: tuple[Any, ...]) -> Path:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)

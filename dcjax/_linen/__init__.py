@@ -1,0 +1,1 @@
+"""Decompose, initialise, apply and verify Flax Linen networks."""

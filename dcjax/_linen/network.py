@@ -1,0 +1,268 @@
+"""Flax Linen networks: their layout, K sub-networks' variables, and their logits."""
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.errors import InvalidRngError, ModifyScopeVariableError
+from jax.dtypes import canonicalize_dtype
+from jaxtyping import Array, Shaped
+
+from dcjax._checks import array_fault, array_of, check_key, check_subnets, leaves_of, shown
+from dcjax._compose.stack import check_stacked, stack
+from dcjax._compose.stacked import Stacked
+from dcjax._layout.layout import Layout
+from dcjax._linen.decompose import DEFAULT_FIELDS, decompose
+from dcjax._tracing.jaxprs import arrays_only
+from dcjax._tracing.solve import Separation, identity_layout, separate
+from dcjax.samples import Samples, replicate
+
+PyTree = Any
+
+
+def layout(
+    network: Any,
+    subnets: int,
+    x: Any,
+    *,
+    samples: Samples | None = None,
+    fields: Sequence[str] = DEFAULT_FIELDS,
+    **kwargs: Any,
+) -> Layout:
+    """The layout of a Flax Linen network: where each sub-network's entries stand in every leaf.
+
+    Traces the sub-network and the global network side by side and follows the order of the channels
+    through every operation. Costs tracing only; no array of the network's size is allocated.
+
+    Args:
+      network: the global network.
+      subnets: K ≥ 1.
+      x: a batch of images before `samples`, (N, H, W, C), or its `jax.ShapeDtypeStruct`.
+      samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
+      fields: the module's fields that carry width (see `decompose`).
+      **kwargs: what else the network's call needs (`train=`, masks, `rngs=`).
+
+    Returns:
+      A `Layout`; printing it gives a table.
+
+    Raises:
+      NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly.
+      TypeError: an argument is of another kind, or the network gives no arrays.
+
+    >>> import dcjax, jax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> layout = dcjax.layout(network, 4, jax.ShapeDtypeStruct((1, 16, 16, 3), "float32"))
+    >>> layout.subnets
+    4
+    """
+    _check_network(network)
+    subnets, x = check_subnets(subnets), _abstract(x)
+    if subnets == 1:
+        samples_for(samples, 1)
+        return identity_layout(jax.eval_shape(_init(network, kwargs), jax.random.key(0), x))
+    return separation(network, subnets, x, samples=samples, fields=fields, **kwargs).layout
+
+
+def separation(
+    network: Any,
+    subnets: int,
+    x: Any,
+    *,
+    samples: Samples | None,
+    fields: Sequence[str],
+    **kwargs: Any,
+) -> Separation:
+    """Both networks traced, with what the tracer knows of every array in between (K ≥ 2)."""
+    subnet = decompose(network, subnets, fields)
+    _check_network(network)
+    samples = samples_for(samples, subnets)
+    narrow_x = jax.eval_shape(lambda x: samples.split(x)[0], x)
+    wide_x = jax.eval_shape(samples.join, x)
+    key = jax.random.key(0)
+    # The global network first: what is wrong there is wrong without dcjax, too.
+    wide = jax.eval_shape(_init(network, kwargs), key, wide_x)
+    try:
+        narrow = jax.eval_shape(_init(subnet, kwargs), key, narrow_x)
+    except Exception as error:
+        error.add_note(
+            f"This is dcjax's sub-network, decompose(network, {subnets}); the global one can be "
+            "initialised. Whatever depends on the width has to divide with it: "
+            "nn.GroupNorm(num_groups=None, group_size=…), numbers of heads that are fields, or a "
+            "method narrow(subnets) that says what the sub-network is."
+        )
+        raise
+    return separate(
+        lambda variables, x: _call(subnet.apply, variables, x, **kwargs),
+        lambda variables, x: _call(network.apply, variables, x, **kwargs),
+        (narrow, narrow_x),
+        (wide, wide_x),
+        subnets,
+    )
+
+
+def init(
+    network: Any,
+    subnets: int,
+    key: Array,
+    x: Shaped[Array, "N H W C"],
+    *,
+    samples: Samples | None = None,
+    fields: Sequence[str] = DEFAULT_FIELDS,
+    **kwargs: Any,
+) -> Stacked:
+    """K sub-networks' variables, independently initialised, stacked.
+
+    Sub-network k is initialised with `jax.random.fold_in(key, k)`, so that it does not depend on
+    how many there are, as `subnet.init(key_k, samples.split(x)[k])`.
+
+    Args:
+      network: the global network, a Flax Linen module.
+      subnets: K ≥ 1.
+      key: a random key.
+      x: a batch of images (its values do not matter to most networks).
+      samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
+      fields: the module's fields that carry width (see `decompose`).
+      **kwargs: what else the network's call needs.
+
+    Returns:
+      A `Stacked`, with the layout in it: leaves of shape (K, …).
+
+    Raises:
+      NotSeparableError: the network cannot be composed; nothing has been allocated by then.
+      ValueError: K does not divide a width.
+      TypeError: an argument is of another kind.
+
+    >>> import dcjax, jax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> stacked = dcjax.init(network, 4, jax.random.key(0), jax.numpy.ones((2, 16, 16, 3)))
+    >>> stacked["params"]["head"]["bias"].tree.shape
+    (4, 10)
+    """
+    check_key(key, "the order of arguments is init(network, K, key, x)")
+    subnets, x = check_subnets(subnets), array_of("x", x)
+    found = layout(network, subnets, x, samples=samples, fields=fields, **kwargs)
+    subnet = decompose(network, subnets, fields)
+    xs = samples_for(samples, subnets).split(x)
+    # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
+    options = {"xla_backend_optimization_level": 1}
+    initialise = jax.jit(_init(subnet, kwargs), compiler_options=options)
+    keys = [jax.random.fold_in(key, k) for k in range(subnets)]
+    variables = [initialise(key_k, x_k) for key_k, x_k in zip(keys, xs, strict=True)]
+    return stack(variables, like=found)
+
+
+def apply(
+    subnet: Any, stacked: Stacked, xs: Shaped[Array, "K N ..."], **kwargs: Any
+) -> Shaped[Array, "K N C"]:
+    """All sub-networks' logits on their samples.
+
+    Args:
+      subnet: the sub-network, `decompose(network, K)`.
+      stacked: the K sub-networks' variables.
+      xs: what each sub-network sees, `samples.split(x)`.
+      **kwargs: what else the network's call needs.
+
+    Returns:
+      logits (K, N, C): those of `subnet.apply(stacked[k], xs[k])`, stacked.
+
+    Raises:
+      ValueError: `xs`, or a leaf of `stacked`, has another leading axis than K, or one is missing.
+      TypeError: an argument is of another kind, or the network gives anything but one array.
+
+    >>> import dcjax, jax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> x = jax.numpy.ones((2, 16, 16, 3))
+    >>> stacked = dcjax.init(network, 4, jax.random.key(0), x)
+    >>> dcjax.apply(dcjax.decompose(network, 4), stacked, dcjax.samples.replicate(4).split(x)).shape
+    (4, 2, 10)
+    """
+    _check_network(subnet)
+    check_stacked(stacked)
+    if not _is_collections(stacked.tree):
+        raise TypeError(
+            "the variables are a dict of collections, such as {'params': {…}}, got "
+            f"{shown(stacked)}"
+        )
+    # Flax does without a bias that is None.
+    leaves = leaves_of(stacked.tree, "stacked tree")
+    missing = ["/".join(path) for path in stacked.layout.by_path if path not in leaves]
+    if missing:
+        raise ValueError(f"the variables lack what the layout has: {', '.join(missing)}")
+    xs = array_of("xs", xs)
+    if xs.shape[:1] != (len(stacked),):
+        raise ValueError(
+            f"xs holds the samples of each of the {len(stacked)} sub-networks that the variables "
+            f"are for: expected shape ({len(stacked)}, N, …), got {xs.shape}"
+        )
+    # Unrolled: convolutions under vmap or in a loop's body are several times slower on a CPU.
+    pairs = zip(stacked, xs, strict=True)
+    logits = [subnet.apply(variables, x, **kwargs) for variables, x in pairs]
+    if array_fault(logits[0]):
+        raise TypeError(
+            f"apply stacks logits, one array of each sub-network, and the network's result "
+            f"{array_fault(logits[0])}: call subnet.apply(stacked[k], xs[k]) for other results"
+        )
+    return jnp.stack(logits)
+
+
+def samples_for(samples: Samples | None, subnets: int) -> Samples:
+    """The given samples, or the default, checked against K."""
+    if samples is None:
+        return replicate(subnets)
+    if not isinstance(samples, Samples):
+        raise TypeError(f"samples is one of dcjax.samples, such as replicate(4); got {samples!r}")
+    if samples.subnets != subnets:
+        raise ValueError(
+            f"samples are for {samples.subnets} sub-networks, the network is split into {subnets}"
+        )
+    return samples
+
+
+def _is_collections(tree: Any) -> bool:
+    """Whether Flax takes it for a module's variables."""
+    if not isinstance(tree, Mapping) or not all(isinstance(v, Mapping) for v in tree.values()):
+        return False
+    names = [*tree, *(name for collection in tree.values() for name in collection)]
+    return all(isinstance(name, str) for name in names) and "params" not in tree.get("params", ())
+
+
+def _check_network(network: Any) -> None:
+    methods = all(callable(getattr(network, name, None)) for name in ("init", "apply"))
+    if isinstance(network, (type, types.ModuleType)) or not methods:
+        raise TypeError(f"the network is a Flax Linen module (an instance), got {shown(network)}")
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """The input's shape and dtype."""
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")) or array_fault(x, abstract=True):
+        raise TypeError(
+            f"x is one array with the batch first, got {shown(x)}; give what else the "
+            "network's call needs as keyword arguments"
+        )
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype if key else canonicalize_dtype(x.dtype))
+
+
+def _init(network: Any, kwargs: dict[str, Any]) -> Any:
+    """`network.init` as a function of a key and an input alone."""
+    others = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
+    rngs = kwargs.get("rngs", {})
+
+    def initialise(key: Array, x: Any) -> PyTree:
+        return _call(network.init, {**rngs, "params": key} if rngs else key, x, **others)
+
+    return arrays_only(initialise, "variables")
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A call of the network, which is to be one as it evaluates."""
+    try:
+        return function(*args, **kwargs)
+    except (ModifyScopeVariableError, InvalidRngError) as error:
+        raise ValueError(
+            "the network changes its variables or draws random numbers in this call, as in "
+            "training: have it traced as it evaluates (train=False, deterministic=True, "
+            f"use_running_average=True, or what it is called in yours). Flax says: {error}"
+        ) from error

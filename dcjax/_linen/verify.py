@@ -1,0 +1,228 @@
+"""The check that composition was exact: every layer's feature map against the sub-networks'."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from dcjax._checks import array_of, dtype_of, leaves_of, shown
+from dcjax._compose.compose import compose
+from dcjax._compose.head_weights import shares_of
+from dcjax._compose.stack import check_stacked
+from dcjax._compose.stacked import Stacked
+from dcjax._layout.layout import Layout
+from dcjax._layout.order import Order
+from dcjax._linen.decompose import DEFAULT_FIELDS
+from dcjax._linen.intermediates import Place, evaluate
+from dcjax._linen.network import layout, samples_for, separation
+from dcjax._tracing.solve import Separation
+from dcjax.samples import Samples
+
+PyTree = Any
+
+
+class LayerError(NamedTuple):
+    """The largest difference in one layer: its path, its feature map's global shape, its errors."""
+
+    layer: str
+    shape: tuple[int, ...]
+    absolute: float
+    relative: float
+
+
+class Report(NamedTuple):
+    """How well the composed network's feature maps agree with the sub-networks'.
+
+    Attributes:
+      layers: one `LayerError` for each layer, in the order of the network.
+      error: the largest difference over the largest magnitude, over all layers.
+      unseen: paths of layers inside `lax.cond` or `lax.while_loop`, where nothing can be looked at:
+        what comes behind them is compared.
+    """
+
+    layers: tuple[LayerError, ...]
+    error: float
+    unseen: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [("layer", "shape", "absolute", "relative")]
+        rows += [(e.layer, str(e.shape), f"{e.absolute:.1e}", f"{e.relative:.1e}") for e in self[0]]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines = [*map(str.rstrip, lines), f"largest relative error {self.error:.1e}"]
+        if self.unseen:
+            lines.append(f"not compared, within cond or while: {', '.join(self.unseen)}")
+        return "\n".join(lines)
+
+
+def verify(
+    network: Any,
+    stacked: Stacked,
+    x: Shaped[Array, "N H W C"],
+    *,
+    samples: Samples | None = None,
+    fields: Sequence[str] = DEFAULT_FIELDS,
+    tolerance: float | None = None,
+    head: Literal["mean", "sum"] = "mean",
+    weights: Float[Array, " K"] | None = None,
+    **kwargs: Any,
+) -> Report:
+    """Compare every layer's feature map of the composed network with the K sub-networks' own.
+
+    A layer is a module of the network (and the network's own operations outside its modules); its
+    feature map is the last array it computes. Layers inside `nn.scan` are compared in every round;
+    those inside `nn.cond` and `nn.while_loop` are not, and named in the report.
+    After the merge the composed network's arrays are compared with the sub-networks' mean (or what
+    `head` and `weights` say).
+
+    Args:
+      network: the global network, a Flax Linen module.
+      stacked: the K sub-networks' variables.
+      x: a batch of images, before `samples`.
+      samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
+      fields: the module's fields that carry width (see `decompose`).
+      tolerance: the largest relative error that is accepted; by default 1e-4, or 0.1 where the
+        network computes in half precision (one rounding of bfloat16 is 4e-3).
+      head: how the composed network merges them, as in `compose`.
+      weights: as in `compose`.
+      **kwargs: what else the network's call needs.
+
+    Returns:
+      A `Report`; printing it gives a table.
+
+    Raises:
+      ValueError: an error above the tolerance, or one that is not a number; the table is in the
+        message. The variables are not this network's. Every feature map is zero.
+      TypeError: an argument is of another kind.
+
+    >>> import dcjax, jax
+    >>> network = dcjax.models.CNN(width=8, num_classes=10)
+    >>> x = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    >>> report = dcjax.verify(network, dcjax.init(network, 4, jax.random.key(0), x), x)
+    >>> report.error < 1e-5
+    True
+    """
+    check_stacked(stacked)
+    _check_tolerance(tolerance)
+    subnets, x = len(stacked), array_of("x", x)
+    variables = compose(stacked, head=head, weights=weights)
+    if subnets == 1:
+        expected = layout(network, 1, x, samples=samples, fields=fields, **kwargs)
+        _check_layout(expected, stacked.layout)
+        return Report((), 0.0)  # one sub-network is the global network
+    found = separation(network, subnets, x, samples=samples, fields=fields, **kwargs)
+    _check_layout(found.layout, stacked.layout)
+    _check_dtypes(found, stacked)
+    layers = _layers(found)
+    samples = samples_for(samples, subnets)
+
+    @jax.jit
+    def features(variables: PyTree, x: Array) -> dict[Place, list[Array]]:
+        return evaluate(found.narrow, jax.tree.leaves((variables, x)), layers)
+
+    own = [features(stacked[k], x_k) for k, x_k in enumerate(samples.split(x))]
+    if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
+        raise ValueError(
+            "every feature map of the sub-networks is zero, so that nothing can be compared: give "
+            "an x that is not all zero, such as jax.random.normal(jax.random.key(1), x.shape)"
+        )
+    composed = jax.jit(
+        lambda variables, x: evaluate(found.wide, jax.tree.leaves((variables, x)), layers)
+    )(variables, samples.join(x))
+    shares = np.asarray(shares_of(head, weights, subnets), np.float64)
+    report = _report(found, layers, own, composed, shares)
+    half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
+    limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
+    if not report.error <= limit:
+        raise ValueError(
+            f"the composed network differs from its sub-networks by more than "
+            f"{limit:.1e}:\n{report}"
+        )
+    return report
+
+
+def _check_tolerance(tolerance: Any) -> None:
+    real = isinstance(tolerance, (int, float, np.integer, np.floating))
+    if tolerance is not None and (not real or isinstance(tolerance, bool)):
+        raise TypeError(f"tolerance is a number of at least 0, got {shown(tolerance)}")
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance is at least 0, got {tolerance}")
+
+
+def _check_layout(expected: Layout, got: Layout) -> None:
+    if expected != got:
+        raise ValueError(
+            f"stacked is not of this network with these samples and this input: expected\n"
+            f"{expected}\ngot\n{got}\n"
+            "Pass all of the variables, as dcjax.init gives them for this network"
+        )
+
+
+def _check_dtypes(found: Separation, stacked: Stacked) -> None:
+    """The programs were traced with the network's own dtypes, and run with no others."""
+    leaves = leaves_of(stacked.tree, "stacked tree")
+    expected = [aval.dtype for aval in found.narrow.in_avals[: len(leaves)]]
+    wrong = [
+        f"{'/'.join(path)}: expected {dtype}, got {dtype_of(leaf)}"
+        for (path, leaf), dtype in zip(leaves.items(), expected, strict=True)
+        if dtype_of(leaf) != dtype
+    ]
+    if wrong:
+        raise ValueError(
+            "the network's own initialisation gives variables of other dtypes:\n  "
+            + "\n  ".join(wrong)
+            + "\nCast them, or give the network the dtype (such as Flax's param_dtype)"
+        )
+
+
+def _layers(found: Separation) -> dict[Place, str]:
+    """The last feature map of every module: where it is made, and the module's path."""
+    last: dict[str, Place] = {}
+    for place, (path, value) in found.taps.items():
+        if not value.from_params and not value.power:
+            last[path] = place
+    return {place: path for path, place in sorted(last.items(), key=lambda item: item[1])}
+
+
+def _report(
+    found: Separation,
+    layers: dict[Place, str],
+    own: list[dict[Place, list[Array]]],
+    composed: dict[Place, list[Array]],
+    shares: np.ndarray,
+) -> Report:
+    rows, unseen = [], []
+    for place, name in layers.items():
+        value = found.taps[place].value
+        orders = [found.orders.settle(axis.term) for axis in value.axes]
+        rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
+        merged = shares if value.own else None
+        errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
+        if not errors:
+            unseen.append(name)
+        else:
+            worst = np.max(np.array(errors), axis=0)  # NaN stays NaN
+            absolute, relative = map(float, worst)
+            rows.append(LayerError(name, composed[place][0].shape, absolute, relative))
+    error = float(np.max([row.relative for row in rows], initial=0.0))
+    return Report(tuple(rows), error, tuple(unseen))
+
+
+def _difference(
+    wide: Array, parts: Sequence[Array], orders: Sequence[Order], shares: np.ndarray | None
+) -> tuple[float, float]:
+    """The largest difference of one feature map, and its ratio to the largest magnitude."""
+    subnets = len(parts)
+    kind = np.complex128 if np.iscomplexobj(wide) else np.float64
+    whole, own = np.asarray(wide, kind), [np.asarray(part, kind) for part in parts]
+    places = [order.indices(subnets) for order in orders]
+    with np.errstate(invalid="ignore"):  # between infinities: not a number, which is refused
+        if shares is not None:
+            own = [np.tensordot(shares, np.stack(own), 1)] * subnets
+        blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
+        differences = [np.abs(b - o) for b, o in zip(blocks, own, strict=True)]
+    absolute = max((np.max(d, initial=0.0) for d in differences), default=0.0)
+    largest = max(np.max(np.abs(o), initial=0.0) for o in own)
+    return absolute, absolute / largest if largest else absolute

@@ -1,0 +1,1 @@
+"""The method, from sub-networks to the fine-tuned network."""

@@ -1,0 +1,1 @@
+"""A run: its folder, lock, checkpoints, signals and console."""

@@ -1,0 +1,73 @@
+"""What a run ran on and with, for its results."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dcjax import training
+from experiments.run.startup import JOBS
+
+
+def versions() -> dict[str, str]:
+    """The versions of what figures depend on."""
+    packages = ("dcjax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def devices(used: Mapping[str, int]) -> dict[str, Any]:
+    """The devices there are, how many of them each phase used, and how many runs shared them.
+
+    Args:
+      used: the number of devices of each phase.
+    """
+    here = jax.devices()
+    return {
+        "platform": here[0].platform,
+        "kind": here[0].device_kind,
+        "processor": processor(),
+        "count": len(here),
+        "physical": training.physical_devices(here),
+        "used": dict(used),
+        "jobs": int(os.environ.get(JOBS, "1")),
+    }
+
+
+def processor() -> str:
+    """The processor's name and its widest vectors, where the system tells.
+
+    Virtual machines hide the generation in the name, and with it half of the arithmetic.
+    """
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    said = {key.strip(): value.split() for key, _, value in (line.partition(":") for line in lines)}
+    name = " ".join(said.get("model name", ["unknown"]))
+    vectors = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+    widest = [vectors[flag] for flag in vectors if flag in said.get("flags", ())]
+    return f"{name} with {widest[0]}" if widest else name
+
+
+def commit() -> str:
+    """The commit that the code is of, with a `+` where it has been changed; nothing if unknown."""
+    code = [Path(training.__file__).parents[1], Path(__file__).parent]
+    git = ["git", "-C", str(code[1])]
+    try:
+        found = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip() + "+" * bool(same.returncode)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a checkout

@@ -1,0 +1,1 @@
+"""The settings of a run: what they are, their presets, their flags, and what is wrong."""

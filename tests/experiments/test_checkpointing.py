@@ -1,0 +1,141 @@
+"""The checkpoints of a run's phases: when, which, and what if the disk fails."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.data import Dataset, Split
+from experiments.run import checkpointing, workdir
+from experiments.run import console as progress
+from experiments.run import signals as stop
+from experiments.settings.schema import Keeping
+
+RECORD = {"progress": {}}
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    """Makes keepers of one workdir; what they say is in `said`."""
+    with workdir.opened(tmp_path, {}) as metrics:
+
+        def made(how=None, dataset=None):
+            voice = progress.voice(Console(quiet=True))._replace(say=made.said.append)
+            return checkpointing.Keeper(
+                tmp_path, how or Keeping(), {}, dataset or {}, voice, metrics, stop.Stop()
+            )
+
+        made.said = []
+        yield made
+
+
+def tree(step):
+    return {"w": step * jnp.ones(3)}
+
+
+def test_by_default_the_end_of_an_epoch_is_due(keeper):
+    with keeper().opened("phase") as kept:
+        assert kept.due(3, epoch_ends=True)
+        assert not kept.due(2, epoch_ends=False)
+
+
+def test_every_so_many_steps_wherever_an_epoch_ends(keeper):
+    due = []
+    with keeper(Keeping(checkpoint_every=4)).opened("phase") as kept:
+        for step in range(1, 14):
+            if kept.due(step, epoch_ends=step % 3 == 0):
+                due.append(step)
+                kept.save(step, tree(step), RECORD)
+    assert due == [4, 8, 12]
+
+
+def test_calls_of_whole_epochs_save_when_they_pass_a_mark(keeper):
+    with keeper(Keeping(checkpoint_every=4)).opened("phase") as kept:
+        due = []
+        for step in range(3, 16, 3):
+            if kept.due(step, epoch_ends=True):
+                due.append(step)
+                kept.save(step, tree(step), RECORD)
+    assert due == [6, 9, 12]
+
+
+def test_asked_to_stop_it_saves_and_stops(keeper):
+    one = keeper()
+    with one.opened("phase") as kept:
+        assert not kept.due(2, epoch_ends=False)
+        one.stop.asked = 15
+        assert kept.due(2, epoch_ends=False)
+        with pytest.raises(stop.Stopped, match="SIGTERM"):
+            kept.save(2, tree(2), RECORD)
+    with one.opened("phase") as kept:
+        assert kept.found.step == 2
+
+
+def test_a_damaged_one_is_named_and_the_one_before_taken(keeper, tmp_path):
+    with keeper().opened("phase") as kept:
+        for step in (1, 2):
+            kept.save(step, tree(step), RECORD)
+    for file in (tmp_path / "checkpoints" / "phase" / "00000002").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with keeper().opened("phase") as kept:
+        np.testing.assert_array_equal(kept.found.into(tree(1))["w"], 1)
+    assert "00000002" in keeper.said[0]
+    assert "taking the one before" in keeper.said[0]
+
+
+def test_all_damaged_is_an_error_that_offers_to_start_anew(keeper, tmp_path):
+    with keeper().opened("phase") as kept:
+        kept.save(1, tree(1), RECORD)
+    (tmp_path / "checkpoints" / "phase" / "00000001.json").write_text("{")
+    with pytest.raises(workdir.WorkdirError, match=r"all checkpoints are damaged.*--fresh"):
+        keeper().opened("phase").__enter__()
+
+
+def test_other_data_are_refused(keeper):
+    with keeper(dataset={"crc32": 1}).opened("phase") as kept:
+        kept.save(1, tree(1), RECORD)
+    with pytest.raises(workdir.WorkdirError, match=r"other data: .*1.* there, .*2.* here"):
+        keeper(dataset={"crc32": 2}).opened("phase").__enter__()
+
+
+def test_a_full_disk_is_reported_and_training_goes_on(keeper, monkeypatch):
+    from orbax.checkpoint import v1
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with keeper().opened("phase") as kept:
+        kept.save(1, tree(1), RECORD)
+        assert kept.before().step == 1  # written: it is done in the background
+        with monkeypatch.context() as patch:
+            patch.setattr(v1, "save", full)
+            kept.save(2, tree(2), RECORD)
+            kept.save(3, tree(3), RECORD)
+            assert kept.before().step == 1
+        kept.save(4, tree(4), RECORD)
+        assert kept.before().step == 4
+    assert [line.split(":")[1].strip() for line in keeper.said] == [
+        "step 2 is not saved, training goes on",
+        "step 3 is not saved, training goes on",
+    ]
+    assert all("No space left on device" in line for line in keeper.said)
+
+
+def test_a_folder_that_cannot_be_made_is_named(keeper, tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(workdir.WorkdirError, match="cannot be written"):
+        keeper().opened("phase").__enter__()
+
+
+def test_the_fingerprint_is_of_every_pixel_and_label():
+    def dataset(images, labels):
+        split = Split(np.asarray(images, np.uint8), np.asarray(labels, np.int32))
+        return Dataset("name", split, split, ("a", "b"), np.zeros(3), np.ones(3))
+
+    base = checkpointing.fingerprint(dataset(np.zeros((2, 4, 4, 3)), [0, 1]))
+    assert checkpointing.fingerprint(dataset(np.zeros((2, 4, 4, 3)), [0, 1])) == base
+    other = np.zeros((2, 4, 4, 3))
+    other[1, 3, 3, 2] = 1
+    assert checkpointing.fingerprint(dataset(other, [0, 1])) != base
+    assert checkpointing.fingerprint(dataset(np.zeros((2, 4, 4, 3)), [1, 0])) != base

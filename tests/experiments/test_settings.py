@@ -1,0 +1,192 @@
+"""The settings: what is wrong with them is found, and said with a way out."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import dcjax
+from experiments import cli
+from experiments.settings import fits, schema
+from experiments.settings.schema import (
+    PRESETS,
+    Data,
+    Keeping,
+    Network,
+    Settings,
+    Training,
+    Transfer,
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_right(preset):
+    assert PRESETS[preset].preset == preset
+    assert schema.problems(PRESETS[preset]) == []
+
+
+def test_paper_preset_is_the_published_size():
+    paper = PRESETS["paper"]
+    assert (paper.subnets, paper.network.depth, paper.network.width) == (4, 32, 64)
+    assert (paper.training.batch_size, paper.training.learning_rate) == (128, 0.1)
+    assert (paper.training.baseline_epochs, paper.training.weight_decay) == (160, 1e-4)
+
+
+WRONG = [
+    (Settings(subnets=0), "--subnets 0"),
+    (Settings(subnets=-1), "--subnets -1"),
+    (Settings(seed=-1), "--seed -1"),
+    (Settings(preset="papr"), "did you mean 'paper'"),
+    (Settings(subnets=3, network=Network(width=64)), "64 is not divisible by 3"),
+    (Settings(network=Network(depth=9)), "8, 14, 20, 26, …; the nearest is 8"),
+    (Settings(network=Network(depth=2)), "6n+2"),
+    (Settings(network=Network(model="cnn", depth=2)), "5, 8, 11, 14, …; the nearest is 5"),
+    (Settings(64, network=Network("cnn", width=64, samples="tiles")), "sees only 4×4"),
+    (Settings(network=Network(width=0)), "--width 0"),
+    (Settings(network=Network(model="resnt")), "did you mean 'resnet'"),
+    (Settings(network=Network(samples="tile")), "did you mean 'tiles'"),
+    (Settings(network=Network(samples="channels")), "--samples channels does not fit --subnets 4"),
+    (Settings(network=Network(precision="half")), "unknown precision 'half'"),
+    (Settings(training=Training(subnet_epochs=-1)), "--subnet-epochs -1"),
+    (Settings(training=Training(batch_size=0)), "--batch-size 0"),
+    (Settings(training=Training(weight_decay=math.nan)), "--weight-decay nan"),
+    (Settings(training=Training(warmup_epochs=math.inf)), "--warmup-epochs inf"),
+    (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
+    (Settings(training=Training(average=1.0)), "--average 1.0"),
+    (Settings(transfer=Transfer(subnet_final_rate=0.9)), "at most the --learning-rate 0.8"),
+    (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
+    (Settings(training=Training(warmup_epochs=9)), "--warmup-epochs 9: expected at most the 8"),
+    (Settings(transfer=Transfer(freeze_epochs=3)), "--freeze-epochs 3: expected at most the 2"),
+    (Settings(transfer=Transfer(head_rate=-0.5)), "--head-rate -0.5"),
+    (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
+    (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
+    (
+        Settings(
+            transfer=Transfer(widen=True, off_diagonal_scale=0.1), keeping=Keeping(only_subnet=1)
+        ),
+        "neither --only-subnet",
+    ),
+    (
+        Settings(
+            transfer=Transfer(widen=True, off_diagonal_scale=0.1),
+            keeping=Keeping(on_diverged="drop"),
+        ),
+        "--on-diverged drop",
+    ),
+    (Settings(keeping=Keeping(only_subnet=1, fresh=True)), "--fresh with --only-subnet"),
+    (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
+    (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
+    (Settings(data=Data(train_size=0)), "--train-size 0"),
+    (Settings(data=Data(train_size=100)), "at most --batch-size 100"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_a_mistake_is_named(settings, said):
+    (problem,) = schema.problems(settings)
+    assert said in problem
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf, -0.1, 0.0])
+@pytest.mark.parametrize("name", ["learning_rate", "finetune_rate"])
+def test_a_rate_is_a_positive_number(name, rate):
+    settings = Settings(training=dataclasses.replace(Training(), **{name: rate}))
+    assert schema.problems(settings) == [
+        f"{schema.as_flag(name)} {rate}: expected a finite number above 0"
+    ]
+
+
+def test_every_mistake_is_listed_at_once():
+    settings = Settings(subnets=0, preset="x", training=Training(batch_size=-1))
+    assert len(schema.problems(settings)) == 3
+
+
+def test_what_a_folder_holds_is_checked_once_it_is_read(tmp_path):
+    settings = Settings(subnets=3, network=Network(width=48, samples="tiles"))
+    settings = dataclasses.replace(settings, data=Data(dataset=f"folder:{tmp_path}"))
+    assert schema.problems(settings) == []
+    assert schema.data_problems(settings, images=128, height=32, width=48) == []
+    assert len(schema.data_problems(settings, images=127, height=32, width=32)) == 2
+
+
+def test_flat_settings_are_unique_names_of_all_fields():
+    groups = (Network, Training, Transfer, Data, Keeping)
+    fields = [field.name for group in groups for field in dataclasses.fields(group)]
+    own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
+    assert sorted(schema.flat(Settings())) == sorted(own + fields)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        PRESETS["paper"],
+        Settings(2, seed=5, training=Training(subnet_epochs=7), data=Data(train_size=None)),
+        Settings(transfer=Transfer(carry_momentum=True, off_diagonal_rate=0.5, shard_data=True)),
+    ],
+)
+def test_settings_as_flags_are_the_same_settings(settings):
+    assert cli.parse("test", schema.as_args(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("rates", "final", "peak"),
+    [
+        ({"learning_rate": 0.1}, 0.1, 0.1),
+        ({"learning_rate": 0.1, "finetune_rate": 0.05}, 0.05, 0.05),
+        ({"learning_rate": 0.1, "finetune_rate": 0.5}, 0.1, 0.5),
+    ],
+)
+def test_fine_tuning_begins_where_the_subnetworks_end(rates, final, peak):
+    settings = Settings(training=Training(**rates))
+    assert (settings.subnet_final_rate, settings.finetune_rate) == (final, peak)
+    assert schema.problems(settings) == []
+    own = dataclasses.replace(settings, transfer=Transfer(subnet_final_rate=0.0))
+    assert (own.subnet_final_rate, own.finetune_rate) == (0.0, peak)
+
+
+def test_default_workdirs_tell_settings_apart():
+    wide = dataclasses.replace(Settings(), network=Network(width=64))
+    wider = dataclasses.replace(Settings(), network=Network(width=128))
+    other = [Settings(), Settings(seed=1), Settings(subnets=2), PRESETS["paper"], wide, wider]
+    assert len({schema.default_workdir(settings) for settings in other}) == len(other)
+    moved = dataclasses.replace(wide, data=Data(data_dir=schema.Path("elsewhere")))
+    assert schema.default_workdir(moved) == schema.default_workdir(wide)
+
+
+def test_default_workdir_of_a_folder_is_one_name(tmp_path):
+    settings = Settings(data=Data(dataset=f"folder:{tmp_path}"))
+    assert schema.default_workdir(settings).parent == schema.Path("runs")
+
+
+@pytest.mark.parametrize("image", [fits.Image(), fits.Image(28, 30), fits.Image(24, 48)])
+@pytest.mark.parametrize("name", dcjax.samples.NAMES)
+def test_fits_agree_with_the_library(name, image):
+    x = jax.ShapeDtypeStruct((2, *image, 3), np.float32)
+
+    def works(subnets):
+        try:
+            seen = jax.eval_shape(dcjax.samples.make(name, subnets).split, x)
+        except ValueError:
+            return False
+        assert fits.view(name, subnets, image) == seen.shape[2:4]
+        return True
+
+    for subnets in range(1, 40):
+        assert (fits.misfit(name, subnets, image) is None) == works(subnets), subnets
+
+
+def test_the_names_are_the_librarys():
+    assert tuple(fits.SAMPLES) == dcjax.samples.NAMES
+
+
+def test_the_baseline_once_had_the_subnetworks_warm_up():
+    assert schema.complete({"warmup_epochs": 1.0})["baseline_warmup_epochs"] == 1.0
+    assert (
+        schema.complete({"warmup_epochs": 1.0, "baseline_warmup_epochs": 2.0})[
+            "baseline_warmup_epochs"
+        ]
+        == 2.0
+    )

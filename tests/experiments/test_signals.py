@@ -1,0 +1,34 @@
+"""Signals: noted during a step, raised elsewhere, and at once the second time."""
+
+import signal
+
+import pytest
+
+from experiments.run import signals as stop
+
+
+def test_elsewhere_it_stops_where_it_is():
+    with pytest.raises(stop.Stopped, match="SIGTERM"), stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_during_a_step_it_is_noted_and_the_second_stops():
+    with stop.listening() as asked:
+        with asked.after_this_step():
+            signal.raise_signal(signal.SIGINT)
+            assert asked.asked == signal.SIGINT
+            with pytest.raises(stop.Stopped) as raised:
+                signal.raise_signal(signal.SIGTERM)
+        assert raised.value.number == signal.SIGTERM
+        assert not asked.patient
+
+
+def test_no_except_exception_keeps_it_from_stopping():
+    assert not issubclass(stop.Stopped, Exception)
+
+
+def test_what_was_there_before_is_there_again():
+    before = {number: signal.getsignal(number) for number in stop.SIGNALS}
+    with stop.listening():
+        assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in stop.SIGNALS} == before
