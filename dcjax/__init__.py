@@ -43,3 +43,5 @@ from dcjax._tracing.functions import layout_of_functions as layout_of_functions
 from dcjax._tracing.rules import register_rule as register_rule
 from dcjax._tracing.walk import NotSeparableError as NotSeparableError
 from dcjax._tracing.walk import Violation as Violation
+
+__version__ = "0.1.0"
