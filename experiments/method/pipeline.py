@@ -1,6 +1,5 @@
 """The whole road: sub-networks, composition, fine-tuning, and the baseline beside it."""
 
-import functools
 import math
 import time
 from typing import Any, NamedTuple
@@ -150,10 +149,7 @@ def _train_subnets(this: Run) -> tuple[Part, subnetworks.Outcome, dict[str, Any]
     if trained.diverged:
         results["diverged"] = trained.diverged
     part = Part(trained.stacked, trained.devices, trained.progress.compile_seconds, results)
-    bounds = _bounds(logits, labels, trained.weights)
-    if settings.transfer.off_diagonal_scale:  # they are for sub-networks that nothing connects
-        bounds = dict.fromkeys(bounds)
-    return part, trained, bounds
+    return part, trained, _bounds(logits, labels, trained.weights)
 
 
 def _members(this: Run) -> subnetworks.Members:
@@ -174,20 +170,12 @@ def _compose(this: Run, trained: subnetworks.Outcome) -> Part:
         if kept.found is not None:
             shapes = jax.eval_shape(dcjax.compose, stacked)
             return Part(kept.found.into(shapes), 1, **kept.found.record["part"])
-        between: dict[str, Any] = {}
-        if scale := this.settings.transfer.off_diagonal_scale:
-            between["off_diagonal"] = nn.initializers.he_normal()
-            between["off_diagonal_scale"] = scale
-        how = functools.partial(dcjax.compose, **between)
-        key = _keys(this, "finetune")[0]
         started = time.perf_counter()
-        compose = jax.jit(how).lower(stacked, weights=weights, key=key).compile()
+        compose = jax.jit(dcjax.compose).lower(stacked, weights=weights).compile()
         compiled = time.perf_counter()
-        variables = jax.block_until_ready(compose(stacked, weights=weights, key=key))
+        variables = jax.block_until_ready(compose(stacked, weights=weights))
         seconds = time.perf_counter() - compiled
-        # With random blocks between them it does not compute what the sub-networks compute.
-        error = None if scale else _feature_error(this, stacked, weights)
-        results = {"seconds": seconds, "feature_error": error}
+        results = {"seconds": seconds, "feature_error": _feature_error(this, stacked, weights)}
         this.keeper.log(phase="composed", **results)
         part = {"compile_seconds": compiled - started, "results": results}
         kept.save(0, variables, {"phase": "composed", "part": part}, finished=True)
@@ -234,25 +222,8 @@ def _finetune(this: Run, variables: PyTree, trained: subnetworks.Outcome) -> Par
 
 def _block_rates(this: Run, params: dcjax.Stacked) -> list[optax.GradientTransformation]:
     """What fine-tuning does with the updates of the blocks, if anything."""
-    transfer, dataset, head = this.settings.transfer, this.dataset, this.settings.head_rate
-    if transfer.off_diagonal_rate == head == 1 and not transfer.freeze_epochs:
-        return []
-    per_epoch = training.steps_per_epoch(
-        len(dataset.train.labels), this.settings.training.batch_size
-    )
-    frozen = round(transfer.freeze_epochs * per_epoch)
-
-    def thawed(step: Any) -> Array:
-        return jnp.where(jnp.asarray(step) < frozen, 0.0, 1.0)
-
-    return [
-        training.scale_blocks(
-            params,
-            diagonal=thawed if frozen else 1.0,
-            off_diagonal=transfer.off_diagonal_rate,
-            head=head,
-        )
-    ]
+    head = this.settings.head_rate
+    return [] if head == 1 else [training.scale_blocks(params, head=head)]
 
 
 def _train_global(

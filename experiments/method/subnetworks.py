@@ -104,10 +104,9 @@ def train_all(this: Members) -> Outcome:
       Diverged: one has diverged, more than RESTARTS times or without leave to go on.
     """
     action, subnets = this.settings.keeping.on_diverged, this.settings.subnets
-    wanted = (0,) if this.settings.transfer.widen else tuple(range(subnets))
-    together = () if len(wanted) < subnets else _together(this)
+    together = _together(this)
     groups = [(together, TOGETHER)] if together else []
-    groups += [((k,), alone(k)) for k in wanted if k not in together]
+    groups += [((k,), alone(k)) for k in range(subnets) if k not in together]
     trained: dict[int, PyTree] = {}
     progress, devices = stage.Progress(), 1
     diverged: list[dict[str, Any]] = []
@@ -125,9 +124,7 @@ def train_all(this: Members) -> Outcome:
                 trained[k] = _pick(again, 0)
             else:
                 trained[k] = _untrained(this, k)
-    # With `widen` there is one, which stands for all.
-    each = [trained.get(k, trained[wanted[0]]) for k in range(subnets)]
-    stacked, opt_state = stack_trees(each)
+    stacked, opt_state = stack_trees([trained[k] for k in range(subnets)])
     dropped = [entry["subnet"] for entry in diverged if entry["then"] == "drop"]
     weights = np.array([k not in dropped for k in range(subnets)], np.float32)
     if not weights.any():
@@ -189,14 +186,12 @@ def _restart(member: int, attempt: int) -> str:
 
 def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -> Group:
     """Train some side by side, at the rate of the attempt."""
-    transfer = this.settings.transfer
     phase = training.side_by_side(
         dcjax.decompose(this.network, this.settings.subnets),
         this.samples,
         _recipe(this, attempt),
         this.settings.subnets,
         members=members,
-        shard_data=transfer.shard_data,
     )
     watcher = Watcher(members, this.keeper, attempt)
     whole = len(members) == this.settings.subnets
@@ -213,7 +208,9 @@ def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -
     )
     trained = stage.train(plan, this.dataset.train, this.keeper)
     watcher.refuse()
-    opt_state = phase.gather(trained.state.opt_state) if transfer.carry_momentum else None
+    opt_state = (
+        phase.gather(trained.state.opt_state) if this.settings.transfer.carry_momentum else None
+    )
     devices = len(phase.devices)
     return Group(name, trained.variables, opt_state, trained.progress, devices, watcher.found)
 

@@ -76,11 +76,6 @@ def _times(phase: Mapping[str, Any]) -> tuple[str, str]:
 
 def _bounds(composed: Mapping[str, Any]) -> str:
     """What the theory promises of the composed network beside what was measured."""
-    if composed["accuracy_lower"] is None:
-        return (
-            "composed with random blocks between the sub-networks (--off-diagonal-scale): it does "
-            "not compute what they compute, and has no bounds"
-        )
 
     def between(name: str, show: Callable[[Any], str]) -> str:
         return " ≤ ".join(show(composed[key]) for key in (f"{name}_lower", name, f"{name}_upper"))

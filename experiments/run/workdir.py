@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.settings.schema import PLACES, as_flag, complete
+from experiments.settings.schema import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 
@@ -75,7 +75,7 @@ def finished(
         _refuse_strangers(workdir)
     elif fresh:
         pass
-    elif difference := differences(complete(_read(workdir / SETTINGS) or {}), settings):
+    elif difference := differences(_read(workdir / SETTINGS) or {}, settings):
         raise WorkdirError(
             f"the workdir {workdir} holds a run of other settings:\n"
             + "\n".join(f"  {line}" for line in difference)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,22 +91,9 @@ class Transfer:
     """Epochs of linear warm-up at the start of fine-tuning, at most half of it."""
     carry_momentum: bool = True
     """Fine-tuning goes on with the sub-networks' momenta; without it, it starts from none."""
-    off_diagonal_rate: float = 1.0
-    """Factor of the fine-tuning rate for the blocks that connect different sub-networks."""
     head_rate: float | None = None
     """Factor of the fine-tuning rate for the head's kernel; by default 4/K above four
     sub-networks, which keeps what a step does to the logits within bounds."""
-    freeze_epochs: float = 0.0
-    """For so many epochs of fine-tuning the sub-networks' own blocks stay as they are."""
-    off_diagonal_scale: float = 0.0
-    """The blocks between sub-networks start from random numbers, this factor times those of an
-    initialisation; above 0 the composed network is no longer exactly the sub-networks' mean."""
-    shard_data: bool = False
-    """Each sub-network sees a K-th of the training images of its own; an epoch has as many steps
-    all the same."""
-    widen: bool = False
-    """Train sub-network 0 only and compose K copies of it, as widening one network does: to compare
-    with. Needs --off-diagonal-scale, which tells the copies apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,22 +231,6 @@ def flat(settings: Settings) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
 
 
-# What was done before there was a flag for it.
-BEFORE = {"average": 0.0, "head_rate": 1.0, "native": False, "evaluate_every": None}
-
-
-def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's flags as `flat` gave them, with those that an earlier version did not have.
-
-    >>> complete({"width": 8})
-    {'average': 0.0, 'head_rate': 1.0, 'native': False, 'evaluate_every': None, 'width': 8}
-    """
-    before = dict(BEFORE)
-    if "warmup_epochs" in flags:  # one for both
-        before["baseline_warmup_epochs"] = flags["warmup_epochs"]
-    return {**before, **flags} if flags else {}
-
-
 def problems(settings: Settings) -> list[str]:
     """Everything that is wrong with the settings, a line each; empty if they can be run.
 
@@ -304,10 +275,7 @@ _AT_LEAST = {
     "average": 0,
     "subnet_final_rate": 0,
     "finetune_warmup_epochs": 0,
-    "off_diagonal_rate": 0,
     "head_rate": 0,
-    "freeze_epochs": 0,
-    "off_diagonal_scale": 0,
 }
 _ABOVE_ZERO = ("learning_rate", "finetune_rate")
 
@@ -378,7 +346,6 @@ def _misfit_transfer(settings: Settings) -> Iterator[str]:
     lengths = {
         "--warmup-epochs": (chosen.warmup_epochs, chosen.subnet_epochs),
         "--finetune-warmup-epochs": (transfer.finetune_warmup_epochs, chosen.finetune_epochs),
-        "--freeze-epochs": (transfer.freeze_epochs, chosen.finetune_epochs),
     }
     for flag, (value, *phases) in lengths.items():
         if short := [epochs for epochs in phases if 0 < epochs < value]:
@@ -386,21 +353,11 @@ def _misfit_transfer(settings: Settings) -> Iterator[str]:
     for name in ("label_smoothing", "average"):
         if (value := getattr(chosen, name)) >= 1:
             yield f"{as_flag(name)} {value}: expected a number below 1"
-    if transfer.widen and not transfer.off_diagonal_scale:
-        yield (
-            "--widen: copies of one network get equal gradients for ever; tell them apart with "
-            "--off-diagonal-scale, for example 0.1"
-        )
     keeping = settings.keeping
     if keeping.only_subnet is not None and keeping.fresh:
         yield (
             "--fresh with --only-subnet would delete what the other sub-networks' processes have "
             "trained: give another --workdir, or start the whole run anew"
-        )
-    if transfer.widen and (keeping.only_subnet is not None or keeping.on_diverged == "drop"):
-        yield (
-            "--widen trains sub-network 0 for all: it goes with neither --only-subnet nor "
-            "--on-diverged drop, which leaves none"
         )
 
 

@@ -111,8 +111,7 @@ def one_schedule(
         "finetune_warmup_epochs": 0.0,
         "carry_momentum": True,
     }
-    kind = "widened" if more.get("widen") else "transfer"
-    return Arm(f"{name}-{epochs[0]}+{epochs[1]}-rate-{rate}", kind, flags | more, seeds)
+    return Arm(f"{name}-{epochs[0]}+{epochs[1]}-rate-{rate}", "transfer", flags | more, seeds)
 
 
 def two_schedules(epochs: tuple[int, int], rates: tuple[float, float], **more: Any) -> Arm:
@@ -248,11 +247,9 @@ STUDIES = {
             averaged((4, 2), 0.2, seeds=1, name="averaged-then-0.4", finetune_rate=0.4),
             averaged((4, 2), 0.4, seeds=1, name="averaged-over-50-steps", average=0.98),
             averaged((4, 2), 0.4, seeds=1, name="averaged-new-momentum", carry_momentum=False),
-            averaged((4, 2), 0.4, seeds=1, name="averaged-off-diagonal-4x", off_diagonal_rate=4.0),
             one_schedule("one-schedule", (4, 2), 0.4),
             one_schedule("one-schedule", (4, 2), 0.8),
             two_schedules((4, 2), (0.4, 0.2)),
-            averaged((4, 2), 0.4, name="widened", widen=True, off_diagonal_scale=0.1),
             scratch(6, 0.8, seeds=1, name="scratch-smoothed", label_smoothing=0.1),
             averaged((4, 2), 0.8, seeds=1, name="smoothed", label_smoothing=0.1),
         ),
@@ -327,13 +324,9 @@ STUDIES = {
             scratch(12, 0.2, name="scratch-phases", samples="phases"),
             averaged((8, 4), 0.2, name="bands", samples="bands"),
             scratch(12, 0.2, name="scratch-bands", samples="bands"),
-            averaged((8, 4), 0.2, name="shards", shard_data=True),
             averaged((8, 4), 0.2, name="smoothed", label_smoothing=0.1),
             averaged((8, 4), 0.2, name="new-momentum", carry_momentum=False),
             averaged((8, 4), 0.2, name="warmed-up", finetune_warmup_epochs=1.0),
-            averaged((8, 4), 0.2, name="frozen", freeze_epochs=1.0),
-            averaged((8, 4), 0.2, name="off-diagonal-4x", off_diagonal_rate=4.0),
-            averaged((8, 4), 0.2, name="off-diagonal-random", off_diagonal_scale=0.1),
         ),
     ),
     "digits-deep": Study(

@@ -25,10 +25,7 @@ LATER = (
     "baseline_epochs",
     "baseline_warmup_epochs",
     "carry_momentum",
-    "off_diagonal_rate",
     "head_rate",
-    "off_diagonal_scale",
-    "freeze_epochs",
 )
 
 
@@ -59,7 +56,7 @@ class Trial(NamedTuple):
         if here is not None:
             return here
         kept = _read(self.records).get(self.name)
-        if kept is None or workdir.differences(schema.complete(kept["settings"]), flags):
+        if kept is None or workdir.differences(kept["settings"], flags):
             return None
         return kept["results"]
 

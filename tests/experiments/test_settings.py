@@ -56,25 +56,9 @@ WRONG = [
     (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
     (Settings(training=Training(average=1.0)), "--average 1.0"),
     (Settings(transfer=Transfer(subnet_final_rate=0.9)), "at most the --learning-rate 0.8"),
-    (Settings(transfer=Transfer(freeze_epochs=-1)), "--freeze-epochs -1"),
     (Settings(training=Training(warmup_epochs=9)), "--warmup-epochs 9: expected at most the 8"),
-    (Settings(transfer=Transfer(freeze_epochs=3)), "--freeze-epochs 3: expected at most the 2"),
+    (Settings(transfer=Transfer(finetune_warmup_epochs=3)), "3: expected at most the 2"),
     (Settings(transfer=Transfer(head_rate=-0.5)), "--head-rate -0.5"),
-    (Settings(transfer=Transfer(off_diagonal_rate=math.nan)), "--off-diagonal-rate nan"),
-    (Settings(transfer=Transfer(widen=True)), "--off-diagonal-scale, for example"),
-    (
-        Settings(
-            transfer=Transfer(widen=True, off_diagonal_scale=0.1), keeping=Keeping(only_subnet=1)
-        ),
-        "neither --only-subnet",
-    ),
-    (
-        Settings(
-            transfer=Transfer(widen=True, off_diagonal_scale=0.1),
-            keeping=Keeping(on_diverged="drop"),
-        ),
-        "--on-diverged drop",
-    ),
     (Settings(keeping=Keeping(only_subnet=1, fresh=True)), "--fresh with --only-subnet"),
     (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
     (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
@@ -124,7 +108,7 @@ def test_flat_settings_are_unique_names_of_all_fields():
         Settings(),
         PRESETS["paper"],
         Settings(2, seed=5, training=Training(subnet_epochs=7), data=Data(train_size=None)),
-        Settings(transfer=Transfer(carry_momentum=True, off_diagonal_rate=0.5, shard_data=True)),
+        Settings(transfer=Transfer(carry_momentum=False, head_rate=0.5)),
     ],
 )
 def test_settings_as_flags_are_the_same_settings(settings):
@@ -180,13 +164,3 @@ def test_fits_agree_with_the_library(name, image):
 
 def test_the_names_are_the_librarys():
     assert tuple(fits.SAMPLES) == dcjax.samples.NAMES
-
-
-def test_the_baseline_once_had_the_subnetworks_warm_up():
-    assert schema.complete({"warmup_epochs": 1.0})["baseline_warmup_epochs"] == 1.0
-    assert (
-        schema.complete({"warmup_epochs": 1.0, "baseline_warmup_epochs": 2.0})[
-            "baseline_warmup_epochs"
-        ]
-        == 2.0
-    )

@@ -24,8 +24,8 @@ STUDY = arms.Study(
         arms.scratch(2, 0.1),
         arms.scratch(2, 0.2, seeds=1),
         arms.one_schedule("one", (2, 1), 0.1),
-        arms.one_schedule("frozen", (2, 1), 0.1, seeds=1, freeze_epochs=1.0),
-        arms.one_schedule("widened", (2, 1), 0.1, widen=True, off_diagonal_scale=0.1),
+        arms.one_schedule("frozen", (2, 1), 0.1, seeds=1, head_rate=0.5),
+        arms.one_schedule("widened", (2, 1), 0.1, label_smoothing=0.1)._replace(kind="widened"),
     ),
 )
 
@@ -78,8 +78,8 @@ def results(settings):
             for e in range(epochs + 1)
         ]
 
-    gain = 0.0 if settings.transfer.freeze_epochs else 0.15
-    count = 1 if settings.transfer.widen else 4
+    gain = 0.0 if settings.transfer.head_rate == 0.5 else 0.15
+    count = 1 if settings.training.label_smoothing else 4
     seconds = 0.5 * count * training.subnet_epochs
     return {
         "subnets": 4,
@@ -113,7 +113,7 @@ def ran(small, monkeypatch):
         flags = schema.flat(trial.settings)
         (folder / workdir.SETTINGS).write_text(json.dumps(flags))
         if trial.settings.training.subnet_epochs:
-            name = "subnet-0" if trial.settings.transfer.widen else "subnets"
+            name = "subnet-0" if trial.settings.training.label_smoothing else "subnets"
             (folder / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
         workdir.finish(folder, results(trial.settings))
         commands.append(args)

@@ -79,13 +79,6 @@ def test_digits_that_were_asked_for_are_no_stand_in(results):
     assert "stand-in" not in shown(results | {"dataset": "digits"}, asked="digits")
 
 
-def test_what_random_blocks_connect_has_no_bounds(results):
-    none = dict.fromkeys(("accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper"))
-    results["composed"] |= none | {"feature_error": None}
-    assert "(--off-diagonal-scale)" in shown(results)
-    assert "≤" not in shown(results)
-
-
 def test_a_diverged_run_is_shown(results):
     results["composed"] |= {"cost": None, "cost_lower": None, "feature_error": None}
     results["subnets_phase"]["cost"] = [None, None]

@@ -98,13 +98,6 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     assert "learning-rate" not in str(error.value)
 
 
-def test_a_flag_that_an_earlier_version_had_not_is_what_was_done(tmp_path):
-    finish(tmp_path, {name: value for name, value in HERE.items() if name != "average"})
-    assert workdir.finished(tmp_path, HERE | {"average": 0.0}) == RESULTS
-    with pytest.raises(workdir.WorkdirError, match=r"average: 0\.0 there, 0\.5 here"):
-        workdir.finished(tmp_path, HERE | {"average": 0.5})
-
-
 def test_settings_that_one_side_lacks_are_listed():
     assert workdir.differences({"a": 1}, {"b_c": 2}) == [
         "--b-c: absent there, 2 here",
