@@ -1,6 +1,6 @@
-"""The study of the transfer: what it gains over training from scratch, and what that takes.
+"""The study: what the transfer gains over training from scratch, and at which cost.
 
-`python -m experiments.study` runs a declared grid of trials (`grid`), each the command of
-`experiments.cifar10` in a process of its own (`trials`), and writes docs/results.md from the
-`results.json` that they leave (`accounts`, `report`).
+`python -m experiments.study --only STUDY` runs the trials of a declared study (`studies`), each the
+command of `experiments.cifar10` in a process of its own (`trials`), and keeps their results in
+docs/study. `--report` writes docs/results.md from them (`costs`, `tables`, `figure`).
 """

@@ -1,12 +1,14 @@
-"""Running the trials: each the experiment's own command, in a process of its own."""
+"""Trials: the experiment's own command, each in a process of its own, and the records of them."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from experiments.run import startup, workdir
 from experiments.settings import schema
 from experiments.study import arms
 
-# What the sub-networks' training does not depend on.
+# The settings on which the training of the sub-networks does not depend.
 LATER = (
     "finetune_epochs",
     "evaluate_every",
@@ -30,126 +32,137 @@ LATER = (
 
 
 class Trial(NamedTuple):
-    """One arm with one seed, the folder of its run, and the file where its results are kept."""
+    """One arm with one seed, the folder of its run, and the file that keeps its results."""
 
-    study: str
+    study: arms.Study
     arm: arms.Arm
     seed: int
     folder: Path
     records: Path
 
     @property
-    def name(self) -> str:
-        """Of its folder, and in the records."""
-        return self.folder.name
-
-    @property
     def settings(self) -> schema.Settings:
-        """Its settings, but for where it reads and writes."""
-        return arms.settings(arms.STUDIES[self.study], self.arm, self.seed)
+        """The settings, except for the places where it reads and writes."""
+        return arms.settings(self.study, self.arm, self.seed)
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What it has left, here or in the records; None if it is not finished."""
+        """The results, from the folder or the records; None if it has not finished."""
         flags = schema.flat(self.settings)
         here = workdir.finished(self.folder, flags)
         if here is not None:
             return here
-        kept = _read(self.records).get(self.name)
+        kept = read(self.records).get(self.folder.name)
         if kept is None or workdir.differences(kept["settings"], flags):
             return None
         return kept["results"]
 
 
-def trials(names: tuple[str, ...], runs: Path, records: Path, seeds: int) -> Iterator[Trial]:
-    """All trials of the studies, first those of all arms with seed 0.
+def trials(studies: Sequence[arms.Study], runs: Path, records: Path, seeds: int) -> Iterator[Trial]:
+    """Yield all trials of the studies, every arm with seed 0 before any arm with seed 1.
 
     Args:
-      names: of the studies.
+      studies: the studies, which are not mixed.
       runs: the folder of the trials' folders, which hold checkpoints.
-      records: the folder of the results, a file a study: they stay where the runs do not.
-      seeds: how many of each arm, unless it has fewer.
+      records: the folder of the results, a file a study, which outlast the runs.
+      seeds: the number of seeds of each arm, unless the arm has fewer.
     """
-    for name in names:
-        for seed in range(seeds):
-            for arm in arms.STUDIES[name].arms:
-                if arm.seeds is None or seed < arm.seeds:
-                    folder = runs / name / f"{arm.name}-seed{seed}"
-                    yield Trial(name, arm, seed, folder, records / f"{name}.json")
+    for study in studies:
+        for seed, arm in itertools.product(range(seeds), study.arms):
+            if arm.seeds is None or seed < arm.seeds:
+                folder = runs / study.name / f"{arm.name}-seed{seed}"
+                yield Trial(study, arm, seed, folder, records / f"{study.name}.json")
 
 
-def keep(records: Path, finished: Iterable[Trial]) -> None:
-    """Put the results of a study's finished trials into its records, a line each."""
-    kept = _read(records)
-    for trial in finished:
-        flags = schema.flat(trial.settings)
-        settings = {name: value for name, value in flags.items() if name not in schema.PLACES}
-        kept[trial.name] = {"settings": settings, "results": trial.results}
-    records.parent.mkdir(parents=True, exist_ok=True)
-    lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
-    markdown.write(records, "{\n" + ",\n".join(lines) + "\n}\n")
+def keep(finished: Sequence[Trial]) -> None:
+    """Write the results of finished trials into the records of their studies, a line each."""
+    for records, group in itertools.groupby(finished, key=lambda trial: trial.records):
+        kept = read(records)
+        for trial in group:
+            flags = schema.flat(trial.settings)
+            settings = {name: value for name, value in flags.items() if name not in schema.PLACES}
+            kept[trial.folder.name] = {"settings": settings, "results": trial.results}
+        records.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+        markdown.write(records, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _read(records: Path) -> dict[str, Any]:
+def read(records: Path) -> dict[str, Any]:
+    """Return the records of a study by the names of the trials; none if there is no such file."""
     return json.loads(records.read_text()) if records.is_file() else {}
 
 
 def run(
-    todo: list[Trial],
-    declared: list[Trial],
+    todo: Sequence[Trial],
+    declared: Sequence[Trial],
     data_dir: Path | None,
     minutes: float | None,
     say: Callable[[str], None],
     jobs: int = 1,
 ) -> bool:
-    """Run what has no results yet, so many at once; whether all has been run when it returns.
+    """Run the trials that have no results yet, and keep the results of each as it finishes.
 
-    A trial goes on where it was, if it has been begun; another that is declared may lend it its
-    sub-networks. None is begun after so many minutes, nor after one has failed.
+    A trial continues where it was interrupted. A finished trial that differs only in later settings
+    lends it its sub-networks. No trial begins after one has failed.
+
+    Args:
+      todo: the trials to run.
+      declared: all trials of the studies.
+      data_dir: the folder of the data set; None for the default.
+      minutes: the time after which no trial begins.
+      say: called with each line of progress.
+      jobs: the number of trials that run at once.
+
+    Returns:
+      Whether all trials of `todo` have results.
 
     Raises:
-      subprocess.CalledProcessError: a trial failed; it has said why.
+      subprocess.CalledProcessError: a trial failed; it has printed the reason.
     """
     started = time.monotonic()
     ended = False
-    # Not asked for again: another's folder may be half made while it runs.
+    writing = threading.Lock()
+    # Read once, because the folder of a running trial may be half made.
     finished = [trial for trial in declared if trial.results is not None]
+    keep(finished)
 
     def one(trial: Trial) -> bool:
-        """Whether it has been run."""
         nonlocal ended
         if ended or (minutes is not None and time.monotonic() - started > 60 * minutes):
             return False
-        say(f"{trial.study}: {trial.arm.name}, seed {trial.seed}")
+        say(f"{trial.study.name}: {trial.arm.name}, seed {trial.seed}")
         _lend(trial, finished, say)
-        log = trial.folder.with_name(f"{trial.name}.log")
+        log = trial.folder.with_name(f"{trial.folder.name}.log")
         try:
             _call(command(trial, data_dir), jobs, log)
         except subprocess.CalledProcessError:
             ended = True
             if jobs > 1:
-                say(f"{trial.arm.name}, seed {trial.seed}, failed; what it said: {log}")
+                say(f"{trial.arm.name}, seed {trial.seed}, failed; its output is in {log}")
             raise
+        with writing:
+            keep([trial])
         finished.append(trial)
         return True
 
     left = [trial for trial in todo if trial not in finished]
     with ThreadPoolExecutor(jobs) as pool:
         try:
+            # In this thread where it is the only one, so that Ctrl-C reaches the trial's process.
             done = [*(map(one, left) if jobs == 1 else pool.map(one, left))]
         finally:
-            ended = True  # whatever it was, none begins after it
+            ended = True  # the pool's threads begin no further trial after an exception
     if not all(done):
-        say("no time left for another trial; the same command goes on")
+        say("no time left for another trial; run the same command to continue")
     return all(done)
 
 
 def _call(command: list[str], jobs: int, log: Path) -> None:
-    """Run a trial, by itself or as one of several at once."""
+    """Run a trial alone, or as one of several at once with its output in a log."""
     if jobs == 1:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return
-    # A GPU's memory is taken by shares, where JAX would have one process take most of it.
+    # By default one JAX process takes most of a GPU's memory.
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
     env = share | dict(os.environ) | {startup.JOBS: str(jobs)}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +171,7 @@ def _call(command: list[str], jobs: int, log: Path) -> None:
 
 
 def command(trial: Trial, data_dir: Path | None) -> list[str]:
-    """The command of a trial, as a user would give it."""
+    """Return the command of a trial, as a user would type it."""
     place = [] if data_dir is None else ["--data-dir", str(data_dir)]
     folder = ["--workdir", str(trial.folder)]
     return [sys.executable, "-m", "experiments.cifar10", *schema.as_args(trial.settings)] + (
@@ -166,25 +179,25 @@ def command(trial: Trial, data_dir: Path | None) -> list[str]:
     )
 
 
-def _lend(trial: Trial, finished: list[Trial], say: Callable[[str], None]) -> None:
-    """Take over the trained sub-networks of a finished one that differs in what comes later only.
+def _lend(trial: Trial, finished: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """Copy the sub-networks of a finished trial that trained the same ones.
 
-    Runs are deterministic, so this is what its own training would come to.
+    Runs are deterministic: training them again would give the same checkpoints.
     """
-    own = trial.folder / "checkpoints"
-    if own.exists() or not trial.settings.training.subnet_epochs:
+    here = trial.folder / "checkpoints"
+    if here.exists() or not trial.settings.training.subnet_epochs:
         return
     for other in finished:
         if _of_subnets(other) == _of_subnets(trial):
-            theirs = [*(other.folder / "checkpoints").glob("subnet*")]
-            for folder in theirs:
-                shutil.copytree(folder, own / folder.name)
-            if theirs:
+            checkpoints = [*(other.folder / "checkpoints").glob("subnet*")]
+            for folder in checkpoints:
+                shutil.copytree(folder, here / folder.name)
+            if checkpoints:
                 say(f"  with the sub-networks of {other.arm.name}")
                 return
 
 
 def _of_subnets(trial: Trial) -> dict[str, Any]:
-    # Without a final rate of their own it follows fine-tuning's.
+    # The final rate follows fine-tuning's where the arm does not set it.
     flags = schema.flat(trial.settings) | {"subnet_final_rate": trial.settings.subnet_final_rate}
     return {name: value for name, value in flags.items() if name not in LATER}
