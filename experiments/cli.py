@@ -13,8 +13,9 @@ from experiments.results import summary
 from experiments.run import console as progress
 from experiments.run import lock, startup, workdir
 from experiments.run import signals as stop
-from experiments.settings import schema
-from experiments.settings.schema import PRESETS, Settings
+from experiments.settings import flags, validate
+from experiments.settings.presets import PRESETS
+from experiments.settings.schema import Settings
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 STOPPED = 128  # and the signal's number: 130 for SIGINT, 143 for SIGTERM
@@ -64,7 +65,7 @@ def parse(program: str, args: Sequence[str]) -> Settings:
     settings = tyro.cli(
         Settings, prog=program, args=args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
     )
-    _refuse(schema.problems(settings))
+    _refuse(validate.problems(settings))
     return settings
 
 
@@ -77,10 +78,10 @@ def study(settings: Settings, asked: stop.Stop) -> int:
     Returns:
       The exit code.
     """
-    folder = settings.workdir or schema.default_workdir(settings)
-    flags, how = schema.flat(settings), settings.keeping
+    folder = settings.workdir or flags.default_workdir(settings)
+    values, how = flags.flat(settings), settings.keeping
     voice = progress.voice(Console(stderr=True))
-    if (results := workdir.finished(folder, flags, fresh=how.fresh)) is not None:
+    if (results := workdir.finished(folder, values, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
         summary.show(results, Console(), asked=settings.data.dataset)
         return OK
@@ -89,7 +90,7 @@ def study(settings: Settings, asked: stop.Stop) -> int:
         if how.fresh:
             workdir.clear(folder)
         startup.start_jax(settings.subnets)
-        with workdir.opened(folder, flags, how.only_subnet) as metrics:
+        with workdir.opened(folder, values, how.only_subnet) as metrics:
             return _run(settings, dataset, folder, voice, metrics, asked)
 
 
@@ -105,9 +106,9 @@ def _run(
     from experiments.method import pipeline
     from experiments.run import checkpointing
 
-    how, flags = settings.keeping, schema.flat(settings)
+    how = settings.keeping
     keeper = checkpointing.Keeper(
-        folder, how, flags, checkpointing.fingerprint(dataset), voice, metrics, asked
+        folder, how, flags.flat(settings), checkpointing.fingerprint(dataset), voice, metrics, asked
     )
     if how.only_subnet is not None:
         if not pipeline.run_one(settings, dataset, keeper, how.only_subnet):
@@ -144,7 +145,7 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
     size = min(chosen.train_size or len(loaded.train.labels), len(loaded.train.labels))
     train = data.subset(loaded.train, size, settings.seed, len(loaded.classes))
-    _refuse(schema.data_problems(settings, *train.images.shape[:3]))
+    _refuse(validate.data_problems(settings, *train.images.shape[:3]))
     return loaded._replace(train=train)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.settings.schema import PLACES, as_flag
+from experiments.settings.flags import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 

@@ -9,7 +9,7 @@ import jax
 
 import dcjax
 from experiments.method import factory
-from experiments.settings import schema
+from experiments.settings.schema import Settings
 from experiments.study import arms, costs
 from experiments.study.trials import Trial, read
 
@@ -78,10 +78,10 @@ def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
 
 def devices(study: arms.Study) -> int:
     """Return the number of devices in the account of wall-clock seconds: one a sub-network."""
-    return arms.with_flags(schema.Settings(), study.flags).subnets
+    return arms.with_flags(Settings(), study.flags).subnets
 
 
-def operations(settings: schema.Settings, classes: int, kind: costs.Narrow | costs.Wide) -> float:
+def operations(settings: Settings, classes: int, kind: costs.Narrow | costs.Wide) -> float:
     """Return the floating-point operations of an epoch of one network, on images of 32×32×3.
 
     XLA counts the forward pass; the gradients by the activations and by the parameters take about

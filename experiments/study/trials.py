@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from experiments import markdown
 from experiments.run import startup, workdir
-from experiments.settings import schema
+from experiments.settings import flags
+from experiments.settings.schema import Settings
 from experiments.study import arms
 
 # The settings on which the training of the sub-networks does not depend.
@@ -41,19 +42,19 @@ class Trial(NamedTuple):
     records: Path
 
     @property
-    def settings(self) -> schema.Settings:
+    def settings(self) -> Settings:
         """The settings, except for the places where it reads and writes."""
         return arms.settings(self.study, self.arm, self.seed)
 
     @property
     def results(self) -> dict[str, Any] | None:
         """The results, from the folder or the records; None if it has not finished."""
-        flags = schema.flat(self.settings)
-        here = workdir.finished(self.folder, flags)
+        values = flags.flat(self.settings)
+        here = workdir.finished(self.folder, values)
         if here is not None:
             return here
         kept = read(self.records).get(self.folder.name)
-        if kept is None or workdir.differences(kept["settings"], flags):
+        if kept is None or workdir.differences(kept["settings"], values):
             return None
         return kept["results"]
 
@@ -79,8 +80,8 @@ def keep(finished: Sequence[Trial]) -> None:
     for records, group in itertools.groupby(finished, key=lambda trial: trial.records):
         kept = read(records)
         for trial in group:
-            flags = schema.flat(trial.settings)
-            settings = {name: value for name, value in flags.items() if name not in schema.PLACES}
+            values = flags.flat(trial.settings)
+            settings = {name: value for name, value in values.items() if name not in flags.PLACES}
             kept[trial.folder.name] = {"settings": settings, "results": trial.results}
         records.parent.mkdir(parents=True, exist_ok=True)
         lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
@@ -174,7 +175,7 @@ def command(trial: Trial, data_dir: Path | None) -> list[str]:
     """Return the command of a trial, as a user would type it."""
     place = [] if data_dir is None else ["--data-dir", str(data_dir)]
     folder = ["--workdir", str(trial.folder)]
-    return [sys.executable, "-m", "experiments.cifar10", *schema.as_args(trial.settings)] + (
+    return [sys.executable, "-m", "experiments.cifar10", *flags.as_args(trial.settings)] + (
         place + folder
     )
 
@@ -199,5 +200,6 @@ def _lend(trial: Trial, finished: Sequence[Trial], say: Callable[[str], None]) -
 
 def _of_subnets(trial: Trial) -> dict[str, Any]:
     # The final rate follows fine-tuning's where the arm does not set it.
-    flags = schema.flat(trial.settings) | {"subnet_final_rate": trial.settings.subnet_final_rate}
-    return {name: value for name, value in flags.items() if name not in LATER}
+    rate = trial.settings.subnet_final_rate
+    values = flags.flat(trial.settings) | {"subnet_final_rate": rate}
+    return {name: value for name, value in values.items() if name not in LATER}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from experiments import cli, data
 from experiments.method import pipeline
 from experiments.run import console as progress
 from experiments.run import workdir
-from experiments.settings.schema import PRESETS
+from experiments.settings.presets import PRESETS
 from tests.saved import fail
 
 PROGRAM = "python -m experiments.cifar10"
@@ -37,7 +38,7 @@ def refused(capsys, *args):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--subnets", "0"], "--subnets 0: expected a whole number of at least 1"),
+        (["--subnets", "0"], "--subnets 0: expected an integer of at least 1"),
         (["--subnets", "-1"], "--subnets -1"),
         (["--subnets", "3", "--width", "64"], "64 is not divisible by 3"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
@@ -105,6 +106,24 @@ def test_jax_is_not_imported_for_a_mistake(args):
     )
     assert done.returncode == (cli.OK if args == ["--help"] else cli.BAD_INPUT)
     assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_no_backend_starts_for_samples_that_do_not_fit():
+    """Sub-networks' samples are checked by tracing shapes, which needs JAX but none of its devices.
+
+    With a platform that does not exist, starting a backend would be an error.
+    """
+    args = ["--samples", "channels", "--subnets", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cifar10", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"JAX_PLATFORMS": "nowhere"},
+    )
+    assert done.returncode == cli.BAD_INPUT
+    assert "--samples channels does not fit --subnets 4" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("asked", "got"), [("64", 64), ("100000", 1400), ("None", 1400)])

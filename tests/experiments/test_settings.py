@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 import dcjax
 from experiments import cli
-from experiments.settings import fits, schema
+from experiments.settings import flags, validate
+from experiments.settings.presets import PRESETS
 from experiments.settings.schema import (
-    PRESETS,
+    CHOICES,
     Data,
     Keeping,
     Network,
@@ -24,7 +24,28 @@ from experiments.settings.schema import (
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_right(preset):
     assert PRESETS[preset].preset == preset
-    assert schema.problems(PRESETS[preset]) == []
+    assert validate.problems(PRESETS[preset]) == []
+
+
+def test_the_choices_are_those_there_are():
+    assert CHOICES["preset"] == tuple(PRESETS)
+    assert CHOICES["samples"] == dcjax.samples.NAMES
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "fits"),
+    [
+        ("channels", (32, 32), "1, 3, 6, 9, 12, 15"),
+        ("tiles", (32, 32), "1, 2, 4, 8, 16, 32, 64"),
+        ("phases", (28, 30), "1, 2, 3, 4, 5, 6, 10, 20, 24"),
+        ("bands", (32, 32), "1, 4, 16"),
+    ],
+)
+def test_samples_that_do_not_fit_say_which_subnets_do(samples, size, fits):
+    settings = Settings(11, network=Network(width=11, samples=samples))
+    (problem,) = validate.data_problems(settings, 1000, *size)
+    assert f"--samples {samples} does not fit --subnets 11" in problem
+    assert f"up to 64 it fits {fits}" in problem
 
 
 def test_paper_preset_is_the_published_size():
@@ -48,7 +69,7 @@ WRONG = [
     (Settings(network=Network(model="resnt")), "did you mean 'resnet'"),
     (Settings(network=Network(samples="tile")), "did you mean 'tiles'"),
     (Settings(network=Network(samples="channels")), "--samples channels does not fit --subnets 4"),
-    (Settings(network=Network(precision="half")), "unknown precision 'half'"),
+    (Settings(network=Network(precision="half")), "--precision 'half': choose from auto, float32"),
     (Settings(training=Training(subnet_epochs=-1)), "--subnet-epochs -1"),
     (Settings(training=Training(batch_size=0)), "--batch-size 0"),
     (Settings(training=Training(weight_decay=math.nan)), "--weight-decay nan"),
@@ -69,7 +90,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("settings", "said"), WRONG, ids=[said for _, said in WRONG])
 def test_a_mistake_is_named(settings, said):
-    (problem,) = schema.problems(settings)
+    (problem,) = validate.problems(settings)
     assert said in problem
 
 
@@ -77,29 +98,29 @@ def test_a_mistake_is_named(settings, said):
 @pytest.mark.parametrize("name", ["learning_rate", "finetune_rate"])
 def test_a_rate_is_a_positive_number(name, rate):
     settings = Settings(training=dataclasses.replace(Training(), **{name: rate}))
-    assert schema.problems(settings) == [
-        f"{schema.as_flag(name)} {rate}: expected a finite number above 0"
+    assert validate.problems(settings) == [
+        f"{flags.as_flag(name)} {rate}: expected a finite number above 0"
     ]
 
 
 def test_every_mistake_is_listed_at_once():
     settings = Settings(subnets=0, preset="x", training=Training(batch_size=-1))
-    assert len(schema.problems(settings)) == 3
+    assert len(validate.problems(settings)) == 3
 
 
 def test_what_a_folder_holds_is_checked_once_it_is_read(tmp_path):
     settings = Settings(subnets=3, network=Network(width=48, samples="tiles"))
     settings = dataclasses.replace(settings, data=Data(dataset=f"folder:{tmp_path}"))
-    assert schema.problems(settings) == []
-    assert schema.data_problems(settings, images=128, height=32, width=48) == []
-    assert len(schema.data_problems(settings, images=127, height=32, width=32)) == 2
+    assert validate.problems(settings) == []
+    assert validate.data_problems(settings, images=128, height=32, width=48) == []
+    assert len(validate.data_problems(settings, images=127, height=32, width=32)) == 2
 
 
 def test_flat_settings_are_unique_names_of_all_fields():
     groups = (Network, Training, Transfer, Data, Keeping)
     fields = [field.name for group in groups for field in dataclasses.fields(group)]
     own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
-    assert sorted(schema.flat(Settings())) == sorted(own + fields)
+    assert sorted(flags.flat(Settings())) == sorted(own + fields)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +133,7 @@ def test_flat_settings_are_unique_names_of_all_fields():
     ],
 )
 def test_settings_as_flags_are_the_same_settings(settings):
-    assert cli.parse("test", schema.as_args(settings)) == settings
+    assert cli.parse("test", flags.as_args(settings)) == settings
 
 
 @pytest.mark.parametrize(
@@ -126,7 +147,7 @@ def test_settings_as_flags_are_the_same_settings(settings):
 def test_fine_tuning_begins_where_the_subnetworks_end(rates, final, peak):
     settings = Settings(training=Training(**rates))
     assert (settings.subnet_final_rate, settings.finetune_rate) == (final, peak)
-    assert schema.problems(settings) == []
+    assert validate.problems(settings) == []
     own = dataclasses.replace(settings, transfer=Transfer(subnet_final_rate=0.0))
     assert (own.subnet_final_rate, own.finetune_rate) == (0.0, peak)
 
@@ -135,32 +156,11 @@ def test_default_workdirs_tell_settings_apart():
     wide = dataclasses.replace(Settings(), network=Network(width=64))
     wider = dataclasses.replace(Settings(), network=Network(width=128))
     other = [Settings(), Settings(seed=1), Settings(subnets=2), PRESETS["paper"], wide, wider]
-    assert len({schema.default_workdir(settings) for settings in other}) == len(other)
-    moved = dataclasses.replace(wide, data=Data(data_dir=schema.Path("elsewhere")))
-    assert schema.default_workdir(moved) == schema.default_workdir(wide)
+    assert len({flags.default_workdir(settings) for settings in other}) == len(other)
+    moved = dataclasses.replace(wide, data=Data(data_dir=Path("elsewhere")))
+    assert flags.default_workdir(moved) == flags.default_workdir(wide)
 
 
 def test_default_workdir_of_a_folder_is_one_name(tmp_path):
     settings = Settings(data=Data(dataset=f"folder:{tmp_path}"))
-    assert schema.default_workdir(settings).parent == schema.Path("runs")
-
-
-@pytest.mark.parametrize("image", [fits.Image(), fits.Image(28, 30), fits.Image(24, 48)])
-@pytest.mark.parametrize("name", dcjax.samples.NAMES)
-def test_fits_agree_with_the_library(name, image):
-    x = jax.ShapeDtypeStruct((2, *image, 3), np.float32)
-
-    def works(subnets):
-        try:
-            seen = jax.eval_shape(dcjax.samples.make(name, subnets).split, x)
-        except ValueError:
-            return False
-        assert fits.view(name, subnets, image) == seen.shape[2:4]
-        return True
-
-    for subnets in range(1, 40):
-        assert (fits.misfit(name, subnets, image) is None) == works(subnets), subnets
-
-
-def test_the_names_are_the_librarys():
-    assert tuple(fits.SAMPLES) == dcjax.samples.NAMES
+    assert flags.default_workdir(settings).parent == Path("runs")

@@ -12,7 +12,8 @@ import pytest
 
 from experiments.run import provenance as environment
 from experiments.run import workdir
-from experiments.settings import schema
+from experiments.settings import flags, validate
+from experiments.settings.schema import Settings
 from experiments.study import __main__ as command
 from experiments.study import arms, costs, outcomes, tables, trials
 from experiments.study.costs import Cost, Narrow, Point, Wide
@@ -51,10 +52,10 @@ def declared(runs=Path("runs"), seeds=3):
 def test_every_declared_trial_can_be_run(name):
     found = list(trials.trials([STUDIES[name]], Path("runs"), Path("records"), seeds=3))
     assert len({trial.folder for trial in found}) == len(found)
-    settings = [schema.flat(trial.settings) for trial in found]
+    settings = [flags.flat(trial.settings) for trial in found]
     assert len({json.dumps(each, default=str) for each in settings}) == len(found)
     for trial in found:
-        assert schema.problems(trial.settings) == []
+        assert validate.problems(trial.settings) == []
         assert bool(trial.settings.training.subnet_epochs) != trial.arm.is_scratch
 
 
@@ -74,7 +75,7 @@ def test_records_belong_to_declared_trials(records, tmp_path):
 
 def test_an_unknown_setting_is_refused():
     with pytest.raises(ValueError, match="no such settings: widht"):
-        arms.with_flags(schema.Settings(), {"widht": 3})
+        arms.with_flags(Settings(), {"widht": 3})
 
 
 def test_quoted_arms_have_all_seeds_and_others_one(small):
@@ -127,8 +128,8 @@ def ran(small, monkeypatch):
         folder = Path(args[args.index("--workdir") + 1])
         trial = next(t for t in declared(folder.parents[1]) if t.folder == folder)
         folder.mkdir(parents=True, exist_ok=True)
-        flags = schema.flat(trial.settings)
-        (folder / workdir.SETTINGS).write_text(json.dumps(flags))
+        values = flags.flat(trial.settings)
+        (folder / workdir.SETTINGS).write_text(json.dumps(values))
         if trial.settings.training.subnet_epochs:
             (folder / "checkpoints" / "subnets").mkdir(parents=True, exist_ok=True)
         workdir.finish(folder, results(trial.settings))
@@ -146,9 +147,9 @@ def main(monkeypatch, tmp_path, *args):
     document = tmp_path / "results.md"
     if not document.exists():
         document.write_text("before\n<!-- small -->\n<!-- end -->\nafter\n")
-    flags = ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--output", str(document)]
-    flags += ["--records", str(tmp_path / "records"), *args]
-    monkeypatch.setattr("sys.argv", ["study", "--only", "small", *flags])
+    options = ["--seeds", "2", "--runs", str(tmp_path / "runs"), "--output", str(document)]
+    options += ["--records", str(tmp_path / "records"), *args]
+    monkeypatch.setattr("sys.argv", ["study", "--only", "small", *options])
     return command.main(), document.read_text()
 
 
@@ -323,7 +324,7 @@ def test_subnetworks_are_lent_where_only_later_settings_differ():
     )
     assert trials._of_subnets(one) == trials._of_subnets(slow)
     assert trials._of_subnets(one) != trials._of_subnets(pair)
-    assert set(trials.LATER) < {*schema.flat(schema.Settings())}
+    assert set(trials.LATER) < {*flags.flat(Settings())}
 
 
 def outcome(arm, accuracies, seed=0):

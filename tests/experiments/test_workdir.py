@@ -6,7 +6,8 @@ import math
 import pytest
 
 from experiments.run import workdir
-from experiments.settings.schema import Settings, flat
+from experiments.settings.flags import flat
+from experiments.settings.schema import Settings
 
 HERE = flat(Settings())
 RESULTS = {"dataset": "digits"}
