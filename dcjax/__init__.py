@@ -39,9 +39,9 @@ from dcjax._linen.network import layout as layout
 from dcjax._linen.verify import LayerError as LayerError
 from dcjax._linen.verify import Report as Report
 from dcjax._linen.verify import verify as verify
+from dcjax._tracing.errors import NotSeparableError as NotSeparableError
+from dcjax._tracing.errors import Violation as Violation
 from dcjax._tracing.functions import layout_of_functions as layout_of_functions
 from dcjax._tracing.rules import register_rule as register_rule
-from dcjax._tracing.walk import NotSeparableError as NotSeparableError
-from dcjax._tracing.walk import Violation as Violation
 
 __version__ = "0.1.0"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcjax import Order, Run
-from dcjax._tracing.unify import Conflict, Fixed, Orders, Size, repeat, scale
+from dcjax._tracing.unify import SUBNETS, Conflict, Fixed, Orders, Size, Units, repeat, scale
 
 runs = st.lists(st.builds(Run, st.integers(1, 3), st.booleans()), min_size=1, max_size=4)
 orders = st.builds(Order, runs.map(tuple), st.integers(1, 3))
@@ -87,7 +87,7 @@ def test_repeats_of_different_length():
 def test_orders_that_cannot_agree():
     solver = Orders(4)
     with pytest.raises(Conflict):
-        solver.unify(solver.k_major(4), repeat(2, axis(solver, 2)))
+        solver.unify((Units(SUBNETS, 4),), repeat(2, axis(solver, 2)))
     with pytest.raises(Conflict, match="sizes"):
         solver.unify(axis(solver, 2), axis(solver, 4))
     with pytest.raises(Conflict):

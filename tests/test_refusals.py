@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dcjax
+from dcjax._tracing.rules import RULES
 
 X = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
 
@@ -55,9 +56,12 @@ def two_heads_deep(net, x):
     return nn.Dense(5, name="head")(nn.relu(x))
 
 
+GROUP_NORM = (
+    "nn.GroupNorm(num_groups=None, group_size=<width of one sub-network>, reduction_axes=(-1,))"
+)
 REFUSED = {
-    "layer norm": (lambda net, x: nn.LayerNorm(name="norm")(x), None, "Net/norm", "GroupNorm"),
-    "rms norm": (lambda net, x: nn.RMSNorm(name="norm")(x), None, "Net/norm", "GroupNorm"),
+    "layer norm": (lambda net, x: nn.LayerNorm(name="norm")(x), None, "Net/norm", GROUP_NORM),
+    "rms norm": (lambda net, x: nn.RMSNorm(name="norm")(x), None, "Net/norm", GROUP_NORM),
     "softmax": (lambda net, x: nn.softmax(x), None, "reduce_max", "group"),
     "mean": (lambda net, x: x - x.mean(-1, keepdims=True), None, "reduce_sum", "group"),
     "straddling group norm": (
@@ -139,6 +143,41 @@ def test_strides_over_all_channels_compose(part):
     x = jax.random.normal(jax.random.key(1), X.shape)
     strided = network(lambda net, x: part(x), width=16)
     assert dcjax.verify(strided, dcjax.init(strided, 4, jax.random.key(0), x), x).error < 1e-5
+
+
+class Norms(nn.Module):
+    """A network over tokens with a norm within each sub-network: the remedy for LayerNorm."""
+
+    width: int
+    subnet_width: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Dense(self.width)(tokens)
+        x = nn.GroupNorm(num_groups=None, group_size=self.subnet_width, reduction_axes=(-1,))(x)
+        return nn.Dense(5)(nn.relu(x))
+
+
+def test_the_remedy_for_layer_norm_composes_and_is_the_layer_norm_of_a_sub_network():
+    tokens = jax.random.normal(jax.random.key(1), (2, 6, 3))
+    network = Norms(16, 4)
+    stacked = dcjax.init(network, 4, jax.random.key(0), tokens)
+    assert dcjax.verify(network, stacked, tokens).error < 1e-5
+    hidden = 1 + jax.random.normal(jax.random.key(2), (2, 6, 4))
+    group_norm = nn.GroupNorm(num_groups=None, group_size=4, reduction_axes=(-1,))
+    expected, _ = nn.LayerNorm().init_with_output(jax.random.key(0), hidden)
+    got, _ = group_norm.init_with_output(jax.random.key(0), hidden)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_remedy_for_layer_norm_does_not_mix_tokens():
+    tokens = jax.random.normal(jax.random.key(1), (2, 6, 3))
+    network = Norms(16, 4)
+    variables = dcjax.compose(dcjax.init(network, 4, jax.random.key(0), tokens))
+    changed = network.apply(variables, tokens.at[:, -1].add(1.0))
+    logits = network.apply(variables, tokens)
+    np.testing.assert_array_equal(changed[:, :-1], logits[:, :-1])
+    assert np.abs(changed[:, -1] - logits[:, -1]).max() > 0.01
 
 
 def test_all_violations_in_one_error_before_anything_is_initialised():
@@ -410,27 +449,27 @@ def test_a_pruned_head_s_kernel_is_divided_and_not_its_mask(first):
 
 
 @pytest.mark.parametrize(
-    "spread",
+    "broadcast",
     [
         lambda z, width: z * jnp.ones((1, width)),
         lambda z, width: z + jnp.zeros((1, width)),
         lambda z, width: z @ jnp.ones((1, width)),
     ],
 )
-def test_a_mean_that_is_spread_over_channels_is_refused(spread):
+def test_a_mean_that_is_broadcast_to_channels_is_refused(broadcast):
     def after(net, x):
-        return nn.Dense(5)(spread(nn.Dense(1, name="merge")(x.mean((1, 2))), net.width))
+        return nn.Dense(5)(broadcast(nn.Dense(1, name="merge")(x.mean((1, 2))), net.width))
 
     with pytest.raises(dcjax.NotSeparableError, match="merged at Net/merge"):
         dcjax.layout(network(lambda net, x: x, after), 4, X)
 
 
-def test_a_head_that_is_spread_over_channels_is_refused():
+def test_a_head_that_is_broadcast_to_channels_is_refused():
     def after(net, x):
         kernel = net.param("k", nn.initializers.normal(), (net.width, 1))
         return x.mean((1, 2)) @ (kernel * jnp.ones((1, net.width)))
 
-    with pytest.raises(dcjax.NotSeparableError, match="spread over the sub-networks' channels"):
+    with pytest.raises(dcjax.NotSeparableError, match="broadcast to the sub-networks' channels"):
         dcjax.layout(network(lambda net, x: x, after), 4, X)
 
 
@@ -441,7 +480,7 @@ def test_a_head_that_is_spread_over_channels_is_refused():
         lambda net, x: x * jax.lax.broadcast_in_dim(nn.Dense(net.width)(x[0, 0]), x.shape, (2, 3)),
     ],
 )
-def test_one_channel_of_a_sub_network_is_not_spread_over_as_many_as_there_are_sub_networks(gate):
+def test_one_channel_of_a_sub_network_is_not_broadcast_to_as_many_as_there_are_sub_networks(gate):
     class Net(nn.Module):
         width: int
 
@@ -449,7 +488,7 @@ def test_one_channel_of_a_sub_network_is_not_spread_over_as_many_as_there_are_su
         def __call__(self, x):
             return nn.Dense(5)(pooled(self, gate(self, x)))
 
-    with pytest.raises(dcjax.NotSeparableError, match="an axis of 1→3 is spread over one of 3"):
+    with pytest.raises(dcjax.NotSeparableError, match="an axis of 1→3 is broadcast to one of 3"):
         dcjax.layout(Net(3), 3, X)
 
 
@@ -469,9 +508,7 @@ def test_a_transfer_of_several_arrays_is_each_of_them():
 
 
 def test_a_rule_for_an_unknown_primitive_can_be_registered(monkeypatch):
-    from dcjax import _rules
-
-    monkeypatch.delitem(_rules.RULES, "tanh")
+    monkeypatch.delitem(RULES, "tanh")
     net = network(lambda net, x: jnp.tanh(x))
     with pytest.raises(dcjax.NotSeparableError, match="no rule"):
         dcjax.layout(net, 4, X)
@@ -484,9 +521,7 @@ def test_a_rule_for_an_unknown_primitive_can_be_registered(monkeypatch):
 
 
 def test_a_rule_need_not_compare_what_is_no_size(monkeypatch):
-    from dcjax import _rules
-
-    monkeypatch.setitem(_rules.RULES, "transpose", lambda context, equation, value: value)
+    monkeypatch.setitem(RULES, "transpose", lambda context, equation, value: value)
 
     def layer(net, x):
         axes = (0, 2, 1, 3, 4) if net.width == 2 else (0, 1, 3, 2, 4)

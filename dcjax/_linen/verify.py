@@ -198,7 +198,7 @@ def _report(
         value = found.taps[place].value
         orders = [found.orders.settle(axis.term) for axis in value.axes]
         rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
-        merged = shares if value.own else None
+        merged = shares if value.averaged_because else None
         errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
         if not errors:
             unseen.append(name)

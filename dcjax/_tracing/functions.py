@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from dcjax._checks import array_fault, check_subnets, leaves_of, shown
 from dcjax._layout.layout import Layout
 from dcjax._tracing.solve import identity_layout, separate
-
-PyTree = Any
 
 
 def layout_of_functions(

@@ -1,4 +1,4 @@
-"""Programs as jaxprs: tracing a function, and the program inside an equation."""
+"""Helpers for jaxprs: tracing a function, and reading what an equation holds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from jax.interpreters import partial_eval
 
 from dcjax._checks import array_fault, leaves_of, shown
 
-# Primitives that only run the program they hold: jit, remat, functions with their own derivatives.
+# Primitives that only run the jaxpr they hold: jit, remat, functions with custom derivatives.
 CALLS = (
     "jit",
     "pjit",
@@ -24,16 +24,16 @@ CALLS = (
 
 
 def trace_program(function: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:
-    """The program of a function of abstract arrays (`jax.ShapeDtypeStruct`s); none is allocated.
+    """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); none is allocated.
 
     Raises:
-      TypeError: it gives anything but arrays, or none at all.
+      TypeError: its result is empty, or holds something that is not an array.
     """
     return jax.make_jaxpr(arrays_only(function, "result"))(*args)
 
 
 def arrays_only(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """The function, with a `TypeError` where it gives anything but arrays, or none at all."""
+    """Wrap a function to raise a `TypeError` where its result is not a tree of arrays, or empty."""
 
     def checked(*args: Any) -> Any:
         out = function(*args)
@@ -49,19 +49,19 @@ def arrays_only(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 def used_arguments(program: jex.ClosedJaxpr) -> list[bool]:
-    """Which of the program's arguments (flat) its results depend on."""
+    """Return for each flat argument whether the results depend on it."""
     jaxpr = program.jaxpr
     return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 
 def inner_program(params: dict[str, Any]) -> jex.ClosedJaxpr:
-    """The program that an equation of one of the `CALLS` runs."""
+    """Return the jaxpr that an equation of one of the `CALLS` runs."""
     inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
     return inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """How many of a scan's operands are constant, and how many are carried."""
+    """Return how many of a scan's operands are constant, and how many are carried."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carried, _ = params["ft_in"].unpack()  # jax 0.12 keeps them as a tree of three

@@ -117,10 +117,6 @@ class Orders:
         """An axis of any size, fitting K or not: to go on after a violation."""
         return (Units(Unknown(size), 1),) if size.grows else self.fresh(size)
 
-    def k_major(self, units: int) -> Term:
-        """Sub-network 0's units first, then sub-network 1's, …."""
-        return (Units(SUBNETS, units),)
-
     def _parts(self, size: Size) -> tuple[int, int]:
         """How many entries of an axis are shared, and how many each sub-network has of its own."""
         split, rest = divmod(size.wide - size.narrow, self.subnets - 1)

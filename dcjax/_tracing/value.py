@@ -1,11 +1,10 @@
-"""What is known of an array while two networks are traced side by side.
+"""Abstract values: how an array of the global network holds the K sub-networks' arrays.
 
-A `Value` says how an array of the global network holds the K sub-networks' arrays:
-
-* no growing axis: the same in all networks (an image, a constant), or, where `own` is set, the mean
-  of the sub-networks' values (the head's bias; everything after the head);
-* one growing axis along which it varies: the sub-networks' arrays stand side by side;
-* several: zero wherever the axes' sub-networks differ, as a block-diagonal kernel is.
+* No growing axis: the array is the same in all networks (an image, a constant), or, where
+  `averaged_because` is set, the mean of the sub-networks' arrays (the head's bias, and everything
+  after the head).
+* One growing axis along which it varies: the sub-networks' arrays stand side by side.
+* Several: it is zero wherever the axes' sub-networks differ, as a block-diagonal kernel is.
 """
 
 import dataclasses
@@ -13,20 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dcjax._layout.layout import Path
+from dcjax._tracing.errors import Inseparable
 from dcjax._tracing.unify import Orders, Size, Term
 
 
-class Inseparable(Exception):
-    """An operation that no composition can make exact, and what to do about it."""
-
-    def __init__(self, problem: str, remedy: str):
-        super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
-
-
 class Axis(NamedTuple):
-    """An axis' order, and whether the array is the same for all sub-networks along it."""
+    """The order of an axis, and whether the array is constant along it."""
 
     term: Term
     const: bool = False
@@ -38,29 +29,33 @@ class Value:
 
     Attributes:
       axes: the order of each axis.
-      own: where the sub-networks' values differ though no axis tells them apart, the reason, in
-        words; the global value is then their mean. Empty otherwise.
-      power: the global blocks are the sub-networks' arrays times K**power; the head's kernel and
-        what it touches has −1.
+      averaged_because: the reason, in words, why the array is the mean of the sub-networks' arrays:
+        these differ, and no axis tells them apart. Empty for all other arrays.
+      power: the global blocks are the sub-networks' arrays times K**power. It is −1 for the head's
+        kernel and for products with it.
       linear: the leaves in each of which the array is linear, the last factor first.
-      from_params: whether only parameters and constants went into it.
+      from_params: whether it depends on parameters and constants only.
       zero: whether it is zero everywhere.
     """
 
     axes: tuple[Axis, ...] = ()
-    own: str = ""
+    averaged_because: str = ""
     power: int = 0
     linear: tuple[Path, ...] = ()
     from_params: bool = True
     zero: bool = False
 
     def with_axes(self, axes: Iterable[Axis]) -> "Value":
-        """The same array with its axes moved, merged or split."""
+        """Return the same array with its axes moved, merged or split."""
         return dataclasses.replace(self, axes=tuple(axes))
 
 
 class Equation(NamedTuple):
-    """One operation, in the sub-network and in the global network."""
+    """One operation, in the sub-network and in the global network.
+
+    `walk(narrow, wide, values, *place)` walks a pair of jaxprs that the operation holds (the body
+    of a loop) and returns their results' values.
+    """
 
     name: str
     path: str
@@ -68,11 +63,12 @@ class Equation(NamedTuple):
     wide: dict[str, Any]
     in_sizes: tuple[tuple[Size, ...], ...]
     out_sizes: tuple[tuple[Size, ...], ...]
+    walk: Callable[..., list[Value]]
 
     def same(self, name: str) -> Any:
-        """A parameter of the operation that must not depend on the width."""
-        narrow, wide = self.narrow[name], self.wide[name]
-        if narrow != wide and (narrow == narrow or wide == wide):  # NaN is NaN
+        """Return a parameter, which must be equal in both networks."""
+        narrow, wide = self.both(name)
+        if narrow != wide and (narrow == narrow or wide == wide):  # two NaNs count as equal
             raise Inseparable(
                 f"its {name} depends on the width: {narrow} in a sub-network, {wide} in the "
                 "global network",
@@ -80,51 +76,57 @@ class Equation(NamedTuple):
             )
         return narrow
 
+    def both(self, name: str) -> tuple[Any, Any]:
+        """Return a parameter in the sub-network and in the global network."""
+        return self.narrow[name], self.wide[name]
+
+    def sizes(self, name: str) -> list[Size]:
+        """Return a parameter that has one size for each axis."""
+        return list(map(Size, *self.both(name)))
+
 
 class Context(NamedTuple):
-    """What a rule may use: the unifier, and the way to ask for a head's 1/K."""
+    """What every rule may use: the unifier, and a way to ask that a head be divided by K."""
 
     orders: Orders
     merge: Callable[[Equation, Sequence[Value], int], str]
 
     def grows(self, axis: Axis) -> bool:
-        """Whether the axis is longer in the global network."""
+        """Return whether the axis is longer in the global network."""
         return not self.orders.is_shared(axis.term)
 
-    def spread(self, value: Value) -> frozenset[int]:
-        """The growing axes along which the array varies."""
-        return frozenset(
-            i for i, axis in enumerate(value.axes) if not axis.const and self.grows(axis)
-        )
+    def varying_axes(self, axes: Sequence[Axis]) -> frozenset[int]:
+        """Return the indices of the growing axes along which an array with these axes varies."""
+        return frozenset(i for i, a in enumerate(axes) if not a.const and self.grows(a))
+
+    def fresh(self, size: Size, const: bool = False) -> Axis:
+        """Return a new axis, of unknown order if it grows."""
+        return Axis(self.orders.fresh(size), const)
 
     def fixed(self, size: Size) -> Axis:
-        """A new axis made of axes that do not grow, which must not grow itself."""
+        """Return a new axis made of axes that do not grow; it must not grow either."""
         if size.grows:
             raise Inseparable(
                 f"its size depends on the width ({size}), but that axis holds no channels",
                 "take as many in both networks, and let only channels grow",
             )
-        return Axis(self.orders.fresh(size))
-
-    def fresh(self, size: Size, const: bool = False) -> Axis:
-        """A new axis, of unknown order where it grows."""
-        return Axis(self.orders.fresh(size), const)
+        return self.fresh(size)
 
 
-def together(*groups: frozenset[Any]) -> list[frozenset[Any]]:
-    """Groups of axes that share an axis are one: in a product their sub-networks must agree."""
-    classes: list[frozenset[Any]] = []
+def joined_groups(*groups: frozenset[Any]) -> list[frozenset[Any]]:
+    """Join the groups of axes that overlap: in a product their sub-networks must agree."""
+    joined: list[frozenset[Any]] = []
     for group in filter(None, groups):
-        touching = [c for c in classes if c & group]
-        classes = [c for c in classes if not c & group]
-        classes.append(group.union(*touching))
-    return classes
+        touching = [other for other in joined if other & group]
+        joined = [other for other in joined if not other & group]
+        joined.append(group.union(*touching))
+    return joined
 
 
-def refuse_own(value: Value, what: str) -> Inseparable:
-    """The error for an array that holds a mean where the sub-networks' own values are needed."""
+def mean_refused(value: Value, problem: str) -> Inseparable:
+    """Return the error for a mean where each sub-network's array is needed."""
     return Inseparable(
-        f"{what}, but one array stands for all sub-networks here: {value.own}",
+        f"{problem}, but one array stands for all sub-networks here: {value.averaged_because}",
         "let it grow with the width (a field that decompose divides, one entry a channel), "
         "or let the merging layer be the last one, with only linear operations after it",
     )

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from dcjax._tracing.errors import Inseparable
 from dcjax._tracing.rules.elementwise import product_of
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.unify import Conflict, Size, Term, repeat, scale
-from dcjax._tracing.value import Axis, Context, Equation, Inseparable, Value, refuse_own, together
+from dcjax._tracing.value import Axis, Context, Equation, Value, joined_groups, mean_refused
 
 Label = int | str
 
@@ -17,57 +18,56 @@ def _contract(
     operands: Sequence[tuple[Value, Sequence[Label]]],
     kept: Sequence[Label],
 ) -> Value:
-    """Sum of products over labelled axes: `operands` are arrays with a label for each axis.
+    """Sum products of `operands`, arrays with a label for each axis, over all labels but `kept`.
 
-    Labels that are not `kept` are summed over. Where blocks tie a summed axis to a kept one, each
-    sub-network sums its own; where nothing is left to tell them apart, the sub-networks are merged.
+    Where blocks tie a summed axis to a kept one, each sub-network sums within its block. Where no
+    kept axis tells the sub-networks apart, they are merged.
     """
     values = [value for value, _ in operands]
     axes = {label: a for v, labels in operands for a, label in zip(v.axes, labels, strict=True)}
-    spreads = [frozenset(labels[i] for i in context.spread(v)) for v, labels in operands]
-    varying = frozenset().union(*spreads)
+    varying = [frozenset(labels[i] for i in context.varying_axes(v.axes)) for v, labels in operands]
+    varying_labels = frozenset().union(*varying)
     for label, axis in axes.items():
-        if label not in kept and label not in varying and context.grows(axis):
+        if label not in kept and label not in varying_labels and context.grows(axis):
             raise Inseparable(
                 "it sums K times as many equal entries in the global network",
                 "sum before the array is broadcast to the channels",
             )
-    classes = together(*spreads)
-    merged = [c for c in classes if not c & frozenset(kept)]
-    if len(classes) > 1:
+    groups = joined_groups(*varying)
+    if len(groups) > 1:
         raise Inseparable(
             "it mixes the channels of different sub-networks",
-            "contract only within a sub-network's own channels, heads or groups",
+            "contract only within a sub-network's channels, heads or groups",
         )
-    _refuse_mixed(context, axes, spreads, frozenset(kept))
+    _refuse_mixed(context, axes, varying, frozenset(kept))
     result = product_of(values)
-    if result.own and any(context.grows(axes[label]) for label in kept):
-        raise refuse_own(next(v for v in values if v.own), "it meets the sub-networks' channels")
-    for value, labels in zip(values, spreads, strict=True):
-        if merged and value.own and not labels & merged[0]:
-            raise refuse_own(value, "the sub-networks are merged here with their own factors")
-    if merged:
-        result = dataclasses.replace(
-            result, own=context.merge(equation, values, result.power), power=0
-        )
-        if any(context.grows(axes[label]) for label in kept):
-            raise refuse_own(result, "a mean is spread over the sub-networks' channels")
-    return result.with_axes(Axis(axes[k].term, k not in varying) for k in kept)
+    into_channels = any(context.grows(axes[label]) for label in kept)
+    if result.averaged_because and into_channels:
+        raise mean_refused(result, "it meets the sub-networks' channels")
+    if groups and not groups[0] & frozenset(kept):
+        for value, labels in zip(values, varying, strict=True):
+            if value.averaged_because and not labels:
+                raise mean_refused(value, "each sub-network has another factor in this merge")
+        merged_at = context.merge(equation, values, result.power)
+        result = dataclasses.replace(result, averaged_because=merged_at, power=0)
+        if into_channels:
+            raise mean_refused(result, "a mean is broadcast to the sub-networks' channels")
+    return result.with_axes(Axis(axes[k].term, k not in varying_labels) for k in kept)
 
 
 def _refuse_mixed(
     context: Context,
     axes: dict[Label, Axis],
-    spreads: Sequence[frozenset[Label]],
+    varying: Sequence[frozenset[Label]],
     kept: frozenset[Label],
 ) -> None:
-    """Entries that all sub-networks share (the image beside features) belong to no block.
+    """Refuse entries that all sub-networks share (the image beside features) where they mix blocks.
 
     A kernel may take them in. It must not give them out: there the global network would add up what
     the sub-networks compute apart. Nor may they stand between two kernels that are multiplied.
     """
     mixed = {k for k, axis in axes.items() if context.orders.is_mixed(axis.term)}
-    for labels in spreads:
+    for labels in varying:
         given_out = labels & kept
         if labels - kept and given_out and given_out <= mixed:
             raise Inseparable(
@@ -75,7 +75,7 @@ def _refuse_mixed(
                 "let every width be K times as large in the global network",
             )
     for label in mixed - kept:
-        if sum(label in labels and len(labels) > 1 for labels in spreads) > 1:
+        if sum(label in labels and len(labels) > 1 for labels in varying) > 1:
             raise Inseparable(
                 "two kernels are multiplied over entries that all sub-networks share",
                 "apply them to the features one after the other",
@@ -101,19 +101,14 @@ def _dot_general(context: Context, equation: Equation, left: Value, right: Value
 @register_rule("conv_general_dilated")
 def _conv(context: Context, equation: Equation, image: Value, kernel: Value) -> Value:
     numbers = equation.same("dimension_numbers")
-    for name in ("padding", "window_strides", "lhs_dilation", "rhs_dilation"):
-        equation.same(name)
-    if equation.wide["batch_group_count"] != 1:
+    if equation.same("batch_group_count") != 1:
         raise Inseparable("batch groups are not known", "use feature_group_count")
     (batch, feature, *space), (out, per_group, *taps) = numbers.lhs_spec, numbers.rhs_spec
-    for axis in (image.axes[i] for i in (batch, *space)):
-        if context.grows(axis):
-            raise Inseparable(
-                "a batch or spatial axis grows with the width", "let only channels grow"
-            )
+    if any(context.grows(image.axes[i]) for i in (batch, *space)):
+        raise Inseparable("a batch or spatial axis grows with the width", "let only channels grow")
     if any(context.grows(kernel.axes[i]) for i in taps):
         raise Inseparable("the kernel's height or width grows", "let only channels grow")
-    groups = Size(equation.narrow["feature_group_count"], equation.wide["feature_group_count"])
+    groups = Size(*equation.both("feature_group_count"))
     features = image.axes[feature].term, kernel.axes[per_group].term, kernel.axes[out].term
     _match_groups(context, groups, *features)
     # With groups that grow, a group's features belong to one sub-network, and so do its results:
@@ -126,12 +121,12 @@ def _conv(context: Context, equation: Equation, image: Value, kernel: Value) -> 
     axes = list(result.axes)
     for i in numbers.out_spec[2:]:
         axes[i] = context.fixed(equation.out_sizes[0][i])
-    axes[numbers.out_spec[1]] = Axis(kernel.axes[out].term, result.axes[numbers.out_spec[1]].const)
+    axes[numbers.out_spec[1]] = Axis(kernel.axes[out].term, axes[numbers.out_spec[1]].const)
     return result.with_axes(axes)
 
 
 def _labelled(spec: Sequence[int], *names: str) -> list[str]:
-    """A label for each axis, from a convolution's spec: two named axes, then the spatial ones."""
+    """Return a label for each axis of a convolution's spec: two names, then the spatial axes."""
     labels = dict(zip(spec, (*names, *(f"space {i}" for i in range(len(spec) - 2))), strict=True))
     return [labels[i] for i in range(len(spec))]
 
@@ -139,10 +134,10 @@ def _labelled(spec: Sequence[int], *names: str) -> list[str]:
 def _match_groups(
     context: Context, groups: Size, features: Term, per_group: Term, results: Term
 ) -> None:
-    """The orders of a grouped convolution's channels.
+    """Unify the orders of a grouped convolution's channels.
 
-    Groups that do not grow are wider in the global network, g times the channels of a group; groups
-    that grow with the width each belong to one sub-network.
+    Groups whose number is fixed have g times the channels of a group in the global network. Groups
+    whose number grows with the width belong to one sub-network each.
     """
     unify, size = context.orders.unify, context.orders.size
     try:

@@ -1,29 +1,35 @@
-"""Rules for elementwise operations: what stays linear, and which keep the zeros between blocks."""
+"""Rules for elementwise operations: what stays linear, and what keeps the zeros between blocks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
+from dcjax._tracing.errors import Inseparable
 from dcjax._tracing.rules.registry import RULES, Rule, register_rule
 from dcjax._tracing.unify import Size
-from dcjax._tracing.value import Axis, Context, Equation, Inseparable, Value, refuse_own, together
+from dcjax._tracing.value import Axis, Context, Equation, Value, joined_groups, mean_refused
 
-OFF_DIAGONAL = (
+_OFF_DIAGONAL = (
     "the zeros between the sub-networks' blocks would not stay zero",
     "use only operations that keep zeros on a kernel (products, sums of like kernels)",
 )
+# Makes the result from its operands and its axes.
+Combine = Callable[[Context, Sequence[Value], tuple[Axis, ...]], Value]
 
 
-def _blended(values: Sequence[Value], **changes: object) -> Value:
-    """What a result inherits from its operands when the operation is not linear in any leaf."""
-    own = next((v.own for v in values if v.own), "")
-    from_params = all(v.from_params for v in values)
-    return dataclasses.replace(Value(own=own, from_params=from_params), **changes)
+def _elementwise(combine: Combine) -> Rule:
+    def rule(context: Context, equation: Equation, *values: Value) -> Value:
+        axes = joined_axes(context, equation, values)
+        _refuse_mean_beside_channels(context, values, axes)
+        return combine(context, values, axes)
+
+    return rule
 
 
-def join(context: Context, equation: Equation, values: Sequence[Value]) -> tuple[Axis, ...]:
-    """The axes of an elementwise result; operands of size 1 are broadcast."""
+def joined_axes(context: Context, equation: Equation, values: Sequence[Value]) -> tuple[Axis, ...]:
+    """Return the axes of an elementwise result; operands of size 1 are broadcast."""
     joined = []
     for i, size in enumerate(equation.out_sizes[0]):
         meeting = [
@@ -31,47 +37,49 @@ def join(context: Context, equation: Equation, values: Sequence[Value]) -> tuple
             for value, sizes in zip(values, equation.in_sizes, strict=True)
             if sizes and not is_broadcast(sizes[i], size)
         ]
-        for axis in meeting[1:]:
-            context.orders.unify(meeting[0].term, axis.term)
-        term = meeting[0].term if meeting else context.orders.fresh(size)
-        joined.append(Axis(term, all(axis.const for axis in meeting)))
+        joined.append(unified(context, meeting) if meeting else context.fresh(size, const=True))
     return tuple(joined)
 
 
+def unified(context: Context, axes: Sequence[Axis]) -> Axis:
+    """Unify the orders of axes that meet; the result is constant where all of them are."""
+    for axis in axes[1:]:
+        context.orders.unify(axes[0].term, axis.term)
+    return Axis(axes[0].term, all(axis.const for axis in axes))
+
+
 def is_broadcast(before: Size, after: Size) -> bool:
-    """Whether an axis of one entry is spread over one of another size, in both networks alike."""
+    """Return whether an axis of one entry in both networks is broadcast to another size."""
     if before in (after, Size(1, 1)):
         return before != after
     raise Inseparable(
-        f"an axis of {before} is spread over one of {after}: one entry of a sub-network's serves "
-        "for all, in the global network each has its own",
-        "let an axis have one entry in both networks, or as many as what it meets",
+        f"an axis of {before} is broadcast to one of {after}: a sub-network's one entry serves "
+        "for all, but in the global network each has its own",
+        "let an axis have one entry in both networks, or as many as the axis it meets",
     )
 
 
-def _elementwise(combine: Callable[[Context, Sequence[Value], frozenset[int]], Value]) -> Rule:
-    """A rule from a function that says what the combined array is once its axes are joined."""
-
-    def rule(context: Context, equation: Equation, *values: Value) -> Value:
-        axes = join(context, equation, values)
-        _refuse_to_spread(context, values, axes)
-        return combine(context, values, context.spread(Value(axes))).with_axes(axes)
-
-    return rule
+def _blended(values: Sequence[Value], **changes: Any) -> Value:
+    """Return what any result inherits from its operands, linear in none of the leaves."""
+    reason = next((v.averaged_because for v in values if v.averaged_because), "")
+    from_params = all(v.from_params for v in values)
+    return dataclasses.replace(Value(averaged_because=reason, from_params=from_params), **changes)
 
 
-def _refuse_to_spread(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> None:
-    """A mean has no entry for each sub-network, even where these would all be the same."""
+def _refuse_mean_beside_channels(
+    context: Context, values: Sequence[Value], axes: Sequence[Axis]
+) -> None:
+    """A mean has no entry for each sub-network, even where all of these would be equal."""
     for value in values:
-        if value.own and any(map(context.grows, axes)):
-            raise refuse_own(value, "it meets the sub-networks' channels")
+        if value.averaged_because and any(map(context.grows, axes)):
+            raise mean_refused(value, "it meets the sub-networks' channels")
 
 
 def _refuse_nonlinear(values: Sequence[Value]) -> None:
-    """Nothing that is a mean, or scaled by 1/K, goes through a nonlinear operation."""
+    """A mean, or an array that holds 1/K, allows linear operations only."""
     for value in values:
-        if value.own:
-            raise refuse_own(value, "the operation is not linear")
+        if value.averaged_because:
+            raise mean_refused(value, "the operation is not linear")
         if value.power:
             raise Inseparable(
                 "a leaf that the head divides by K is used here undivided (tied parameters)",
@@ -79,153 +87,101 @@ def _refuse_nonlinear(values: Sequence[Value]) -> None:
             )
 
 
-def nonlinear(context: Context, values: Sequence[Value], spread: frozenset[int]) -> Value:
+def _refuse_other_blocks(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> None:
+    """A block-diagonal result needs operands with the same blocks."""
+    varying = context.varying_axes(axes)
+    if len(varying) > 1 and any(
+        context.varying_axes(v.axes) != varying and not v.zero for v in values
+    ):
+        raise Inseparable(*_OFF_DIAGONAL)
+
+
+def nonlinear(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+    """Combine arrays by a function that may be non-zero at zero."""
     _refuse_nonlinear(values)
-    if len(spread) > 1:
-        raise Inseparable(*OFF_DIAGONAL)
-    return _blended(values)
+    if len(context.varying_axes(axes)) > 1:
+        raise Inseparable(*_OFF_DIAGONAL)
+    return _blended(values, axes=axes)
 
 
-def _zero_keeping(context: Context, values: Sequence[Value], spread: frozenset[int]) -> Value:
-    """f(0, …, 0) = 0: a block-diagonal kernel stays one."""
+def _zero_keeping(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+    """Combine arrays by a function with f(0, …, 0) = 0: block-diagonal kernels stay so."""
     _refuse_nonlinear(values)
-    _same_blocks(context, values, spread)
-    return _blended(values, zero=all(v.zero for v in values))
+    _refuse_other_blocks(context, values, axes)
+    return _blended(values, axes=axes, zero=all(v.zero for v in values))
 
 
-def _same_blocks(context: Context, values: Sequence[Value], spread: frozenset[int]) -> None:
-    if len(spread) > 1 and any(context.spread(v) != spread and not v.zero for v in values):
-        raise Inseparable(*OFF_DIAGONAL)
-
-
-def _additive(context: Context, values: Sequence[Value], spread: frozenset[int]) -> Value:
-    _same_blocks(context, values, spread)
-    return sum_of(values)
-
-
-def one_of(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> Value:
-    """An array whose every entry is an entry of one of these; linear in all of them together."""
-    _refuse_to_spread(context, values, axes)
-    _same_blocks(context, values, context.spread(Value(tuple(axes))))
-    return sum_of(values).with_axes(axes)
-
-
-def either(context: Context, values: Sequence[Value]) -> Value:
-    """An array that is one of these, all of one shape: a branch's result, a loop's state."""
-    axes = []
-    for group in zip(*(value.axes for value in values), strict=True):
-        for axis in group[1:]:
-            context.orders.unify(group[0].term, axis.term)
-        axes.append(Axis(group[0].term, all(axis.const for axis in group)))
-    return one_of(context, values, axes)
-
-
-def sum_of(values: Sequence[Value]) -> Value:
-    """Linear in all operands together; zeros are neutral."""
+def _sum(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+    """Add arrays: linear in all of them together; zeros are neutral."""
+    _refuse_other_blocks(context, values, axes)
     terms = [v for v in values if not v.zero] or list(values)
     if len({v.power for v in terms}) > 1:
         raise Inseparable(
             "an array that holds the head's 1/K meets one that does not",
             "let the merging layer be the last one, and give it a kernel of its own",
         )
-    linear = [leaf for leaf in terms[0].linear if all(leaf in v.linear for v in terms)]
+    linear = tuple(leaf for leaf in terms[0].linear if all(leaf in v.linear for v in terms))
     zero = all(v.zero for v in values)
-    return _blended(values, power=terms[0].power, linear=tuple(linear), zero=zero)
+    return _blended(values, axes=axes, power=terms[0].power, linear=linear, zero=zero)
 
 
-def _linear(context: Context, values: Sequence[Value], spread: frozenset[int]) -> Value:
-    return values[0]
+def one_of(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> Value:
+    """Make an array whose every entry is taken from one of these arrays."""
+    _refuse_mean_beside_channels(context, values, axes)
+    return _sum(context, values, tuple(axes))
 
 
-def _product(context: Context, values: Sequence[Value], spread: frozenset[int]) -> Value:
-    classes = together(*(context.spread(v) for v in values))
-    if len(classes) > 1:
+def either(context: Context, values: Sequence[Value]) -> Value:
+    """Make an array that is one of these: a branch's result, or the state of a loop."""
+    axes = zip(*(value.axes for value in values), strict=True)
+    return one_of(context, values, [unified(context, meeting) for meeting in axes])
+
+
+def _linear(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+    return values[0].with_axes(axes)
+
+
+def _product(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+    if len(joined_groups(*(context.varying_axes(v.axes) for v in values))) > 1:
         raise Inseparable(
             "it multiplies every channel with every channel, of other sub-networks too",
-            "take such products within a sub-network's own heads or groups",
+            "take such products within a sub-network's heads or groups",
         )
-    return product_of(values)
+    return product_of(values).with_axes(axes)
 
 
 def product_of(values: Sequence[Value]) -> Value:
-    """Linear in each operand."""
-    if sum(bool(v.own) for v in values) > 1:
-        raise refuse_own(next(v for v in values if v.own), "a product of two means is not linear")
+    """Multiply arrays: linear in each operand; the axes are left to the caller."""
+    means = [v for v in values if v.averaged_because]
+    if len(means) > 1:
+        raise mean_refused(means[0], "a product of two means is not linear")
+    # A kernel's leaves come before those of the array that it is applied to.
+    leaves = [leaf for v in sorted(values, key=lambda v: not v.from_params) for leaf in v.linear]
     return _blended(
         values,
         power=sum(v.power for v in values),
-        linear=_leaves_of_product(values),
+        linear=tuple(leaf for leaf in leaves if leaves.count(leaf) == 1),
         zero=any(v.zero for v in values),
     )
 
 
-def _leaves_of_product(values: Sequence[Value]) -> tuple[tuple[str, ...], ...]:
-    """The leaves in which a product is linear, a kernel's before those of what it is applied to."""
-    ordered = sorted(values, key=lambda v: not v.from_params)
-    leaves = [leaf for v in ordered for leaf in v.linear]
-    return tuple(leaf for leaf in leaves if leaves.count(leaf) == 1)
-
-
-def _quotient(context: Context, values: Sequence[Value], spread: frozenset[int]) -> Value:
+def _quotient(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
     over, under = values
-    if under.own:
-        raise refuse_own(under, "a quotient is not linear in its denominator")
-    below = context.spread(under)
-    if len(spread) > 1 and (len(below) > 1 or not below <= context.spread(over)):
-        raise Inseparable(*OFF_DIAGONAL)
+    if under.averaged_because:
+        raise mean_refused(under, "a quotient is not linear in its denominator")
+    below = context.varying_axes(under.axes)
+    if len(context.varying_axes(axes)) > 1 and (
+        len(below) > 1 or not below <= context.varying_axes(over.axes)
+    ):
+        raise Inseparable(*_OFF_DIAGONAL)
     linear = tuple(leaf for leaf in over.linear if leaf not in under.linear)
-    return _blended(values, power=over.power - under.power, linear=linear, zero=over.zero)
+    power = over.power - under.power
+    return _blended(values, axes=axes, power=power, linear=linear, zero=over.zero)
 
 
-@register_rule("convert_element_type")
-def _cast(context: Context, equation: Equation, value: Value) -> Value:
-    """Linear between floating types; a rounding to integers or booleans is not."""
-    dtype = equation.narrow["new_dtype"]
-    return _rounded(value, jnp.finfo(dtype).nmant if jnp.issubdtype(dtype, jnp.inexact) else 0)
-
-
-@register_rule("reduce_precision")
-def _reduce_precision(context: Context, equation: Equation, value: Value) -> Value:
-    """To float16's range and more the exponent counts as exact; outside there is no rounding."""
-    if equation.same("exponent_bits") < jnp.finfo(jnp.float16).nexp:
-        return _rounded(value, 0)
-    return _rounded(value, equation.same("mantissa_bits"))
-
-
-def _rounded(value: Value, bits: int) -> Value:
-    """Rounding is not linear; to bfloat16's 7 bits and more it counts as exact, as everywhere."""
-    if bits >= jnp.finfo(jnp.bfloat16).nmant:
-        return value
-    _refuse_nonlinear([value])
-    return dataclasses.replace(value, linear=())
-
-
-@register_rule("bitcast_convert_type")
-def _bitcast(context: Context, equation: Equation, value: Value) -> Value:
-    """Random numbers are made of bits."""
-    if len(equation.in_sizes[0]) != len(equation.out_sizes[0]):
-        raise Inseparable("it takes entries apart into bytes", "use a type of as many bits")
-    return nonlinear(context, [value], context.spread(value)).with_axes(value.axes)
-
-
-@register_rule("device_put")
-def _device_put(context: Context, equation: Equation, *values: Value) -> list[Value]:
-    return list(values)
-
-
-@register_rule("select_n")
-def _select(context: Context, equation: Equation, which: Value, *cases: Value) -> Value:
-    """Linear in the cases; the choice itself must not be a mean."""
-    if which.own:
-        raise refuse_own(which, "a choice is not linear in its condition")
-    axes = join(context, equation, (which, *cases))
-    chosen = one_of(context, cases, axes)
-    return dataclasses.replace(chosen, from_params=chosen.from_params and which.from_params)
-
-
-_KINDS = {
-    _additive: "add sub add_any complex",
-    _linear: ("neg copy copy_p real imag conj sharding_constraint stop_gradient name"),
+_NAMES = {
+    _sum: "add sub add_any complex",
+    _linear: "neg copy copy_p real imag conj sharding_constraint stop_gradient name",
     _product: "mul",
     _quotient: "div",
     _zero_keeping: (
@@ -239,11 +195,53 @@ _KINDS = {
         "shift_right_arithmetic population_count clz"
     ),
 }
-for _kind, _names in _KINDS.items():
-    RULES.update(dict.fromkeys(_names.split(), _elementwise(_kind)))
+for _combine, _names in _NAMES.items():
+    RULES.update(dict.fromkeys(_names.split(), _elementwise(_combine)))
 
 
 @register_rule("integer_pow")
 def _integer_pow(context: Context, equation: Equation, value: Value) -> Value:
     combine = _zero_keeping if equation.same("y") > 0 else nonlinear
-    return combine(context, [value], context.spread(value)).with_axes(value.axes)
+    return combine(context, [value], value.axes)
+
+
+@register_rule("convert_element_type")
+def _cast(context: Context, equation: Equation, value: Value) -> Value:
+    dtype = equation.same("new_dtype")
+    return _rounded(value, jnp.finfo(dtype).nmant if jnp.issubdtype(dtype, jnp.inexact) else 0)
+
+
+@register_rule("reduce_precision")
+def _reduce_precision(context: Context, equation: Equation, value: Value) -> Value:
+    # The range of float16 counts as unlimited; numbers outside of it would become infinite.
+    if equation.same("exponent_bits") < jnp.finfo(jnp.float16).nexp:
+        return _rounded(value, 0)
+    return _rounded(value, equation.same("mantissa_bits"))
+
+
+def _rounded(value: Value, bits: int) -> Value:
+    """Round to a mantissa of so many bits; from bfloat16's 7 bits on this counts as exact."""
+    if bits >= jnp.finfo(jnp.bfloat16).nmant:
+        return value
+    _refuse_nonlinear([value])
+    return dataclasses.replace(value, linear=())
+
+
+@register_rule("bitcast_convert_type")
+def _bitcast(context: Context, equation: Equation, value: Value) -> Value:
+    if len(equation.in_sizes[0]) != len(equation.out_sizes[0]):
+        raise Inseparable("it takes entries apart into bytes", "use a type of as many bits")
+    return nonlinear(context, [value], value.axes)
+
+
+@register_rule("device_put", "optimization_barrier")
+def _identity(context: Context, equation: Equation, *values: Value) -> list[Value]:
+    return list(values)
+
+
+@register_rule("select_n")
+def _select(context: Context, equation: Equation, which: Value, *cases: Value) -> Value:
+    if which.averaged_because:
+        raise mean_refused(which, "a choice is not linear in its condition")
+    chosen = one_of(context, cases, joined_axes(context, equation, (which, *cases)))
+    return dataclasses.replace(chosen, from_params=chosen.from_params and which.from_params)

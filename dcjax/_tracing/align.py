@@ -1,0 +1,118 @@
+"""Do two jaxprs agree in everything but sizes?
+
+Two networks that differ in width alone are traced to the same equations. Anything else that
+depends on the width (other operations, operands, parameters, dtypes) is refused.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.extend.core as jex
+import numpy as np
+
+from dcjax._tracing.errors import Inseparable, Violation
+from dcjax._tracing.unify import Size
+from dcjax._tracing.value import Equation
+
+
+class _Step(NamedTuple):
+    """An equation without sizes; `operands` are numbers of earlier arrays, None for literals."""
+
+    operation: str
+    path: str
+    ranks: tuple[int, ...]
+    operands: tuple[int | None, ...]
+
+
+_CLOSES, _RETURNS = "closes over", "returns"  # the first and the last step, not equations
+_HINTS = {
+    _CLOSES: ", and make a new array for each use",
+    "dot_general": ", and the order of an einsum's products on nothing (optimize=…)",
+}
+_SAME_BUT_SIZES = "let nothing but sizes depend on the width"
+
+
+def misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | None:
+    """Return the first step that two jaxprs do not share, or that has other operands."""
+    for n, w in zip(_steps(narrow), _steps(wide), strict=False):
+        if n.operation != w.operation:
+            names = ["nothing" if s.operation == _RETURNS else f"`{s.operation}`" for s in (n, w)]
+            problem = (
+                f"the networks do other things here: {names[0]} in a sub-network, {names[1]} in "
+                "the global network"
+            )
+        elif (n.ranks, n.operands) != (w.ranks, w.operands):
+            is_end = n.operation in (_CLOSES, _RETURNS)
+            what = f"it {n.operation}" if is_end else f"`{n.operation}` takes"
+            problem = f"{what} other arrays in the global network than in a sub-network"
+        else:
+            continue
+        remedy = _SAME_BUT_SIZES + _HINTS.get(n.operation, "")
+        return Violation(below(path, n.path or w.path), "trace", problem, remedy)
+    return None
+
+
+def _steps(jaxpr: jex.Jaxpr) -> list[_Step]:
+    numbers: dict[Any, int] = {}
+
+    def step(name: str, path: str, operands: Sequence[Any], results: Sequence[Any]) -> _Step:
+        taken = tuple(None if isinstance(v, jex.Literal) else numbers[v] for v in operands)
+        for var in results:
+            numbers[var] = len(numbers)
+        return _Step(name, path, tuple(len(_shape(v)) for v in (*operands, *results)), taken)
+
+    steps = [step(_CLOSES, "", (), (*jaxpr.invars, *jaxpr.constvars))]
+    for eqn in jaxpr.eqns:
+        path = str(eqn.source_info.name_stack)
+        steps.append(step(eqn.primitive.name, path, eqn.invars, eqn.outvars))
+    return [*steps, step(_RETURNS, "", jaxpr.outvars, ())]
+
+
+# Parameters that are sizes or positions, which the rules compare where they must, and a label.
+_SIZES = ("k", "feature_group_count", "shape", "new_sizes", "sizes", "slice_sizes")
+_SIZES += ("padding_config", "start_indices", "limit_indices", "name")
+_COMPARED = ("impl", "fill_value", "branches_platforms")  # of any type
+_PLAIN = (bool, str, int, float, complex, type(None), enum.Enum, np.dtype, np.generic)
+
+
+def refuse_other_parameters(equation: Equation) -> None:
+    """Refuse a parameter that is not a size and differs.
+
+    Values that are not plain data are jaxprs, which are walked, or hints, which do not matter.
+    """
+    for name in equation.narrow:
+        plain = any(map(_is_plain, equation.both(name)))
+        if name in _COMPARED or (plain and name not in _SIZES):
+            equation.same(name)
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)
+
+
+def refuse_other_dtypes(narrow: Sequence[Any], wide: Sequence[Any]) -> None:
+    """Refuse results whose dtypes differ."""
+    for n, w in zip(map(dtype_of, narrow), map(dtype_of, wide), strict=True):
+        if n != w:
+            problem = f"it gives {n} in a sub-network, {w} in the global network"
+            raise Inseparable(problem, _SAME_BUT_SIZES)
+
+
+def sizes_of(narrow: Sequence[Any], wide: Sequence[Any]) -> tuple[tuple[Size, ...], ...]:
+    """Return the sizes of the axes of each pair of variables."""
+    return tuple(tuple(map(Size, _shape(n), _shape(w))) for n, w in zip(narrow, wide, strict=True))
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return getattr(var.aval, "shape", ())
+
+
+def dtype_of(var: Any) -> Any:
+    """Return a variable's dtype, or None for a token."""
+    return getattr(var.aval, "dtype", None)
+
+
+def below(path: str, name: str) -> str:
+    """Return the module path of an operation inside a jaxpr that stands at `path`."""
+    return "/".join(part for part in (path, name) if part)

@@ -1,0 +1,45 @@
+"""Errors of the tracing: what cannot be composed exactly, where, and what to do about it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# The remedy for LayerNorm and RMSNorm. By default Flax's group norm averages over all but the batch
+# axis: over the pixels of an image, but also over tokens, so that a causal model sees the future.
+GROUP_NORM = (
+    "nn.GroupNorm(num_groups=None, group_size=<width of one sub-network>, reduction_axes=(-1,))"
+)
+
+
+class Violation(NamedTuple):
+    """An operation that cannot be composed exactly."""
+
+    path: str
+    operation: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = self.path or "the top level"
+        return f"{where} ({self.operation}): {self.problem}.\n    Remedy: {self.remedy}."
+
+
+class NotSeparableError(ValueError):
+    """The network cannot be composed exactly; lists every operation that stands in the way."""
+
+    __module__ = "dcjax"  # the public place, which tracebacks should show
+
+    def __init__(self, violations: Sequence[Violation]):
+        self.violations = tuple(violations)
+        lines = "\n".join(f"  {i}. {v}" for i, v in enumerate(violations, 1))
+        super().__init__(
+            "this network cannot be composed exactly from narrow sub-networks:\n" + lines
+        )
+
+
+class Inseparable(Exception):
+    """Raised by a rule; the walk adds the place, notes a `Violation` and goes on."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
