@@ -9,26 +9,26 @@ from typing import Any
 
 import jax
 
-from experiments.run import provenance as environment
+from experiments import markdown
+from experiments.benchmark.tables import Rows
+from experiments.run import provenance
 
 
 class Store:
-    """Rows by table and name, each with what it was measured on, when, and in how many runs.
+    """Rows by table and name, each with its date, its conditions and its number of runs.
 
     Rows of another machine, other versions or another number of runs do not count as measured; with
-    `fresh`, nor do those of earlier processes. They stay until they are measured again.
+    `fresh`, neither do rows of earlier processes. They stay until they are measured again.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False):
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            self.rows = json.loads(path.read_text())
+        self.rows: dict[str, Rows] = json.loads(path.read_text()) if path.is_file() else {}
         self._stale = fresh
         self._added: set[tuple[str, str]] = set()
 
     def has(self, table: str, name: str, runs: int) -> bool:
-        """Whether the row has been measured here, in so many runs."""
+        """Return whether the row has been measured here, in so many runs."""
         if self._stale and (table, name) not in self._added:
             return False
         row = self.rows.get(table, {}).get(name)
@@ -36,24 +36,22 @@ class Store:
 
     def add(self, table: str, name: str, row: dict[str, Any]) -> None:
         """Keep a row; the file is replaced as a whole."""
-        when = {"date": datetime.date.today().isoformat(), "commit": environment.commit()}
+        when = {"date": datetime.date.today().isoformat(), "commit": provenance.commit()}
         self.rows.setdefault(table, {})[name] = row | {"on": conditions()} | when
         self._added.add((table, name))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps(self.rows, indent=1))
-        os.replace(draft, self.path)
+        markdown.write(self.path, json.dumps(self.rows, indent=1))
 
 
 def conditions() -> dict[str, Any]:
-    """What a figure depends on beside the code."""
+    """Return what a figure depends on apart from the code."""
     return {
         "device": jax.devices()[0].device_kind,
-        "processor": environment.processor(),
+        "processor": provenance.processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "versions": environment.versions() | _torch(),
+        "versions": provenance.versions() | _torch(),
     }
 
 

@@ -11,7 +11,7 @@ Ways = Mapping[str, Callable[[], Any]]
 
 
 class Timing(NamedTuple):
-    """Seconds of repeated runs: their median, the fastest and the slowest."""
+    """The median, the fastest and the slowest of repeated runs, in seconds."""
 
     median: float
     fastest: float
@@ -19,9 +19,9 @@ class Timing(NamedTuple):
 
 
 def in_turns(ways: Ways, runs: int) -> dict[str, Timing]:
-    """Time every way `runs` times, one after another, so that a busy machine slows all alike.
+    """Time every way `runs` times, in turns, so that a busy machine slows all of them alike.
 
-    Each is run once before, for compilation and first touches. A way returns when its work is done.
+    Each way is run once before, for compilation and first touches of memory.
 
     >>> sorted(in_turns({"one": int, "other": str}, runs=3))
     ['one', 'other']
@@ -35,3 +35,16 @@ def in_turns(ways: Ways, runs: int) -> dict[str, Timing]:
             way()
             seconds[name].append(time.perf_counter() - started)
     return {name: Timing(float(np.median(s)), min(s), max(s)) for name, s in seconds.items()}
+
+
+def milliseconds(timing: Mapping[str, float]) -> str:
+    """Return median and range in milliseconds, with more digits where they are few.
+
+    >>> milliseconds({"median": 0.0201, "fastest": 0.019, "slowest": 0.025})
+    '20 (19–25)'
+    """
+    places = 0 if timing["median"] >= 0.02 else 1 if timing["median"] >= 0.005 else 2
+    median, fastest, slowest = (
+        f"{1e3 * timing[key]:.{places}f}" for key in ("median", "fastest", "slowest")
+    )
+    return f"{median} ({fastest}–{slowest})"

@@ -9,7 +9,9 @@ import pytest
 
 import dcjax
 from dcjax import training
-from experiments.benchmark import norms, profile, store, tables
+from experiments.benchmark import document as documents
+from experiments.benchmark import store, tables
+from experiments.benchmark.tables import norms, profile
 from experiments.benchmark.timing import in_turns
 from experiments.run import provenance as environment
 
@@ -92,8 +94,8 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
     document.write_text(
         "before\n<!-- steps -->\nold\n<!-- end -->\nafter\n<!-- scaling -->\n<!-- end -->\n"
     )
-    tables.rewrite(document, rows())
-    tables.rewrite(document, rows())  # a second time changes nothing
+    documents.rewrite(document, rows())
+    documents.rewrite(document, rows())  # a second time changes nothing
     text = document.read_text()
     assert text.startswith("before\n<!-- steps -->\n")
     assert "old" not in text
@@ -111,7 +113,7 @@ def test_rows_stand_in_order_and_the_command_is_theirs(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("<!-- steps -->\n<!-- end -->\n")
     names = ["ResNet-8, width 16, K = 4", "ResNet-20, width 8, K = 1", "ResNet-8, width 8, K = 8"]
-    tables.rewrite(document, {"steps": {name: row | {"full": True} for name in names}})
+    documents.rewrite(document, {"steps": {name: row | {"full": True} for name in names}})
     text = document.read_text()
     assert "--only steps --full --runs 3" in text
     assert [text.index(names[i]) for i in (2, 0, 1)] == sorted(map(text.index, names))
@@ -123,7 +125,7 @@ def test_rows_of_other_runs_and_places_are_told(tmp_path):
     document.write_text("<!-- steps -->\n<!-- end -->\n")
     both = {"ResNet-8, width 8, K = 1": row, "ResNet-8, width 8, K = 2": row | {"runs": 7}}
     both["ResNet-8, width 8, K = 2"]["commit"] = "abc+"
-    tables.rewrite(document, {"steps": both}, " --results here.json")
+    documents.rewrite(document, {"steps": both}, " --results here.json")
     text = document.read_text()
     assert "--only steps --runs 7 --results here.json\n" in text
     assert "; 3 runs; 2000-01-01." in text
@@ -133,8 +135,8 @@ def test_rows_of_other_runs_and_places_are_told(tmp_path):
 def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("<!-- steps -->\nold\n<!-- end -->\n")
-    tables.rewrite(document, {"steps on gpu": rows()["steps"]})
-    tables.rewrite(document, {"steps on gpu": rows()["steps"]})
+    documents.rewrite(document, {"steps on gpu": rows()["steps"]})
+    documents.rewrite(document, {"steps on gpu": rows()["steps"]})
     text = document.read_text()
     assert text.startswith("<!-- steps -->\nold\n<!-- end -->\n\n## Steps on a gpu\n")
     assert text.count("<!-- steps on gpu -->") == text.count("--only steps --runs 3") == 1
@@ -142,21 +144,23 @@ def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
 
 def test_the_engines_are_the_columns():
     (row,) = rows()["steps"].values()
-    text = tables.TABLES["engines"]({"net": row | {"full": False}})
+    text = tables.load("engines").render({"net": row | {"full": False}})
     assert "| net | 200 (100–300) | 200 (100–300) | 200 (100–300) |" in text
 
 
 def test_the_norms_are_measured_and_compared():
-    row = norms.norm_row(4, 2, runs=1)
+    row = norms.measure(4, 2, runs=1)
     assert all(timing["median"] > 0 for timing in row.values())
-    text = tables.TABLES["norms"]({"net": {"flax": {"median": 0.002}, "dcjax": {"median": 0.001}}})
+    text = tables.load("norms").render(
+        {"net": {"flax": {"median": 0.002}, "dcjax": {"median": 0.001}}}
+    )
     assert "| net | 2.00 | 1.00 | 0.50 |" in text
 
 
 def test_the_profile_s_remainder(tmp_path):
     row = {"native": [0.06, 0.01, 0.02, 0.02], "torch": [0.08, 0.015, 0.01, 0.02]}
     row["torch_compiled"] = [0.04]
-    text = tables.TABLES["profile"]({"net": row})
+    text = tables.load("profile").render({"net": row})
     assert "| net, compiled ones | 60 | 10 | 20 | 20 | 10 | 0.75 |" in text
     assert "| net, PyTorch | 80 | 15 | 10 | 20 | 35 | 1.00 |" in text
     assert "| net, PyTorch, `torch.compile` | 40 | – | – | – | – | 0.50 |" in text
@@ -181,13 +185,13 @@ def test_a_document_without_the_place_is_an_error(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text("nothing")
     with pytest.raises(ValueError, match="<!-- steps -->"):
-        tables.rewrite(document, rows())
+        documents.rewrite(document, rows())
     assert document.read_text() == "nothing"
 
 
 def test_the_repository_s_document_has_every_place():
     text = (ROOT / "BENCHMARKS.md").read_text()
-    assert all(f"<!-- {name} -->\n" in text for name in tables.TABLES)
+    assert all(f"<!-- {name} -->\n" in text for name in tables.NAMES)
 
 
 def test_wrong_flags_are_answered_before_anything_is_measured():

@@ -8,7 +8,7 @@ import pytest
 import dcjax
 from dcjax import training
 from dcjax.training._learner import _NETWORK, _stream
-from experiments.benchmark.scaling import COLLECTIVES
+from experiments.benchmark.tables.scaling import COLLECTIVES
 
 
 def member(tree, k):

@@ -1,5 +1,6 @@
 """Batch normalisation and ReLU, forward and gradient: Flax's against the models'."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dcjax.models._norm import BatchNorm
-from experiments.benchmark.steps import BATCH
+from dcjax.models import BatchNorm
+from experiments.benchmark.tables import Cases, Rows
 from experiments.benchmark.timing import in_turns
+from experiments.benchmark.workloads import BATCH
+from experiments.markdown import table
 
 
-def norm_row(size: int, channels: int, runs: int) -> dict[str, Any]:
-    """Seconds of both on a batch of feature maps, as in training."""
+def rows(platform: str, full: bool) -> Cases:
+    """Yield a row for each size of feature maps."""
+    for size, channels in ((32, 8), (32, 16), (16, 32), (8, 64), (32, 64)):
+        yield f"{size}×{size}×{channels}", functools.partial(measure, size, channels)
+
+
+def measure(size: int, channels: int, runs: int) -> dict[str, Any]:
+    """Time both on a batch of feature maps, as in training."""
     theirs = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
     ours = BatchNorm(momentum=0.9, epsilon=1e-5)
     x = jax.random.normal(jax.random.key(0), (BATCH, size, size, channels))
@@ -37,3 +46,13 @@ def norm_row(size: int, channels: int, runs: int) -> dict[str, Any]:
         "dcjax": way(lambda v, x: ours.apply(v, x, True, mutable=["batch_stats"])),
     }
     return {name: timing._asdict() for name, timing in in_turns(ways, runs).items()}
+
+
+def render(rows: Rows) -> str:
+    """Return the table."""
+    body = []
+    for name, row in rows.items():
+        flax, ours = row["flax"]["median"], row["dcjax"]["median"]
+        body.append([name, f"{1e3 * flax:.2f}", f"{1e3 * ours:.2f}", f"{ours / flax:.2f}"])
+    head = ["batch norm and ReLU, forward and gradient, 128 images; ms", "Flax's", "dcjax.models'"]
+    return table([*head, "of Flax's"], body)

@@ -1,5 +1,6 @@
 """compose and extract against a plain copy of the same bytes, and the memory they take."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 
 import dcjax
 from dcjax import Layout, LeafLayout, Order, Run, Stacked
-from experiments.benchmark.timing import in_turns
+from experiments.benchmark.tables import Cases, Rows
+from experiments.benchmark.timing import in_turns, milliseconds
+from experiments.markdown import table
 
 
 def dense_layout(subnets: int, width: int, layers: int) -> Layout:
-    """Square kernels of so many global units."""
+    """Return the layout of square kernels of `width` global units."""
     order = Order((Run(width // subnets),))
     return Layout(
         subnets, tuple(((f"kernel{i}",), LeafLayout((order, order))) for i in range(layers))
@@ -22,7 +25,7 @@ def dense_layout(subnets: int, width: int, layers: int) -> Layout:
 
 
 def paper_layout() -> Layout:
-    """The paper's network: ResNet-32, width 64, K = 4."""
+    """Return the layout of the paper's network: ResNet-32, width 64, K = 4."""
     network = dcjax.models.ResNet(32, 64, 10)
     return dcjax.layout(network, 4, jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
 
@@ -34,7 +37,7 @@ LAYOUTS = {
 
 
 def ones(layout: Layout) -> Stacked:
-    """Sub-networks of that layout."""
+    """Return sub-networks of that layout, all ones."""
     tree: dict[str, Any] = {}
     for path, leaf in layout.leaves:
         node = tree
@@ -44,8 +47,14 @@ def ones(layout: Layout) -> Stacked:
     return Stacked(tree, layout)
 
 
-def copy_row(name: str, runs: int) -> dict[str, Any]:
-    """Seconds of a copy of the global tree, of compose and of extract; peak memory of compose."""
+def rows(platform: str, full: bool) -> Cases:
+    """Yield a row for each layout."""
+    for name in LAYOUTS:
+        yield name, functools.partial(measure, name)
+
+
+def measure(name: str, runs: int) -> dict[str, Any]:
+    """Time a copy of the global tree, compose and extract; measure compose's peak memory."""
     layout = LAYOUTS[name]()
     stacked = ones(layout)
     whole = dcjax.compose(stacked)
@@ -66,24 +75,37 @@ def copy_row(name: str, runs: int) -> dict[str, Any]:
 
 
 def _peak_of_compose(name: str, stacked: Stacked) -> int:
-    """Bytes that compose takes at its peak, its result among them."""
-    if jax.default_backend() != "cpu":  # the memory is this process'; the compiler knows
+    """Return the bytes that compose takes at its peak, with its result."""
+    if jax.default_backend() != "cpu":  # the device's memory is not the process's
         memory: Any = jax.jit(dcjax.compose).lower(stacked).compile().memory_analysis()
         return memory.temp_size_in_bytes + memory.output_size_in_bytes
-    command = [sys.executable, "-m", "experiments.benchmark.copies", name]
+    command = [sys.executable, "-m", "experiments.benchmark.tables.copies", name]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return int(printed.split()[-1])
 
 
 def _peak() -> int:
-    """The process' highest resident memory (getrusage's would be the parent's too)."""
+    """Return the process's highest resident memory; getrusage's includes the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def render(rows: Rows) -> str:
+    """Return the table."""
+    body = []
+    for name, row in rows.items():
+        cells = [name]
+        for plain, ours in (("copy", "compose"), ("copy_of_stack", "extract")):
+            ratio = row[plain]["median"] / row[ours]["median"]
+            cells += [milliseconds(row[plain]), milliseconds(row[ours]), f"{ratio:.2f}"]
+        body.append([*cells, f"{row['peak_bytes'] / row['bytes']:.2f}"])
+    head = ["network", "copy of the global tree, ms", "compose", "copy/compose ≥ 0.5"]
+    head += ["copy of the stack", "extract", "copy/extract ≥ 0.5", "peak memory / global tree"]
+    return table(head, body)
+
+
 if __name__ == "__main__":
-    # In a process of its own, since a process' peak never falls. The small network first, so that
-    # what JAX itself takes is there already.
+    # In a new process, because a peak never falls. A small network first, for JAX's own memory.
     jax.block_until_ready(dcjax.compose(ones(dense_layout(4, 64, 1))))
     subnets_tree = jax.block_until_ready(ones(LAYOUTS[sys.argv[1]]()))
     before = _peak()

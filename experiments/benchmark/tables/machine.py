@@ -5,14 +5,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmark.tables import Cases, Rows
 from experiments.benchmark.timing import in_turns
+from experiments.markdown import table
 
 SIDE = 4096
 COPIED = 2**28
 
 
-def machine_row(runs: int) -> dict[str, Any]:
-    """GF/s of a large float32 matrix product, GB/s written by a copy of 256 MiB."""
+def rows(platform: str, full: bool) -> Cases:
+    """Yield the one row."""
+    yield "this machine", measure
+
+
+def measure(runs: int) -> dict[str, Any]:
+    """Measure GF/s of a float32 matrix product, and GB/s written by a copy of 256 MiB."""
     square = jnp.ones((SIDE, SIDE))
     vector = jnp.ones(COPIED // 4)
     product = jax.jit(lambda a: a @ a)
@@ -28,3 +35,9 @@ def machine_row(runs: int) -> dict[str, Any]:
         "gflops": 2 * SIDE**3 / found["product"].median / 1e9,
         "gbytes": COPIED / found["copy"].median / 1e9,
     }
+
+
+def render(rows: Rows) -> str:
+    """Return the table."""
+    body = [[name, f"{row['gflops']:.0f}", f"{row['gbytes']:.1f}"] for name, row in rows.items()]
+    return table(["", "matrix product 4096³, GF/s", "copy of 256 MiB, GB/s written"], body)
