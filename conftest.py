@@ -1,14 +1,21 @@
 """JAX for all tests and doctests: the CPU with several devices, set before anything starts it."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 
 # The tests compile many small programs and run each a few times: optimising them takes most of the
 # time. Level 1 compiles three to five times faster.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
 
-# Nothing that tests compile is kept in the user's cache.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Tests compile the same programs again, and so do the processes of pytest-xdist: they share what is
+# compiled, for one run of pytest. The user's cache is left alone.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dcjax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 

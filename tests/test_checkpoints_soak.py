@@ -2,9 +2,10 @@
 
 A child saves checkpoints without end and is killed with SIGKILL: at a random moment, or as it makes
 its n-th file, folder, renaming or deletion. What it reported as written has to be there, and the
-next child goes on in the same folder. A few kills run with the other tests; the long form is
+next child goes on in the same folder. The long form has 500 kills and 5,000 flips, or
+DCJAX_SOAK_KILLS and DCJAX_SOAK_FLIPS; DCJAX_SOAK_SEED chooses them:
 
-    DCJAX_SOAK_KILLS=500 DCJAX_SOAK_FLIPS=5000 python -m pytest tests/test_checkpoints_soak.py
+    python -m pytest -m long tests/test_checkpoints_soak.py
 
 Run as a program, this file is the child's: the parent of children that it forks, for the imports
 take longer than what is tested.
@@ -24,9 +25,8 @@ import numpy as np
 import pytest
 
 from dcjax.checkpoints import CheckpointError, Checkpoints
+from tests.long import SEED, short_and_long
 
-KILLS = int(os.environ.get("DCJAX_SOAK_KILLS", "4"))
-FLIPS = int(os.environ.get("DCJAX_SOAK_FLIPS", "300"))
 KEEP = 2
 # What Python tells of before it does it; TensorStore's own writes fall in between.
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree")
@@ -171,11 +171,12 @@ def children(tmp_path):
     children.close()
 
 
-def test_kills(tmp_path, children, capsys):
-    rng, states, least, saves = random.Random(os.environ.get("DCJAX_SOAK_SEED", 0)), [], None, 0
+@short_and_long(4, 500, "DCJAX_SOAK_KILLS")
+def test_kills(tmp_path, children, capsys, count):
+    rng, states, least, saves = random.Random(SEED), [], None, 0
     children.run("steps", 2)
     with Checkpoints(tmp_path, keep=KEEP) as reader:
-        for kill in range(KILLS):
+        for kill in range(count):
             before = check(reader.load())
             at = ("event", rng.randint(20, 400)) if kill % 2 else ("time", rng.uniform(0.1, 1.0))
             reported, status = children.run(*at)
@@ -197,20 +198,21 @@ def test_kills(tmp_path, children, capsys):
     assert left_behind(tmp_path, reader.steps()) == ["nothing"]
     assert len(list(tmp_path.iterdir())) == 2 * KEEP
     with capsys.disabled():
-        counts = ", ".join(f"{state} {n}" for state, n in collections.Counter(states).items())
-        print(f"\n{KILLS} kills after {saves} saves, 0 losses, 0 damaged; left behind: {counts}")
+        left = ", ".join(f"{state} {n}" for state, n in collections.Counter(states).items())
+        print(f"\n{count} kills after {saves} saves, 0 losses, 0 damaged; left behind: {left}")
 
 
-def test_flips(tmp_path, capsys):
+@short_and_long(300, 5_000, "DCJAX_SOAK_FLIPS")
+def test_flips(tmp_path, capsys, count):
     """One bit at a time, anywhere in the newest of two checkpoints."""
-    rng = random.Random(os.environ.get("DCJAX_SOAK_SEED", 0))
+    rng = random.Random(SEED)
     with Checkpoints(tmp_path, keep=KEEP) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, values(step, 0), {"step": step, "child": 0})
     files = [path for path in tmp_path.rglob("*") if path.is_file() and "0002" in str(path)]
     files = [path for path in files if path.stat().st_size]
     refused = 0
-    for flip in range(FLIPS):
+    for flip in range(count):
         file = files[flip % len(files)]
         content = file.read_bytes()
         bit = rng.randrange(8 * len(content))
@@ -232,10 +234,10 @@ def test_flips(tmp_path, capsys):
                 assert check(newest) == (1, 0)
                 assert told[1].file == file
         file.write_bytes(content)
-    assert refused > 0.99 * FLIPS
+    assert refused > 0.99 * count
     assert check(checkpoints.load()) == (2, 0)
     with capsys.disabled():
-        print(f"\n{FLIPS} flipped bits, {refused} refused, the others gave the saved values")
+        print(f"\n{count} flipped bits, {refused} refused, the others gave the saved values")
 
 
 if __name__ == "__main__":

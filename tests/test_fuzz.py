@@ -4,16 +4,15 @@ A case is a valid call with one or two of its arguments mutated. What it returns
 NumPy written from the definitions. What it raises is a built-in type (or a subclass of it) from a
 `raise` statement of dcjax, or comes from the user's own code: networks and functions of the tests.
 
-Some hundreds of cases run with the other tests; the long form, which prints what came of them, is
+The long form draws 10,000 cases, or DCJAX_FUZZ_CASES, and prints what came of them:
 
-    DCJAX_FUZZ_CASES=10000 python -m pytest tests/test_fuzz.py -n auto -rP
+    python -m pytest -m long tests/test_fuzz.py -n auto -rP
 """
 
 import collections
 import dis
 import functools
 import math
-import os
 import pathlib
 import traceback
 from collections.abc import Callable
@@ -44,8 +43,8 @@ from tests.fuzzing.values import (
     stack_of,
     whole_of,
 )
+from tests.long import short_and_long
 
-CASES = int(os.environ.get("DCJAX_FUZZ_CASES", "500"))
 LIBRARY, HERE = (pathlib.Path(file).parent for file in (dcjax.__file__, __file__))
 
 
@@ -262,12 +261,13 @@ def assert_own(error):
 
 
 @pytest.mark.parametrize("name", FUZZED)
-def test_bad_input_gives_the_right_result_or_our_own_error(name):
+@short_and_long(500, 10_000, "DCJAX_FUZZ_CASES")
+def test_bad_input_gives_the_right_result_or_our_own_error(name, count):
     fuzzed, outcomes = FUZZED[name], collections.Counter()
-    count = math.ceil(CASES * fuzzed.part / sum(f.part for f in FUZZED.values()))
+    part = math.ceil(count * fuzzed.part / sum(f.part for f in FUZZED.values()))
 
     @settings(
-        deadline=None, max_examples=count, database=None,
+        deadline=None, max_examples=part, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     @given(cases(fuzzed))

@@ -1,6 +1,8 @@
 """Runs that are killed or stopped, and gone on with, end as if left alone, bit for bit.
 
-The soak: `DCJAX_SOAK_KILLS=50 python -m pytest -s tests/experiments/test_resume.py -k random`.
+The long form has 50 kills at random moments, or DCJAX_SOAK_KILLS; DCJAX_SOAK_SEED chooses them:
+
+    python -m pytest -m long -s tests/experiments/test_resume.py
 """
 
 import json
@@ -16,9 +18,9 @@ import pytest
 
 from dcjax.checkpoints import Checkpoints
 from experiments import cli
+from tests.long import SEED, short_and_long
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("DCJAX_SOAK_KILLS", "3"))
 ARGS = [
     *("--dataset", "digits", "--train-size", "64", "--batch-size", "16"),
     *("--model", "cnn", "--subnets", "2", "--width", "8", "--depth", "5"),
@@ -160,10 +162,12 @@ def test_it_is_measured_within_epochs(alone):
     assert [entry["epoch"] for entry in results["finetune"]["curve"]] == [0, 0.75, 1, 1.5, 2]
 
 
-def test_killed_at_random_moments_it_ends_as_if_left_alone(begin, finish, alone, tmp_path):
-    folder, rng = tmp_path / "run", np.random.default_rng()
+@short_and_long(3, 50, "DCJAX_SOAK_KILLS")
+def test_killed_at_random_moments_it_ends_as_if_left_alone(begin, finish, alone, tmp_path, count):
+    print(f"DCJAX_SOAK_SEED={SEED}")
+    folder, rng = tmp_path / "run", np.random.default_rng(SEED)
     kills = ended = 0
-    while kills < KILLS:
+    while kills < count:
         process = begin(folder)
         owner = folder / ".lock.owner.json"
         # In the middle of the work, not of the imports. Killed after its last word, it is finished.
