@@ -73,19 +73,21 @@ def main() -> int:
 
     store = Store(options.results, fresh=options.fresh)
     started, platform = time.monotonic(), jax.default_backend()
+    on = "" if platform == "cpu" else f" on {platform}"
     rows = (
-        (document.named(plain, platform), name, measure)
-        for plain in options.only
-        for name, measure in tables.load(plain).rows(platform, options.full)
+        (f"{table}{on}", name, tables.load(table).measure, arguments)
+        for table in options.only
+        for name, arguments in tables.load(table).rows(platform, options.full).items()
     )
-    for table, name, measure in rows:
+    for table, name, measure, arguments in rows:
         if store.has(table, name, options.runs):
             continue
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
             print(f"{table}: {name}: no time left; run the same command again", file=sys.stderr)
             break
         print(f"{table}: {name}", file=sys.stderr, flush=True)
-        store.add(table, name, measure(options.runs) | {"runs": options.runs})
+        row = measure(*arguments, options.runs)
+        store.add(table, name, row | {"runs": options.runs})
         document.rewrite(options.output, store.rows, _places(options))
     document.rewrite(options.output, store.rows, _places(options))
     return 0

@@ -29,15 +29,6 @@ def rewrite(document: Path, rows: dict[str, Rows], places: str = "") -> None:
     write(document, text)
 
 
-def named(table: str, platform: str) -> str:
-    """Return the name of a table on a platform; the CPU's have the plain names.
-
-    >>> named("steps", "cpu"), named("steps", "gpu")
-    ('steps', 'steps on gpu')
-    """
-    return table if platform == "cpu" else f"{table} on {platform}"
-
-
 def _conditions(rows: Rows, name: str, places: str) -> str:
     """Return the command, and a line for each set of conditions that rows were measured in."""
     runs = {row["runs"] for row in rows.values()}

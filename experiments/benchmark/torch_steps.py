@@ -32,7 +32,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The logits of images (N, 3, H, W)."""
+        """Return the logits of images (N, 3, H, W)."""
         x = self.blocks(torch.relu(self.stem(x)))
         return self.head(x.mean((2, 3)))
 
@@ -56,28 +56,28 @@ def _conv_norm(before: int, after: int, kernel: int, stride: int) -> nn.Module:
 
 
 def loop_step(
-    depth: int, width: int, networks: int, images: np.ndarray, labels: np.ndarray
+    depth: int,
+    width: int,
+    networks: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    compiled: bool = False,
 ) -> Callable[[], Any]:
-    """One step of SGD with Nesterov momentum of each network, one after another."""
-    return _loop(depth, width, networks, _batch(images, labels), lambda cost: cost)
+    """Return one step of SGD with Nesterov momentum of each network, one after another.
 
-
-def compiled_step(
-    depth: int, width: int, images: np.ndarray, labels: np.ndarray
-) -> Callable[[], Any]:
-    """The same of one network, its cost and gradients by `torch.compile`."""
-    return _loop(depth, width, 1, _batch(images, labels), torch.compile)
-
-
-def _loop(depth: int, width: int, networks: int, batch: Any, transform: Any) -> Callable[[], Any]:
-    x, y = batch
+    With `compiled`, cost and gradients go through `torch.compile`.
+    """
+    x, y = _batch(images, labels)
     nets: list[Any] = [ResNet(depth, width) for _ in range(networks)]
     nets = [net.to(memory_format=torch.channels_last) for net in nets]
     optimizers = [
         torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         for net in nets
     ]
-    costs = [transform(lambda net=net: nn.functional.cross_entropy(net(x), y)) for net in nets]
+    costs = [lambda net=net: nn.functional.cross_entropy(net(x), y) for net in nets]
+    if compiled:
+        costs = [torch.compile(cost) for cost in costs]
 
     def step() -> None:
         for cost, optimizer in zip(costs, optimizers, strict=True):
@@ -91,13 +91,13 @@ def _loop(depth: int, width: int, networks: int, batch: Any, transform: Any) -> 
 def vmap_step(
     depth: int, width: int, networks: int, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[], Any]:
-    """The same for all networks at once, by `torch.func.stack_module_state` and `vmap`."""
+    """Return the same for all networks at once, by `stack_module_state` and `vmap`."""
     x, y = _batch(images, labels)
     nets = [ResNet(depth, width) for _ in range(networks)]
     params, buffers = stack_module_state(nets)
     params = {name: value.detach().requires_grad_() for name, value in params.items()}
     momenta = {name: torch.zeros_like(value) for name, value in params.items()}
-    # vmap cannot update running statistics in place: here they are left as they are.
+    # vmap cannot update running statistics in place, so that they stay as they are.
     skeleton = ResNet(depth, width)
     for module in skeleton.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -107,8 +107,8 @@ def vmap_step(
         name: value for name, value in buffers.items() if name in dict(skeleton.named_buffers())
     }
 
-    def cost(own: dict[str, Any], fixed: dict[str, Any]) -> torch.Tensor:
-        return nn.functional.cross_entropy(functional_call(skeleton, (own, fixed), (x,)), y)
+    def cost(params: dict[str, Any], fixed: dict[str, Any]) -> torch.Tensor:
+        return nn.functional.cross_entropy(functional_call(skeleton, (params, fixed), (x,)), y)
 
     gradients = vmap(grad(cost))
 
@@ -126,7 +126,7 @@ def vmap_step(
 def convolution_passes(
     batch: int, size: int, before: int, after: int, kernel: int, stride: int
 ) -> Ways:
-    """The three passes of a square convolution of square images."""
+    """Return the three passes of a square convolution of square images."""
     x = torch.randn(batch, before, size, size).to(memory_format=torch.channels_last)
     weight = torch.randn(after, before, kernel, kernel).to(memory_format=torch.channels_last)
     steps, pads = [stride] * 2, [kernel // 2] * 2

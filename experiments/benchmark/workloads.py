@@ -124,5 +124,5 @@ def torch_ways(depth: int, width: int, subnets: int) -> dict[str, Callable[[], A
         "torch_loop": torch.loop_step(depth, width, subnets, images, labels),
         "torch_vmap": torch.vmap_step(depth, width, subnets, images, labels),
         "torch_global": torch.loop_step(depth, width * subnets, 1, images, labels),
-        "torch_compiled": torch.compiled_step(depth, width, images, labels),
+        "torch_compiled": torch.loop_step(depth, width, 1, images, labels, compiled=True),
     }

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.run.workdir import WorkdirError
 from experiments.study import trials
 from experiments.study.studies import STUDIES, length
 
@@ -95,11 +94,7 @@ def main() -> int:
     if unknown := [arm for arm in options.arms if arm not in names]:
         _say(f"{PROGRAM}: error: --arms {' '.join(unknown)}: choose from {' '.join(names)}")
         return 2
-    try:
-        return _report(options, declared) if options.report else _run(options, declared)
-    except WorkdirError as error:
-        _say(f"{PROGRAM}: error: {error}")
-        return 2
+    return _report(options, declared) if options.report else _run(options, declared)
 
 
 def _run(options: Options, declared: list[trials.Trial]) -> int:
@@ -114,7 +109,7 @@ def _run(options: Options, declared: list[trials.Trial]) -> int:
             ),
         )
     try:
-        done = trials.run(todo, declared, options.data_dir, options.minutes, _say, options.jobs)
+        done = trials.run(todo, options.data_dir, options.minutes, _say, options.jobs)
     except subprocess.CalledProcessError as error:
         then = "correct the input" if error.returncode == 2 else "run the same command to continue"
         _say(f"{PROGRAM}: error: a trial ended with exit code {error.returncode}; {then}")

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,18 +17,6 @@ from experiments.run import startup, workdir
 from experiments.settings import flags
 from experiments.settings.schema import Settings
 from experiments.study import arms
-
-# The settings on which the training of the sub-networks does not depend.
-LATER = (
-    "finetune_epochs",
-    "evaluate_every",
-    "finetune_rate",
-    "finetune_warmup_epochs",
-    "baseline_epochs",
-    "baseline_warmup_epochs",
-    "carry_momentum",
-    "head_rate",
-)
 
 
 class Trial(NamedTuple):
@@ -48,13 +35,9 @@ class Trial(NamedTuple):
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """The results, from the folder or the records; None if it has not finished."""
-        values = flags.flat(self.settings)
-        here = workdir.finished(self.folder, values)
-        if here is not None:
-            return here
+        """The recorded results; None if there are none of these settings."""
         kept = read(self.records).get(self.folder.name)
-        if kept is None or workdir.differences(kept["settings"], values):
+        if kept is None or workdir.differences(kept["settings"], flags.flat(self.settings)):
             return None
         return kept["results"]
 
@@ -75,17 +58,15 @@ def trials(studies: Sequence[arms.Study], runs: Path, records: Path, seeds: int)
                 yield Trial(study, arm, seed, folder, records / f"{study.name}.json")
 
 
-def keep(finished: Sequence[Trial]) -> None:
-    """Write the results of finished trials into the records of their studies, a line each."""
-    for records, group in itertools.groupby(finished, key=lambda trial: trial.records):
-        kept = read(records)
-        for trial in group:
-            values = flags.flat(trial.settings)
-            settings = {name: value for name, value in values.items() if name not in flags.PLACES}
-            kept[trial.folder.name] = {"settings": settings, "results": trial.results}
-        records.parent.mkdir(parents=True, exist_ok=True)
-        lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
-        markdown.write(records, "{\n" + ",\n".join(lines) + "\n}\n")
+def keep(trial: Trial) -> None:
+    """Write the results of a finished trial into the records of its study, a line a trial."""
+    values = flags.flat(trial.settings)
+    settings = {name: value for name, value in values.items() if name not in flags.PLACES}
+    results = workdir.finished(trial.folder, values)
+    kept = read(trial.records) | {trial.folder.name: {"settings": settings, "results": results}}
+    trial.records.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+    markdown.write(trial.records, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read(records: Path) -> dict[str, Any]:
@@ -95,7 +76,6 @@ def read(records: Path) -> dict[str, Any]:
 
 def run(
     todo: Sequence[Trial],
-    declared: Sequence[Trial],
     data_dir: Path | None,
     minutes: float | None,
     say: Callable[[str], None],
@@ -103,19 +83,17 @@ def run(
 ) -> bool:
     """Run the trials that have no results yet, and keep the results of each as it finishes.
 
-    A trial continues where it was interrupted. A finished trial that differs only in later settings
-    lends it its sub-networks. No trial begins after one has failed.
+    A trial continues where it was interrupted. No trial begins after one has failed.
 
     Args:
-      todo: the trials to run.
-      declared: all trials of the studies.
+      todo: the trials, in order.
       data_dir: the folder of the data set; None for the default.
       minutes: the time after which no trial begins.
       say: called with each line of progress.
       jobs: the number of trials that run at once.
 
     Returns:
-      Whether all trials of `todo` have results.
+      Whether all trials have results.
 
     Raises:
       subprocess.CalledProcessError: a trial failed; it has printed the reason.
@@ -123,16 +101,12 @@ def run(
     started = time.monotonic()
     ended = False
     writing = threading.Lock()
-    # Read once, because the folder of a running trial may be half made.
-    finished = [trial for trial in declared if trial.results is not None]
-    keep(finished)
 
     def one(trial: Trial) -> bool:
         nonlocal ended
         if ended or (minutes is not None and time.monotonic() - started > 60 * minutes):
             return False
         say(f"{trial.study.name}: {trial.arm.name}, seed {trial.seed}")
-        _lend(trial, finished, say)
         log = trial.folder.with_name(f"{trial.folder.name}.log")
         try:
             _call(command(trial, data_dir), jobs, log)
@@ -142,14 +116,13 @@ def run(
                 say(f"{trial.arm.name}, seed {trial.seed}, failed; its output is in {log}")
             raise
         with writing:
-            keep([trial])
-        finished.append(trial)
+            keep(trial)
         return True
 
-    left = [trial for trial in todo if trial not in finished]
+    left = [trial for trial in todo if trial.results is None]
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            # In this thread where it is the only one, so that Ctrl-C reaches the trial's process.
+            # One at a time runs in this thread, which Ctrl-C interrupts.
             done = [*(map(one, left) if jobs == 1 else pool.map(one, left))]
         finally:
             ended = True  # the pool's threads begin no further trial after an exception
@@ -174,32 +147,6 @@ def _call(command: list[str], jobs: int, log: Path) -> None:
 def command(trial: Trial, data_dir: Path | None) -> list[str]:
     """Return the command of a trial, as a user would type it."""
     place = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    chosen = flags.as_args(trial.settings)
     folder = ["--workdir", str(trial.folder)]
-    return [sys.executable, "-m", "experiments.cifar10", *flags.as_args(trial.settings)] + (
-        place + folder
-    )
-
-
-def _lend(trial: Trial, finished: Sequence[Trial], say: Callable[[str], None]) -> None:
-    """Copy the sub-networks of a finished trial that trained the same ones.
-
-    Runs are deterministic: training them again would give the same checkpoints.
-    """
-    here = trial.folder / "checkpoints"
-    if here.exists() or not trial.settings.training.subnet_epochs:
-        return
-    for other in finished:
-        if _of_subnets(other) == _of_subnets(trial):
-            checkpoints = [*(other.folder / "checkpoints").glob("subnet*")]
-            for folder in checkpoints:
-                shutil.copytree(folder, here / folder.name)
-            if checkpoints:
-                say(f"  with the sub-networks of {other.arm.name}")
-                return
-
-
-def _of_subnets(trial: Trial) -> dict[str, Any]:
-    # The final rate follows fine-tuning's where the arm does not set it.
-    rate = trial.settings.subnet_final_rate
-    values = flags.flat(trial.settings) | {"subnet_final_rate": rate}
-    return {name: value for name, value in values.items() if name not in LATER}
+    return [sys.executable, "-m", "experiments.cifar10", *chosen, *place, *folder]

@@ -130,8 +130,6 @@ def ran(small, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         values = flags.flat(trial.settings)
         (folder / workdir.SETTINGS).write_text(json.dumps(values))
-        if trial.settings.training.subnet_epochs:
-            (folder / "checkpoints" / "subnets").mkdir(parents=True, exist_ok=True)
         workdir.finish(folder, results(trial.settings))
         commands.append(args)
         if how.get("env"):
@@ -162,7 +160,6 @@ def test_a_study_runs_and_is_reported(ran, monkeypatch, tmp_path, capsys):
     assert code == 0
     assert len(ran) == 8
     assert text == "before\n<!-- small -->\n<!-- end -->\nafter\n"  # not before it is asked for
-    assert "with the sub-networks of one-2+1-rate-0.1" in capsys.readouterr().err
     code, text = report(monkeypatch, tmp_path)
     assert code == 0
     assert "small: 8 trials of 8" in capsys.readouterr().err
@@ -210,7 +207,6 @@ def test_arms_can_be_chosen(ran, monkeypatch, tmp_path, capsys):
         for seed in (0, 1)
         for arm, rest in (("one", "+1"), ("scratch", ""))
     ]
-    assert "with the sub-networks of slow-2+1-rate-0.1" in capsys.readouterr().err
     _, text = report(monkeypatch, tmp_path)
     assert "| slow-2+1-rate-0.1 | 1 |" in text  # not chosen this time, but there
     code, _ = main(monkeypatch, tmp_path, "--arms", "one-2+1")
@@ -299,32 +295,22 @@ def test_a_study_without_a_place_in_the_document_is_left_out(ran, monkeypatch, t
     assert not (tmp_path / "results-small.svg").exists()
 
 
-def test_a_folder_of_another_run_is_said(ran, monkeypatch, tmp_path, capsys):
-    main(monkeypatch, tmp_path, "--arms", "slow-2+1-rate-0.1")
-    folder = tmp_path / "runs" / "small" / "slow-2+1-rate-0.1-seed0"
-    (folder / workdir.SETTINGS).write_text('{"seed": 5}')
-    for more in ([], ["--report"]):
-        assert main(monkeypatch, tmp_path, *more)[0] == 2
-        assert f"the workdir {folder} holds a run of other settings" in capsys.readouterr().err
-
-
-def test_a_trial_that_fails_is_said(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(trials, "command", lambda *_: ["false"])
+@pytest.mark.parametrize(
+    ("code", "then"), [(1, "run the same command to continue"), (2, "correct the input")]
+)
+def test_a_trial_that_fails_is_said(small, monkeypatch, tmp_path, capsys, code, then):
+    fails = [sys.executable, "-c", f"raise SystemExit({code})"]
+    monkeypatch.setattr(trials, "command", lambda *_: fails)
     assert main(monkeypatch, tmp_path)[0] == 1
-    assert (
-        "a trial ended with exit code 1; run the same command to continue"
-        in capsys.readouterr().err
-    )
+    assert f"a trial ended with exit code {code}; {then}" in capsys.readouterr().err
 
 
-def test_subnetworks_are_lent_where_only_later_settings_differ():
-    one, slow, pair = (
-        next(trial for trial in declared() if trial.arm.name.startswith(name))
-        for name in ("one", "slow", "K2")
-    )
-    assert trials._of_subnets(one) == trials._of_subnets(slow)
-    assert trials._of_subnets(one) != trials._of_subnets(pair)
-    assert set(trials.LATER) < {*flags.flat(Settings())}
+def test_results_are_found_that_were_not_kept(ran, monkeypatch, tmp_path):
+    main(monkeypatch, tmp_path)
+    _, text = report(monkeypatch, tmp_path)
+    shutil.rmtree(tmp_path / "records")  # as if stopped between a trial and its record
+    main(monkeypatch, tmp_path)
+    assert report(monkeypatch, tmp_path) == (0, text)
 
 
 def outcome(arm, accuracies, seed=0):

@@ -1,20 +1,19 @@
 """The tables, a module each. To add one, write a module here and a place in BENCHMARKS.md.
 
-A module defines `rows(platform, full)`, which yields the name of each row with the function that
-measures it in a number of runs, and `render(rows)`, which returns the measured rows as text.
+A module defines `rows(platform, full)`, which returns the arguments of each row by its name;
+`measure(*arguments, runs)`, which measures a row; and `render(rows)`, which returns the table.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
 from typing import Any
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
+Cases = dict[str, tuple[Any, ...]]
+"""The arguments of each row that can be measured, by its name."""
 Rows = dict[str, dict[str, Any]]
 """The measured rows of a table, by name."""
-Cases = Iterator[tuple[str, Callable[[int], dict[str, Any]]]]
-"""The rows to measure: names, and functions of the number of runs."""
 
 
 def load(name: str) -> Any:

@@ -1,6 +1,5 @@
 """How one device runs several sub-networks: unrolled, vmapped, in a loop; by steps or by epochs."""
 
-import functools
 from typing import Any, get_args
 
 import jax
@@ -19,12 +18,15 @@ ENGINES = {
 
 
 def rows(platform: str, full: bool) -> Cases:
-    """Yield a row for each network and dtype."""
-    on_cpu = platform == "cpu"
-    for depth, width, subnets in [(8, 8, 4)] if on_cpu else [(8, 32, 4), (8, 8, 4), (20, 16, 4)]:
-        for dtype in ("float32",) if on_cpu else ("bfloat16", "float32"):
-            name = f"ResNet-{depth}, width {width}, K = {subnets}, {dtype}"
-            yield name, functools.partial(measure, depth, width, subnets, dtype)
+    """Return the arguments of `measure` for each row, by the row's name."""
+    sizes, dtypes = [(8, 8, 4)], ["float32"]
+    if platform != "cpu":
+        sizes, dtypes = [(8, 32, 4), (8, 8, 4), (20, 16, 4)], ["bfloat16", "float32"]
+    return {
+        f"ResNet-{depth}, width {width}, K = {k}, {dtype}": (depth, width, k, dtype)
+        for depth, width, k in sizes
+        for dtype in dtypes
+    }
 
 
 def measure(depth: int, width: int, subnets: int, dtype: str, runs: int) -> dict[str, Any]:

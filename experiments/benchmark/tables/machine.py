@@ -14,8 +14,8 @@ COPIED = 2**28
 
 
 def rows(platform: str, full: bool) -> Cases:
-    """Yield the one row."""
-    yield "this machine", measure
+    """Return the arguments of `measure` for each row, by the row's name."""
+    return {"this machine": ()}
 
 
 def measure(runs: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a training step is spent on: the convolutions' passes, each by itself, and the rest."""
 
 import collections
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +17,9 @@ from experiments.markdown import table
 
 
 def rows(platform: str, full: bool) -> Cases:
-    """Yield a row for each network; none on an accelerator."""
-    for depth, width in ((8, 8), (20, 8), (8, 32), (8, 64)) if platform == "cpu" else ():
-        yield f"ResNet-{depth}, width {width}", functools.partial(measure, depth, width)
+    """Return the arguments of `measure` for each row, by the row's name."""
+    networks = ((8, 8), (20, 8), (8, 32), (8, 64)) if platform == "cpu" else ()
+    return {f"ResNet-{depth}, width {width}": (depth, width) for depth, width in networks}
 
 
 def measure(depth: int, width: int, runs: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What grows with the number of sub-networks, and what must not."""
 
-import functools
 import re
 from typing import Any
 
@@ -20,9 +19,8 @@ COLLECTIVES = re.compile(
 
 
 def rows(platform: str, full: bool) -> Cases:
-    """Yield a row for each K."""
-    for subnets in (1, 2, 4, 8):
-        yield f"ResNet-8, width 8, K = {subnets}", functools.partial(measure, 8, 8, subnets)
+    """Return the arguments of `measure` for each row, by the row's name."""
+    return {f"ResNet-8, width 8, K = {k}": (8, 8, k) for k in (1, 2, 4, 8)}
 
 
 def measure(depth: int, width: int, subnets: int, runs: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Training steps: K sub-networks side by side, one alone, the global network; and PyTorch's."""
 
-import functools
 import re
 from typing import Any
 
@@ -16,17 +15,18 @@ from experiments.settings.schema import Network
 
 
 def rows(platform: str, full: bool) -> Cases:
-    """Yield a row for each depth, width and K: a selection, or with `full` all."""
-    some = [(8, 8, 1), (8, 8, 2), (8, 8, 4), (8, 8, 8), (8, 16, 4), (20, 8, 4), (32, 8, 4)]
-    if platform != "cpu":
-        some = [(8, 32, 4), (8, 8, 4), (20, 16, 4), (32, 16, 4)]
-    every = [(d, w, k) for d in (8, 20, 32) for w in (8, 16) for k in (1, 2, 4, 8)]
+    """Return the arguments of `measure` for each row; with `full` all widths, depths and K."""
+    sizes = [(8, 8, 1), (8, 8, 2), (8, 8, 4), (8, 8, 8), (8, 16, 4), (20, 8, 4), (32, 8, 4)]
     dtype = factory.precision(Network())
-    for depth, width, subnets in every if full else some:
-        name = f"ResNet-{depth}, width {width}, K = {subnets}"
-        if platform != "cpu":
-            name += f", {dtype}"
-        yield name, functools.partial(measure, depth, width, subnets, dtype, full)
+    said = ""
+    if platform != "cpu":
+        sizes, said = [(8, 32, 4), (8, 8, 4), (20, 16, 4), (32, 16, 4)], f", {dtype}"
+    if full:
+        sizes = [(d, w, k) for d in (8, 20, 32) for w in (8, 16) for k in (1, 2, 4, 8)]
+    return {
+        f"ResNet-{depth}, width {width}, K = {k}{said}": (depth, width, k, dtype, full)
+        for depth, width, k in sizes
+    }
 
 
 def measure(
