@@ -291,10 +291,10 @@ def test_where_shardings_are_types_the_forward_pass_is_lax_s():
 def test_evaluation_is_spread_over_the_devices_too():
     network = dcjax.models.ResNet(8, 4, 10, conv_general_dilated=conv_general_dilated)
     recipe = dcjax.training.Recipe(dcjax.training.sgd(0.1, 1), batch_size=8)
-    phase = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
-    test = phase.place(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, int))
-    variables = phase.spread(network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
-    program = phase.forward.lower(variables, phase.batch(test, 0)).compile().as_text()
+    trainer = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    test = trainer.place(np.zeros((8, 16, 16, 3), np.uint8), np.zeros(8, int))
+    variables = trainer.to_devices(network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
+    program = trainer.forward.lower(variables, trainer.batch(test, 0)).compile().as_text()
     assert "all-gather" not in program
 
 

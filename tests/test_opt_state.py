@@ -160,11 +160,11 @@ def test_the_state_of_side_by_side_training():
     params = small_params()
     recipe = training.Recipe(training.sgd(0.1, 10), batch_size=4, train_kwargs={}, eval_kwargs={})
     subnet = dcjax.decompose(LeNet(4), 2)
-    phase = training.side_by_side(subnet, dcjax.samples.replicate(2), recipe, 2)
+    trainer = training.side_by_side(subnet, dcjax.samples.replicate(2), recipe, 2)
     variables = dcjax.Stacked(
         {"params": params.tree}, dcjax.layout(LeNet(4), 2, images((1, 8, 8, 3)))
     )
-    state = phase.gather(phase.start(variables, jax.random.key(0)))
+    state = trainer.to_host(trainer.start(variables, jax.random.key(0)))
     composed = dcjax.compose_opt_state(recipe.optimizer, state.opt_state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(
         composed, recipe.optimizer.init(dcjax.compose(params))

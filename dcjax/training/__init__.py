@@ -1,7 +1,7 @@
 """Training: sub-networks side by side, one network data-parallel, and one loop for both.
 
-A phase is a few pure functions (`Phase`), made by `side_by_side` or `data_parallel`; `fit` and
-`evaluate` run either.
+`side_by_side` and `data_parallel` make a `Trainer`, a few pure functions; `fit` and `evaluate` run
+either.
 """
 
 from dcjax.training._data import Data as Data
@@ -22,5 +22,5 @@ from dcjax.training._sgd import sgd as sgd
 from dcjax.training._side_by_side import side_by_side as side_by_side
 from dcjax.training._state import TrainState as TrainState
 from dcjax.training._state import steps_done as steps_done
-from dcjax.training._trainer import Phase as Phase
+from dcjax.training._trainer import Trainer as Trainer
 from dcjax.training._trainer import compile as compile

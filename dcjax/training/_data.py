@@ -1,4 +1,4 @@
-"""The data of a phase: whole splits in device memory, and their batches in order."""
+"""Whole splits in device memory, and their batches in order."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from dcjax.training._devices import Device, sharding
 
 
 class Data(NamedTuple):
-    """A split of a dataset, or a batch of it, on the devices of a phase.
+    """A split of a data set, or a batch of it, on the devices of a trainer.
 
     * `images` (N, H, W, C) and `labels` (N,).
-    * `members`: the numbers of the sub-networks that see it, spread like their states; None where
-      there is but one network.
+    * `members`: the numbers of the sub-networks that see it, on the devices that hold their states;
+      None for a single network.
     """
 
     images: Shaped[Array, "N H W C"]
@@ -26,7 +26,7 @@ class Data(NamedTuple):
 
 
 def placer(devices: Sequence[Device], members: Array | None = None) -> Callable[[Any, Any], Data]:
-    """Makes the function that puts a split into the memory of every device."""
+    """Make the function that puts a split into the memory of every device."""
 
     def place(images: Any, labels: Any) -> Data:
         images, labels = np.asarray(images), np.asarray(labels)
@@ -38,7 +38,7 @@ def placer(devices: Sequence[Device], members: Array | None = None) -> Callable[
         if not len(images):
             raise ValueError(f"expected at least one image, got images of shape {images.shape}")
         if labels.min() < 0:
-            raise ValueError(f"expected labels from 0, the numbers of classes, got {labels.min()}")
+            raise ValueError(f"expected class numbers from 0 on as labels, got {labels.min()}")
         images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
         return Data(images, labels, members)
 
@@ -46,10 +46,10 @@ def placer(devices: Sequence[Device], members: Array | None = None) -> Callable[
 
 
 def batcher(batch_size: int, form: NamedSharding) -> Callable[[Data, int], Data]:
-    """Makes the function that takes the batches of a split in order.
+    """Make the function that takes the batches of a split in order.
 
-    Every batch is whole, so that one compiled program serves all: what the last one lacks is filled
-    up with the last example.
+    Every batch is full, so that one compiled program serves all: the last example fills the last
+    batch up.
     """
 
     @jax.jit(out_shardings=form)

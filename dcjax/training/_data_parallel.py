@@ -1,11 +1,11 @@
-"""One network, its batches spread over the devices."""
+"""One network, each batch cut over the devices."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from dcjax._checks import check_key
 from dcjax._compose.stacked import Stacked
@@ -17,9 +17,7 @@ from dcjax.training._learner import learner
 from dcjax.training._recipe import Recipe
 from dcjax.training._retrace_guard import traced_once
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Phase
-
-PyTree = Any
+from dcjax.training._trainer import Trainer
 
 
 def data_parallel(
@@ -29,31 +27,30 @@ def data_parallel(
     *,
     devices: Sequence[Device] | None = None,
     engine: Engine | None = None,
-) -> Phase:
-    """The phase that trains one network, each batch spread over the devices.
+) -> Trainer:
+    """Make the trainer of one network, each batch cut over the devices.
 
-    It fine-tunes the composed network and trains the baseline from scratch alike. The parameters
-    are replicated. The program is that of one device, partitioned by XLA: the loss, the gradient
-    and the statistics of batch normalisation are those of the whole batch, and nothing depends on
-    the number of devices but the rounding of sums.
+    It fine-tunes the composed network, and trains the baseline from scratch. Parameters are
+    replicated. XLA partitions the program of one device: the loss, the gradient and the statistics
+    of batch normalisation are those of the whole batch, so only the rounding of sums depends on the
+    number of devices.
 
     Args:
       network: the global network, a Flax Linen module.
       samples: how the input is decomposed (`dcjax.samples`); the network sees `samples.join(x)`.
-      recipe: how it is trained.
-      devices: those to use, `jax.devices()` by default; the largest divisor of the batch size that
-        they allow are used.
-      engine: how they are kept busy, by default what is fastest on them; here only whether an epoch
-        is one call.
+      recipe: how the network is trained.
+      devices: the devices to choose from, by default `jax.devices()`; as many are used as the
+        largest divisor of the batch size allows.
+      engine: only its `whole_epochs` matters here; by default the fastest way.
 
     Returns:
-      The phase. `start` takes plain variables; a `Stacked`, which is to be composed first, is a
-      `ValueError`.
+      The trainer. `start` takes plain variables; a `Stacked` is a `ValueError`, because it has to
+      be composed first.
 
     >>> import dcjax, optax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
-    >>> phase = data_parallel(network, dcjax.samples.replicate(4), Recipe(optax.sgd(0.1)))
-    >>> phase.lead
+    >>> trainer = data_parallel(network, dcjax.samples.replicate(4), Recipe(optax.sgd(0.1)))
+    >>> trainer.lead
     ()
     """
     devices = choose_devices(recipe.batch_size, devices)
@@ -61,36 +58,36 @@ def data_parallel(
     replicated = sharding(devices)
     one = learner(network, recipe, lambda x, _: samples.join(x))
 
-    # device_put alone may keep the same buffers, and the next step consumes them.
-    def spread(tree: PyTree) -> PyTree:
+    # device_put alone may keep the same buffers, which the next step donates.
+    def to_devices(tree: PyTree) -> PyTree:
         return jax.device_put(copy_tree(tree), replicated)
 
-    def gather(tree: PyTree) -> PyTree:
+    def to_host(tree: PyTree) -> PyTree:
         return copy_tree(jax.device_put(tree, devices[0]))
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         if isinstance(variables, Stacked):
             raise ValueError(
-                f"expected the global network's variables, got {len(variables)} stacked "
-                "sub-networks': dcjax.compose(stacked) makes them"
+                f"expected the global network's variables, got those of {len(variables)} stacked "
+                "sub-networks; compose them first: dcjax.compose(stacked)"
             )
         check_key(key, "the order of arguments is start(variables, key)")
-        return spread(jax.jit(one.init)(variables, key))
+        return to_devices(jax.jit(one.init)(variables, key))
 
-    def trained(function: Any) -> Any:
+    def compiled(function: Any) -> Any:
         function = traced_once(on_mesh(function, devices))
         return jax.jit(function, out_shardings=replicated, donate_argnums=0)
 
-    # Only the order and the evaluation's batches are cut over the devices; from there XLA follows.
-    return Phase(
+    # Only the order and the evaluation's batches are cut explicitly; XLA cuts what follows.
+    return Trainer(
         place=placer(devices),
         start=start,
-        finish=lambda state: gather(state.result),
-        spread=spread,
-        gather=gather,
+        finish=lambda state: to_host(state.result),
+        to_devices=to_devices,
+        to_host=to_host,
         shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, DEVICES)),
-        step=trained(one.step),
-        epoch=trained(one.epoch) if engine.whole_epochs else None,
+        step=compiled(one.step),
+        epoch=compiled(one.epoch) if engine.whole_epochs else None,
         batch=batcher(recipe.batch_size, sharding(devices, DEVICES)),
         forward=jax.jit(traced_once(on_mesh(one.forward, devices))),
         batch_size=recipe.batch_size,

@@ -1,4 +1,4 @@
-"""What happens to images on the device: random crops and flips of uint8, then floating point."""
+"""Images on the device: random crops and flips of uint8, then standardisation."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 def crop_and_flip(
     key: Key[Array, ""], images: Shaped[Array, "N H W C"], padding: int = 4
 ) -> Shaped[Array, "N H W C"]:
-    """Shifts every image at random and mirrors every second one, on average.
+    """Shift every image at random and mirror it with probability 1/2.
 
     Each image is padded with `padding` zeros on its four sides, cut to its old size at an offset
-    drawn uniformly from {0, …, 2·padding}², and mirrored left to right with probability 1/2: the
-    usual augmentation of CIFAR. The draws depend on the key and the place in the batch alone, not
-    on how the batch is spread over devices.
+    drawn uniformly from {0, …, 2·padding}², and mirrored left to right or not: the usual
+    augmentation of CIFAR. The draws depend on the key and the place in the batch alone, not on how
+    the batch is cut over devices.
 
     Args:
       key: a random key.
@@ -28,7 +28,7 @@ def crop_and_flip(
       The augmented batch, of the same shape and dtype.
 
     Raises:
-      ValueError: if the batch is not of four axes.
+      ValueError: the batch does not have four axes.
 
     >>> images = jnp.ones((2, 8, 8, 3), jnp.uint8)
     >>> crop_and_flip(jax.random.key(0), images).shape
@@ -39,8 +39,8 @@ def crop_and_flip(
     """
     if images.ndim != 4:
         raise ValueError(
-            f"crop_and_flip is for images (N, H, W, C), got {images.dtype}{images.shape}; for data "
-            "of another kind give the Recipe augment=dcjax.training.no_augment"
+            f"crop_and_flip expects images (N, H, W, C), got {images.dtype}{images.shape}; for "
+            "other data give Recipe(augment=dcjax.training.no_augment)"
         )
     count, height, width, _ = images.shape
     shift_key, flip_key = jax.random.split(key)
@@ -59,7 +59,7 @@ def crop_and_flip(
 
 
 def no_augment(key: Key[Array, ""], images: Shaped[Array, "N H W C"]) -> Shaped[Array, "N H W C"]:
-    """The images as they are, for data that must not be mirrored, such as digits.
+    """Return the images unchanged, for data that must not be mirrored, such as digits.
 
     >>> int(no_augment(jax.random.key(0), jnp.ones((1, 2, 2, 1), jnp.uint8)).sum())
     4
@@ -71,7 +71,7 @@ def no_augment(key: Key[Array, ""], images: Shaped[Array, "N H W C"]) -> Shaped[
 def standardise(
     mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.25
 ) -> Callable[[UInt8[Array, "*N C"]], Float[Array, "*N C"]]:
-    """Makes the function x ↦ (x/255 − mean)/std from uint8 to float32.
+    """Make the function x ↦ (x/255 − mean)/std from uint8 to float32.
 
     Args:
       mean: of the pixels scaled to [0, 1]; one number, or one for each channel.
@@ -81,7 +81,7 @@ def standardise(
       The function; it takes images of any leading shape.
 
     Raises:
-      ValueError: if a standard deviation is not positive.
+      ValueError: a standard deviation is not positive.
 
     >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
     Array([-1.,  1.], dtype=float32)

@@ -1,4 +1,4 @@
-"""How one network learns: pure functions, the same for every phase."""
+"""How one network learns: pure functions that both trainers are made of."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dcjax._compose.stacked import Stacked
 from dcjax.training._data import Data
@@ -16,13 +16,12 @@ from dcjax.training._images import Standardise
 from dcjax.training._recipe import Recipe, steps_per_epoch
 from dcjax.training._state import TrainState
 
-PyTree = Any
-
-_ORDER, _AUGMENT, _NETWORK = range(3)  # what random numbers are for
+# Each use of random numbers folds a number into the key, so that no two share a stream.
+_ORDER, _AUGMENT, _NETWORK = range(3)
 
 
 class Learner(NamedTuple):
-    """One network's functions, of which a phase is made; `Phase` says what they are."""
+    """The functions of one network; `Trainer` documents them."""
 
     init: Callable[[PyTree, Key[Array, ""]], TrainState]
     shuffle: Callable[[TrainState, Data], Int[Array, "steps batch"]]
@@ -35,13 +34,8 @@ def learner(
     network: nn.Module,
     recipe: Recipe,
     view: Callable[[Array, Array | None], Array],
-    shares: int = 1,
 ) -> Learner:
-    """The functions of a network that sees `view(x, member)` of a normalised batch x.
-
-    With `shares` above 1 it draws from one share of the examples, those of the numbers n with
-    n mod shares = member; an epoch goes through it as often as fills its steps.
-    """
+    """Make the functions of a network that sees `view(x, member)` of a normalised batch x."""
     if not 0 <= recipe.average < 1:
         raise ValueError(
             f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
@@ -62,16 +56,7 @@ def learner(
         examples = len(data.labels)
         steps = steps_per_epoch(examples, recipe.batch_size)
         key = _stream(state.key, _ORDER, state.step // steps)
-        if shares == 1:
-            order = jax.random.permutation(key, examples)
-        else:
-            assert data.members is not None
-            own = examples // shares
-            if not own:
-                raise ValueError(f"expected an example for each of {shares} shares, got {examples}")
-            keys = jax.random.split(key, -(-steps * recipe.batch_size // own))
-            passes = jax.vmap(lambda key: jax.random.permutation(key, own))(keys)
-            order = passes.reshape(-1) * shares + data.members
+        order = jax.random.permutation(key, examples)
         return order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
 
     def step(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:
@@ -95,26 +80,26 @@ def learner(
 
 
 def _check_pixels(recipe: Recipe, data: Data) -> None:
-    """No images that are scaled already where the recipe scales; an `augment` may make floats."""
+    """Refuse images that are scaled already, if the recipe scales; an `augment` may make floats."""
     images = data.images
     if isinstance(recipe.normalise, Standardise) and not jnp.issubdtype(images.dtype, jnp.integer):
         raise ValueError(
-            f"dcjax.training.standardise, the recipe's normalise, is for images of whole numbers "
-            f"from 0 to 255, got {images.dtype}{images.shape}; take Recipe(normalise=…) for them, "
-            "such as lambda x: x where they are scaled"
+            "the recipe's normalise, dcjax.training.standardise, expects integer images from 0 to "
+            f"255, got {images.dtype}{images.shape}; for scaled images give "
+            "Recipe(normalise=lambda x: x)"
         )
 
 
 @contextlib.contextmanager
 def _named(name: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """A note on what the network's call was given, where it takes no such argument."""
+    """Add a note that names the recipe's arguments, if the network's call does not take them."""
     try:
         yield
     except TypeError as error:
         if given and "argument" in str(error):
             error.add_note(
-                f"the recipe's {name}={dict(given)} are given to network.apply; "
-                f"Recipe({name}={{}}) gives nothing"
+                f"network.apply is called with the recipe's {name}={dict(given)}; "
+                f"Recipe({name}={{}}) passes nothing"
             )
         raise
 
@@ -122,7 +107,7 @@ def _named(name: str, given: Mapping[str, Any]) -> Iterator[None]:
 def _update(
     network: nn.Module, recipe: Recipe, state: TrainState, x: Array, labels: Array
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One step of the optimiser on the mean loss of a batch; other collections are renewed too."""
+    """Take one step of the optimiser on the mean loss of a batch; renew the other collections."""
     rest = dict(_collections(state.variables))
     params = rest.pop("params")
     key = _stream(state.key, _NETWORK, state.step)
@@ -143,7 +128,7 @@ def _update(
 
 
 def _averaged(decay: float, averaged: PyTree, variables: PyTree) -> PyTree:
-    """The average with new variables in it; whole numbers, such as counts, are the newest."""
+    """Return the average with the new variables in it; for integers, such as counts, the newest."""
     if averaged is None:
         return None
 
@@ -156,18 +141,18 @@ def _averaged(decay: float, averaged: PyTree, variables: PyTree) -> PyTree:
 
 
 def _widest(x: Array) -> Array:
-    """A copy; of half precision, where an average would not move, in single precision."""
+    """Copy x, half precision as float32: small changes to an average would be rounded away."""
     half = x.dtype in (jnp.bfloat16, jnp.float16)
     return x.astype(jnp.float32) if half else jnp.copy(x)
 
 
 def _stream(key: Key[Array, ""], purpose: int, count: Int[Array, ""]) -> Key[Array, ""]:
-    """A key for one purpose at one step or epoch: each pair has its own."""
+    """Return the key for one purpose at one step or epoch."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), count)
 
 
 def _collections(variables: PyTree) -> Any:
-    """The Flax collections: what a `Stacked` holds, or the variables themselves."""
+    """Return the Flax collections: the tree of a `Stacked`, or the variables themselves."""
     return variables.tree if isinstance(variables, Stacked) else variables
 
 

@@ -1,4 +1,4 @@
-"""The recipe: how a network is trained, in all phases."""
+"""The recipe: optimiser, batches, augmentation, loss."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -11,18 +11,18 @@ from dcjax.training._images import crop_and_flip, standardise
 
 
 class Recipe(NamedTuple):
-    """What happens to a batch, from uint8 images to the update of the parameters.
+    """Everything between a batch of uint8 images and the update of the parameters.
 
     * `optimizer`: any optax transformation.
-    * `batch_size`: examples a step (for every sub-network), and in a batch of an evaluation.
+    * `batch_size`: examples a step (for every sub-network), and examples a batch in evaluation.
     * `augment`: a pure function of a key and uint8 images (N, H, W, C), to the same shape.
     * `normalise`: a pure function from uint8 images to floating point.
     * `loss`: from logits (N, C) and labels (N,) to one loss an example; a step takes the mean.
     * `train_kwargs`, `eval_kwargs`: keyword arguments of `network.apply`.
     * `rngs`: the names of the random streams that `network.apply` gets in training.
-    * `average`: β of the average of all variables that is kept beside them and stands for them in
-      evaluation and at the end, `a ← β a + (1 − β) v` after every step, over about 1/(1 − β) steps;
-      it starts at the phase's first variables. 0 keeps none.
+    * `average`: β of the running average of all variables, `a ← β a + (1 − β) v` after every step,
+      over about 1/(1 − β) steps, starting from the first variables. Evaluation and `finish` use it
+      in place of the last variables. 0 keeps none.
 
     >>> recipe = Recipe(optax.sgd(0.1), batch_size=32)
     >>> dict(recipe.train_kwargs)
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """The training steps of an epoch: whole batches only, the rest is left out.
+    """Return the training steps of an epoch: whole batches only, the rest is left out.
 
     Args:
       examples: training examples.
@@ -51,14 +51,14 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
       `examples // batch_size`.
 
     Raises:
-      ValueError: if that is not even one.
+      ValueError: the examples do not fill one batch.
 
     >>> steps_per_epoch(50_000, 128)
     390
     """
     if not 1 <= batch_size <= examples:
         raise ValueError(
-            f"an epoch needs at least one whole batch: expected 1 <= batch_size <= examples, got "
+            "an epoch needs at least one whole batch: expected 1 <= batch_size <= examples, got "
             f"batch_size = {batch_size} and {examples} examples; take a smaller batch_size"
         )
     return examples // batch_size

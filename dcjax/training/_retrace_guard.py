@@ -1,4 +1,4 @@
-"""A guard against compiling the same twice."""
+"""A guard against compiling the same program twice."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from jax.core import Tracer
 
 
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which raises `AssertionError` if JAX traces it again for arguments of the same
-    types: whatever makes it do so may do it at every step.
+    """Make the function raise `AssertionError` if JAX traces it again for the same types.
 
-    Others are traced as they come, and what failed may be tried again.
+    Whatever causes a second trace may cause one at every step. Other types are traced as they come,
+    and a trace that failed may be tried again.
     """
     traced = set()
 
@@ -24,9 +24,9 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
         types = structure, *map(jax.typeof, leaves)
         if types in traced:
             raise AssertionError(
-                f"{function.__name__} is traced again for arguments of the same types. A phase is "
-                "for one configuration of JAX (jax.default_matmul_precision, …), and does not "
-                "outlive jax.clear_caches(): make another"
+                f"{function.__name__} is traced again for arguments of the same types. A trainer "
+                "belongs to one configuration of JAX (jax.default_matmul_precision, …) and does "
+                "not survive jax.clear_caches(): make another one"
             )
         result = function(*args)
         traced.add(types)

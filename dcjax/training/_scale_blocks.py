@@ -1,4 +1,4 @@
-"""Rates of their own for the blocks that the sub-networks have trained, and for those between."""
+"""Learning rates that differ between diagonal blocks, off-diagonal blocks and the head."""
 
 from typing import Any
 
@@ -17,23 +17,21 @@ def scale_blocks(
     off_diagonal: optax.ScalarOrSchedule = 1.0,
     head: optax.ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformation:
-    """Scales the updates of the diagonal blocks, the off-diagonal ones, and the head's kernel.
+    """Scale the updates of the diagonal blocks, the off-diagonal blocks, and the head's kernel.
 
-    With u the update and D u its part on the diagonal blocks (what `dcjax.extract` reads:
-    biases and the parameters of normalisation layers belong to it):
-    `u ← d_t D u + o_t (u − D u)`, and `h_t` times that for the kernel that merges the sub-networks,
-    all of which is diagonal. At the end of a chain, behind the optimiser, the factors are those of
-    the learning rate; in front of it, of the gradient.
+    With u the update and D u its part on the diagonal blocks (the entries that `dcjax.extract`
+    reads, biases and normalisation parameters among them), `u ← d_t D u + o_t (u − D u)`, and `h_t`
+    times that for the head's kernel, which is all diagonal. Behind the optimiser in a chain the
+    factors scale the learning rate; in front of it they scale the gradient.
 
-    Off-diagonal blocks start from zero, so that a factor above 1 lets the coupling of the
-    sub-networks grow faster than what they have learned is changed; a schedule for `diagonal` that
-    is 0 in the first steps freezes their blocks meanwhile.
+    Off-diagonal blocks start from zero: a factor above 1 couples the sub-networks faster. A
+    schedule for `diagonal` that is 0 in the first steps freezes the sub-networks' blocks.
 
-    The head of the mean holds K-ths of the sub-networks' kernels, and the gradient at a K-th is the
-    sub-network's own, so that an SGD step of rate η moves the logits as K η would move a
-    sub-network's. `head=1/K` makes up for all of it. When K is large, a rate that suits the
-    sub-networks is above what the head stands, and the first steps lose what was composed; up to
-    K = 4 the faster head was found to be a gain, and `head=4/K` above is what the experiments take.
+    The composed head holds the sub-networks' kernels divided by K, but its gradient is not divided,
+    so an SGD step of rate η moves the logits as far as rate K η would move a sub-network's.
+    `head=1/K` undoes that. For large K a rate that suits the sub-networks is too high for the head,
+    and the first steps lose what was composed. Up to K = 4 the faster head gains accuracy; above,
+    the experiments take `head=4/K`.
 
     Args:
       like: the layout of the trained parameters, or a `Stacked` that has it, such as
@@ -47,7 +45,7 @@ def scale_blocks(
       steps.
 
     Raises:
-      ValueError: later, from its update: if the updates do not fit the layout.
+      ValueError: later, from its update: the updates do not fit the layout.
 
     >>> import dcjax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -60,7 +58,7 @@ def scale_blocks(
     True
     """
     layout = layout_of(like)
-    # Blocks of one factor need not be told apart, which takes a copy of all.
+    # Telling the blocks apart copies all updates; equal factors do not need it.
     plain = isinstance(diagonal, (int, float)) and isinstance(off_diagonal, (int, float))
     alike = plain and diagonal == off_diagonal
 

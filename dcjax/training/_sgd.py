@@ -12,29 +12,29 @@ def sgd(
     momentum: float = 0.9,
     final_rate: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Nesterov SGD with weight decay; the rate rises linearly and falls by a half cosine.
+    """Make Nesterov SGD with weight decay, linear warm-up and cosine decay.
 
     With rate η at step t, gradient g, weights w, decay λ and momentum μ:
     `g ← g + λ w`, `m ← μ m + g`, `w ← w − η_t (g + μ m)`, where `η_t = η t / warmup` up to
     `warmup` and `η_t = ε + (η − ε) (1 + cos(π (t − warmup) / (steps − warmup))) / 2` after it.
 
-    The decay is on kernels only (leaves of two or more axes): biases and the scales of
-    normalisation layers are few, and decaying them is known to cost accuracy.
+    Only kernels (leaves of two or more axes) decay: decaying biases and normalisation scales is
+    known to cost accuracy.
 
     Args:
-      learning_rate: η, the highest rate.
-      steps: all steps of the run, the warm-up's among them.
+      learning_rate: η, the peak.
+      steps: all steps, including warm-up.
       warmup: steps of warm-up.
       weight_decay: λ.
       momentum: μ.
-      final_rate: ε, the rate at the end: 0 anneals; η keeps the rate constant, for a training that
-        is gone on with elsewhere.
+      final_rate: ε, the rate at the end: 0 anneals; η keeps the rate constant after warm-up, for a
+        training that another one continues.
 
     Returns:
       An optax transformation.
 
     Raises:
-      ValueError: if `warmup` is not in 0 ≤ warmup < steps, or `final_rate` not in 0 ≤ ε ≤ η.
+      ValueError: not 0 ≤ `warmup` < `steps`, or not 0 ≤ ε ≤ η.
 
     >>> optimizer = sgd(0.1, steps=100, warmup=10)
     >>> len(optimizer.init({"kernel": jax.numpy.ones((3, 3))}))

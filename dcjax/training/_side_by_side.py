@@ -6,24 +6,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from dcjax._checks import check_key
 from dcjax.training._data import Data, batcher, placer
-from dcjax.training._devices import (
-    Device,
-    Engine,
-    choose_devices,
-    engine_for,
-    sharding,
-    spread_members,
-)
+from dcjax.training._devices import Device, Engine, choose_devices, engine_for, sharding
 from dcjax.training._learner import learner
+from dcjax.training._members import members_on
 from dcjax.training._recipe import Recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Phase
-
-PyTree = Any
+from dcjax.training._trainer import Trainer
 
 
 def side_by_side(
@@ -35,42 +27,37 @@ def side_by_side(
     members: Sequence[int] | None = None,
     devices: Sequence[Device] | None = None,
     engine: Engine | None = None,
-    shard_data: bool = False,
-) -> Phase:
-    """The phase that trains K sub-networks in one `jax.pmap` across the devices.
+) -> Trainer:
+    """Make the trainer of K sub-networks, one `jax.pmap` across the devices.
 
-    Sub-network k draws everything, the order of its data, its augmentation, its dropout, from its
-    own key `fold_in(key, k)`, and sees `samples.split(x)[k]` of its own augmented batch. Optimiser
-    and keys live inside the map, and nothing is communicated: a sub-network that diverges leaves
-    the others as they are, and one that is trained alone comes out bitwise the same.
+    Sub-network k draws the order of its data, its augmentation and its dropout from the key
+    `fold_in(key, k)`, and sees `samples.split(x)[k]` of its augmented batch. Optimiser and keys
+    live inside the map and nothing is communicated: a sub-network that diverges leaves the others
+    as they are, and one that is trained alone comes out bitwise the same.
 
     Args:
       subnet: the sub-network, a Flax Linen module.
       samples: how the input is decomposed (`dcjax.samples`).
-      recipe: how each of them is trained.
+      recipe: how each sub-network is trained.
       subnets: K.
-      members: the numbers of the sub-networks to train, all by default. States and variables have
+      members: the numbers of the sub-networks to train, by default all. States and variables have
         as many entries in their leading axis.
-      devices: those to use, `jax.devices()` by default. As many of them as the largest divisor of
-        K allows are used.
-      engine: how each device runs its sub-networks, and whether an epoch is one call; by default
-        what is fastest on it. Bitwise the same alone as together is promised for `"unrolled"`, the
-        CPU's.
-      shard_data: whether sub-network k sees only its own K-th of the training examples, those of
-        the numbers n with n mod K = k; of N examples the last N mod K belong to none. An epoch has
-        as many steps all the same.
+      devices: the devices to choose from, by default `jax.devices()`; as many are used as the
+        largest divisor of the number of members allows.
+      engine: how each device runs its sub-networks, by default the fastest way. Only `"unrolled"`,
+        the CPU's, promises the same bits alone as together.
 
     Returns:
-      The phase. `start` takes a `Stacked`, or any pytree of variables with that leading axis.
+      The trainer. `start` takes a `Stacked`, or any pytree of variables with that leading axis.
 
     Raises:
-      ValueError: if `members` are not numbers of sub-networks. Later, from the functions: if the
+      ValueError: `members` are not distinct numbers of sub-networks. Later, from its functions: the
         variables' leading axis or the samples do not fit.
 
     >>> import dcjax, optax
     >>> subnet = dcjax.models.CNN(width=2, num_classes=10)
-    >>> phase = side_by_side(subnet, dcjax.samples.replicate(4), Recipe(optax.sgd(0.1)), 4)
-    >>> phase.lead
+    >>> trainer = side_by_side(subnet, dcjax.samples.replicate(4), Recipe(optax.sgd(0.1)), 4)
+    >>> trainer.lead
     (4,)
     """
     numbers = tuple(range(subnets)) if members is None else tuple(members)
@@ -80,39 +67,40 @@ def side_by_side(
         )
     devices = choose_devices(len(numbers), devices)
     engine = engine or engine_for(devices[0].platform)
-    spread = spread_members(len(numbers), devices, engine.members)
+    placed = members_on(devices, len(numbers), engine.members)
 
     def view(x: Array, member: Any) -> Array:
         views = samples.split(x)
-        if len(views) != subnets:  # an index beyond the end would silently become the last one
+        if len(views) != subnets:  # JAX would clamp an index beyond the end to the last entry
             raise ValueError(
                 f"samples.split gives {len(views)} inputs for {subnets} sub-networks; "
                 f"make the samples for {subnets}"
             )
         return views[member]
 
-    one = learner(subnet, recipe, view, shares=subnets if shard_data else 1)
+    one = learner(subnet, recipe, view)
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         check_key(key, "the order of arguments is start(variables, key)")
         _check_lead(variables, len(numbers))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
-        return spread.put(jax.jit(jax.vmap(one.init))(variables, keys))
+        return placed.put(jax.jit(jax.vmap(one.init))(variables, keys))
 
     shared = Data(None, None, 0)  # pyright: ignore[reportArgumentType] – axes in the place of arrays
-    return Phase(
-        place=placer(devices, spread.put(jnp.array(numbers, jnp.int32))),
+    epoch = None
+    if engine.whole_epochs:
+        epoch = placed.map(one.epoch, (0, shared, 0), donate_argnums=0)
+    return Trainer(
+        place=placer(devices, placed.put(jnp.array(numbers, jnp.int32))),
         start=start,
-        finish=lambda state: spread.get(state.result),
-        spread=spread.put,
-        gather=spread.get,
-        shuffle=spread.map(one.shuffle, (0, shared)),
-        step=spread.map(one.step, (0, shared, 0), donate_argnums=0),
-        epoch=spread.map(one.epoch, (0, shared, 0), donate_argnums=0)
-        if engine.whole_epochs
-        else None,
+        finish=lambda state: placed.get(state.result),
+        to_devices=placed.put,
+        to_host=placed.get,
+        shuffle=placed.map(one.shuffle, (0, shared)),
+        step=placed.map(one.step, (0, shared, 0), donate_argnums=0),
+        epoch=epoch,
         batch=batcher(recipe.batch_size, sharding(devices)),
-        forward=spread.map(one.forward, (0, shared)),
+        forward=placed.map(one.forward, (0, shared)),
         batch_size=recipe.batch_size,
         lead=(len(numbers),),
         devices=devices,

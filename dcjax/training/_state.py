@@ -1,26 +1,24 @@
 """The state of a training run."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Key
-
-PyTree = Any
+from jaxtyping import Array, Int, Key, PyTree
 
 
 class TrainState(NamedTuple):
-    """All that a run's future depends on; every random number follows from `key` and `step`.
+    """Everything that the rest of the training depends on.
 
-    Side by side every leaf, `step` and `key` too, has the leading axis K, and `variables` is a
-    `Stacked` if it was one at the start.
+    `key` and `step` determine every random number. Side by side every leaf, `step` and `key` too,
+    has the leading axis K, and `variables` is a `Stacked` if it was one at the start.
 
     * `step`: int32, the steps done.
     * `key`: a typed random key; it never changes.
     * `variables`: the Flax collections, `{"params": …, "batch_stats": …}`.
     * `opt_state`: the optimiser's state.
-    * `averaged`: the average of the variables over the last steps, where the recipe keeps one; in
-      float32 where they are of half precision.
+    * `averaged`: the running average of the variables, if the recipe keeps one; half precision is
+      averaged in float32.
     """
 
     step: Int[Array, "*K"]
@@ -31,7 +29,7 @@ class TrainState(NamedTuple):
 
     @property
     def result(self) -> PyTree:
-        """The variables that are evaluated, and that training comes to: the average if it is kept.
+        """The variables to evaluate and to hand on: the average if there is one.
 
         >>> TrainState(jax.numpy.int32(0), jax.random.key(0), {"params": 1}, ()).result
         {'params': 1}
@@ -46,7 +44,7 @@ class TrainState(NamedTuple):
 
 
 def steps_done(state: TrainState) -> int:
-    """The steps done, the same for all sub-networks; waits for the state.
+    """Return the steps done, the same for all sub-networks; wait for the state.
 
     >>> import jax.numpy as jnp
     >>> steps_done(TrainState(jnp.array([7, 7]), jax.random.split(jax.random.key(0)), {}, ()))

@@ -18,7 +18,7 @@ from experiments.method import factory
 from experiments.settings.schema import Network
 
 BATCH = 128
-Made = tuple[training.Phase, Any]
+Made = tuple[training.Trainer, Any]
 """A trainer, and the variables from which it starts."""
 
 
@@ -67,8 +67,8 @@ def data_parallel(network: Any, devices: Any = None) -> Made:
 
 
 def compiled(
-    trainer: training.Phase, variables: Any
-) -> tuple[training.Phase, training.TrainState, training.Data, float]:
+    trainer: training.Trainer, variables: Any
+) -> tuple[training.Trainer, training.TrainState, training.Data, float]:
     """Return the compiled trainer, its state, random images, and the seconds of compilation."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_epoch_steps() * BATCH, 32, 32, 3)).astype(np.uint8)
@@ -99,7 +99,7 @@ def _epoch_steps() -> int:
 
 
 def _runner(
-    trainer: training.Phase, state: training.TrainState, data: training.Data
+    trainer: training.Trainer, state: training.TrainState, data: training.Data
 ) -> Callable[[], Any]:
     """Return a function that trains on: a step, or an epoch where the trainer compiles epochs."""
     order = trainer.shuffle(state, data)

@@ -235,7 +235,7 @@ def _train_global(
     opt_state: PyTree = None,
 ) -> Part:
     """Train the global network from these variables, measured as it goes."""
-    phase = training.data_parallel(this.network, this.samples, recipe)
+    trainer = training.data_parallel(this.network, this.samples, recipe)
     key = _keys(this, name)[1]
 
     def measure(state: training.TrainState) -> Score:
@@ -244,7 +244,7 @@ def _train_global(
     plan = stage.Plan(
         name,
         TITLES[name],
-        phase,
+        trainer,
         variables,
         key,
         epochs,
@@ -256,7 +256,7 @@ def _train_global(
     progress = trained.progress
     final = {name: progress.curve[-1][name] for name in ("accuracy", "cost")}
     results = progress.times | final | {"curve": list(progress.curve)}
-    return Part(trained.variables, len(phase.devices), progress.compile_seconds, results)
+    return Part(trained.variables, len(trainer.devices), progress.compile_seconds, results)
 
 
 def _from_scratch(this: Run) -> PyTree:

@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
     name: str
     title: str
-    phase: training.Phase
+    trainer: training.Trainer
     variables: PyTree
     key: Key[Array, ""]
     epochs: int
@@ -110,51 +110,51 @@ def train(plan: Plan, split: Split, keeper: Keeper) -> Trained:
     """
     with keeper.opened(plan.name) as kept:
         state, progress = _begin(plan, kept, keeper)
-        steps = training.steps_per_epoch(len(split.labels), plan.phase.batch_size)
+        steps = training.steps_per_epoch(len(split.labels), plan.trainer.batch_size)
         if training.steps_done(state) < plan.epochs * steps:
             state, progress = _fit(plan, state, progress, split, kept, keeper)
         elif kept.found is None:
-            kept.save(0, plan.phase.gather(state), _record(plan, progress, state), finished=True)
-        return Trained(state, plan.phase.finish(state), progress)
+            kept.save(0, plan.trainer.to_host(state), _record(plan, progress, state), finished=True)
+        return Trained(state, plan.trainer.finish(state), progress)
 
 
-def exact_logits(phase: training.Phase, split: Split) -> Logits:
+def exact_logits(trainer: training.Trainer, split: Split) -> Logits:
     """The function that gives a state's logits on a split, in full single precision.
 
     Accelerators multiply float32 with fewer bits unless told otherwise; the bounds, and the
     equality of composed network and sub-networks, would drown in that.
     """
-    data = phase.place(*split)
+    data = trainer.place(*split)
 
     def logits(state: training.TrainState) -> Float[np.ndarray, "*K N C"]:
         with jax.default_matmul_precision("highest"):
-            return training.evaluate(phase, state, data)
+            return training.evaluate(trainer, state, data)
 
     return logits
 
 
 def _begin(plan: Plan, kept: Kept, keeper: Keeper) -> tuple[training.TrainState, Progress]:
     """The state to go on from, and what it has come to."""
-    state = plan.phase.start(plan.variables, plan.key)
+    state = plan.trainer.start(plan.variables, plan.key)
     if kept.found is None:
         if plan.opt_state is not None:
-            state = state._replace(opt_state=plan.phase.spread(plan.opt_state))
+            state = state._replace(opt_state=plan.trainer.to_devices(plan.opt_state))
         progress = Progress()
         if plan.measure:
             progress = _told(plan, progress, state, keeper, 0, 0, None)
         return state, progress
     try:
-        saved = kept.found.into(plan.phase.gather(state))
+        saved = kept.found.into(plan.trainer.to_host(state))
     except ValueError as error:
         raise WorkdirError(f"{keeper.workdir}: {error}\n--fresh starts the run anew") from None
     if plan.fresh_key:
-        saved = saved._replace(key=plan.phase.gather(state).key)
+        saved = saved._replace(key=plan.trainer.to_host(state).key)
     progress = Progress(**kept.found.record["progress"])
     if not kept.found.record["finished"]:
         keeper.voice.say(f"{plan.title}: goes on from step {kept.found.step}")
     if plan.watch:
         plan.watch.remember(kept.found.record)
-    return plan.phase.spread(saved), progress._replace(curve=tuple(progress.curve))
+    return plan.trainer.to_devices(saved), progress._replace(curve=tuple(progress.curve))
 
 
 def _fit(
@@ -166,10 +166,10 @@ def _fit(
     keeper: Keeper,
 ) -> tuple[training.TrainState, Progress]:
     """Compile and train what is left, with a checkpoint now and then."""
-    data = plan.phase.place(*split)
+    data = plan.trainer.place(*split)
     keeper.voice.say(f"{plan.title}: compiling")
-    phase, seconds = training.compile(plan.phase, state, data, every=plan.every)
-    steps = training.steps_per_epoch(len(split.labels), phase.batch_size)
+    trainer, seconds = training.compile(plan.trainer, state, data, every=plan.every)
+    steps = training.steps_per_epoch(len(split.labels), trainer.batch_size)
     progress = progress._replace(compile_seconds=progress.compile_seconds + seconds)
     last = plan.epochs * steps
     before = progress
@@ -181,14 +181,14 @@ def _fit(
         return progress._replace(seconds=now.seconds, device_seconds=now.device_seconds, **changed)
 
     def later(progress: Progress, seconds: float) -> Progress:
-        device_seconds = seconds * training.physical_devices(phase.devices)
+        device_seconds = seconds * training.physical_devices(trainer.devices)
         return progress._replace(
             seconds=progress.seconds + seconds,
             device_seconds=progress.device_seconds + device_seconds,
         )
 
     def save(step: int, state: training.TrainState, now: Progress) -> None:
-        tree = phase.gather(state)
+        tree = trainer.to_host(state)
         if plan.watch:
             plan.watch.put_aside(kept, tree)
         kept.save(step, tree, _record(plan, now, state), finished=step == last)
@@ -208,7 +208,7 @@ def _fit(
         epoch = progress.epochs if epoch_ends else step / steps
         progress = _told(plan, progress, state, keeper, step, epoch, done.losses.mean(axis=0))
         if plan.watch and epoch_ends:
-            plan.watch.after_epoch(phase.gather(state), done)
+            plan.watch.after_epoch(trainer.to_host(state), done)
         if step == last or kept.due(step, epoch_ends=epoch_ends):
             started = time.perf_counter()
             save(step, state, progress)
@@ -219,7 +219,7 @@ def _fit(
 
     with keeper.voice.bar(plan.title, last) as advance, keeper.stop.after_this_step():
         fitted = training.fit(
-            phase, state, data, plan.epochs, every=plan.every, on_epoch=on_epoch, on_step=on_step
+            trainer, state, data, plan.epochs, every=plan.every, on_epoch=on_epoch, on_step=on_step
         )
     return fitted.state, progress
 

@@ -186,7 +186,7 @@ def _restart(member: int, attempt: int) -> str:
 
 def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -> Group:
     """Train some side by side, at the rate of the attempt."""
-    phase = training.side_by_side(
+    trainer = training.side_by_side(
         dcjax.decompose(this.network, this.settings.subnets),
         this.samples,
         _recipe(this, attempt),
@@ -199,7 +199,7 @@ def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -
     plan = stage.Plan(
         name,
         title,
-        phase,
+        trainer,
         take_entries(this.start, jnp.array(members)),
         jax.random.fold_in(this.key, attempt) if attempt else this.key,
         this.settings.training.subnet_epochs,
@@ -209,9 +209,9 @@ def _train(this: Members, members: Sequence[int], name: str, attempt: int = 0) -
     trained = stage.train(plan, this.dataset.train, this.keeper)
     watcher.refuse()
     opt_state = (
-        phase.gather(trained.state.opt_state) if this.settings.transfer.carry_momentum else None
+        trainer.to_host(trained.state.opt_state) if this.settings.transfer.carry_momentum else None
     )
-    devices = len(phase.devices)
+    devices = len(trainer.devices)
     return Group(name, trained.variables, opt_state, trained.progress, devices, watcher.found)
 
 

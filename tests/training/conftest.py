@@ -39,7 +39,7 @@ class Study(NamedTuple):
 
 
 class Run(NamedTuple):
-    phase: training.Phase  # compiled
+    trainer: training.Trainer  # compiled
     train: training.Data
     test: training.Data
     fitted: training.Fit
@@ -64,11 +64,11 @@ def study() -> Study:
     )
 
 
-def run(study: Study, phase: training.Phase, variables: Any) -> Run:
-    train, test = phase.place(*study.train), phase.place(*study.test)
-    state = phase.start(variables, study.key)
-    phase, _ = training.compile(phase, state, train, test)
-    return Run(phase, train, test, training.fit(phase, state, train, EPOCHS))
+def run(study: Study, trainer: training.Trainer, variables: Any) -> Run:
+    train, test = trainer.place(*study.train), trainer.place(*study.test)
+    state = trainer.start(variables, study.key)
+    trainer, _ = training.compile(trainer, state, train, test)
+    return Run(trainer, train, test, training.fit(trainer, state, train, EPOCHS))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def side_by_side(study):
 
     def trained(devices: int, members: tuple[int, ...] = tuple(range(SUBNETS))) -> Run:
         if (devices, members) not in runs:
-            phase = training.side_by_side(
+            trainer = training.side_by_side(
                 study.network,
                 study.samples,
                 study.recipe,
@@ -87,7 +87,7 @@ def side_by_side(study):
                 devices=jax.devices()[:devices],
             )
             variables = jax.tree.map(lambda leaf: leaf[jnp.array(members)], study.variables)
-            runs[devices, members] = run(study, phase, variables)
+            runs[devices, members] = run(study, trainer, variables)
         return runs[devices, members]
 
     return trained
@@ -100,11 +100,11 @@ def data_parallel(study):
 
     def trained(devices: int) -> Run:
         if devices not in runs:
-            phase = training.data_parallel(
+            trainer = training.data_parallel(
                 study.network, study.samples, study.recipe, devices=jax.devices()[:devices]
             )
             variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
-            runs[devices] = run(study, phase, variables)
+            runs[devices] = run(study, trainer, variables)
         return runs[devices]
 
     return trained

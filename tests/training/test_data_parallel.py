@@ -9,36 +9,36 @@ from dcjax import training
 def outcome(run):
     losses = np.concatenate([epoch.losses for epoch in run.fitted.history])
     return (
-        run.phase.finish(run.fitted.state),
+        run.trainer.finish(run.fitted.state),
         losses,
-        training.evaluate(run.phase, run.fitted.state, run.test),
+        training.evaluate(run.trainer, run.fitted.state, run.test),
     )
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_number_of_devices_changes_the_rounding_only(data_parallel, devices):
     run = data_parallel(devices)
-    assert len(run.phase.devices) == devices
+    assert len(run.trainer.devices) == devices
     chex.assert_trees_all_close(outcome(run), outcome(data_parallel(1)), rtol=1e-4, atol=1e-6)
 
 
 def test_the_batch_is_cut_over_the_devices(data_parallel):
     """Each device works on its part: no device gathers the images of the others."""
     run = data_parallel(4)
-    program = run.phase.step.as_text()
+    program = run.trainer.step.as_text()
     assert "f32[4,8,8,4]" in program  # activations of a quarter of the batch of 16
     assert "f32[16,8,8,4]" not in program
     assert "all-gather" not in program
-    assert "f32[16,8,8,4]" in data_parallel(1).phase.step.as_text()
+    assert "f32[16,8,8,4]" in data_parallel(1).trainer.step.as_text()
 
 
 def test_a_step_moves_nothing_between_host_and_devices(study, data_parallel):
     run = data_parallel(4)
-    state = run.phase.start(jax.tree.map(lambda leaf: leaf[0], study.variables), study.key)
+    state = run.trainer.start(jax.tree.map(lambda leaf: leaf[0], study.variables), study.key)
     with jax.transfer_guard("disallow_explicit"):
-        order = run.phase.shuffle(state, run.train)
-        state, _ = run.phase.step(state, run.train, order)
-        run.phase.step(state, run.train, order)
+        order = run.trainer.shuffle(state, run.train)
+        state, _ = run.trainer.step(state, run.train, order)
+        run.trainer.step(state, run.train, order)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -46,9 +46,9 @@ def test_start_and_gather_copy(study, data_parallel, devices):
     run = data_parallel(devices)
     variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
     before = jax.tree.map(np.array, variables)
-    state = run.phase.start(variables, study.key)
-    saved = run.phase.gather(state)
-    run.phase.step(state, run.train, run.phase.shuffle(state, run.train))
+    state = run.trainer.start(variables, study.key)
+    saved = run.trainer.to_host(state)
+    run.trainer.step(state, run.train, run.trainer.shuffle(state, run.train))
     assert jax.tree.leaves(state.variables)[0].is_deleted()  # the step reuses its memory
     chex.assert_trees_all_equal(saved.variables, before)
     chex.assert_trees_all_equal(variables, before)
@@ -56,7 +56,7 @@ def test_start_and_gather_copy(study, data_parallel, devices):
 
 def test_spread_is_the_inverse_of_gather(data_parallel):
     run = data_parallel(2)
-    plain = run.phase.gather(run.fitted.state)
-    again = run.phase.gather(run.phase.spread(plain))
+    plain = run.trainer.to_host(run.fitted.state)
+    again = run.trainer.to_host(run.trainer.to_devices(plain))
     chex.assert_trees_all_equal(again.variables, plain.variables)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(plain)} == {1}

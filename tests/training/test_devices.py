@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcjax.training import physical_devices
-from dcjax.training._devices import choose_devices, spread_members
+from dcjax.training._devices import choose_devices
+from dcjax.training._members import members_on
 
 
 @given(st.integers(1, 300), st.integers(1, 16))
@@ -45,7 +46,7 @@ def test_the_host_devices_of_a_cpu_are_one_physical_device():
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_get_is_the_inverse_of_put(devices):
-    put, get, _ = spread_members(4, jax.devices()[:devices], "unrolled")
+    put, get, _ = members_on(jax.devices()[:devices], 4, "unrolled")
     tree = {
         "scalars": jnp.arange(4),
         "kernels": np.arange(24.0, dtype=np.float32).reshape(4, 3, 2),
@@ -57,7 +58,7 @@ def test_get_is_the_inverse_of_put(devices):
 
 @pytest.mark.parametrize("form", ["unrolled", "vmap", "map"])
 def test_a_mapped_function_sees_one_member_and_what_is_shared(form):
-    put, get, map_members = spread_members(4, jax.devices()[:2], form)
+    put, get, map_members = members_on(jax.devices()[:2], 4, form)
 
     def scaled(member, pair):
         return member * pair["shared"] + pair["own"]

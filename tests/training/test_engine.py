@@ -15,8 +15,8 @@ ENGINES = [
 ]
 
 
-def outcome(phase, fitted):
-    return phase.finish(fitted.state), np.concatenate([e.losses for e in fitted.history])
+def outcome(trainer, fitted):
+    return trainer.finish(fitted.state), np.concatenate([e.losses for e in fitted.history])
 
 
 def side(study, engine):
@@ -28,15 +28,15 @@ def side(study, engine):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 def test_every_engine_trains_the_same_subnetworks(study, side_by_side, engine):
-    phase = side(study, engine)
-    state, train = phase.start(study.variables, study.key), phase.place(*study.train)
+    trainer = side(study, engine)
+    state, train = trainer.start(study.variables, study.key), trainer.place(*study.train)
     told = []
     fitted = training.fit(
-        phase, state, train, 2, on_step=lambda step, state: told.append((step, state.step.shape))
+        trainer, state, train, 2, on_step=lambda step, state: told.append((step, state.step.shape))
     )
     expected = side_by_side(4)
     chex.assert_trees_all_close(
-        outcome(phase, fitted), outcome(expected.phase, expected.fitted), rtol=1e-4, atol=1e-5
+        outcome(trainer, fitted), outcome(expected.trainer, expected.fitted), rtol=1e-4, atol=1e-5
     )
     steps = [3, 6] if engine.whole_epochs else [1, 2, 3, 4, 5, 6]
     assert told == [(step, (2, 2)) for step in steps]
@@ -47,21 +47,21 @@ def test_whole_epochs_go_on_from_the_middle_of_one(study, kind, request):
     expected = request.getfixturevalue(kind)(2)
     engine = training.Engine("unrolled", True)
     if kind == "side_by_side":
-        phase, variables = side(study, engine), study.variables
+        trainer, variables = side(study, engine), study.variables
     else:
-        phase = training.data_parallel(
+        trainer = training.data_parallel(
             study.network, study.samples, study.recipe, devices=jax.devices()[:2], engine=engine
         )
         variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
-    train = phase.place(*study.train)
-    state = phase.start(variables, study.key)
-    order = phase.shuffle(state, train)
-    state, _ = phase.step(state, train, order)
-    fitted = training.fit(phase, state, train, 2)
+    train = trainer.place(*study.train)
+    state = trainer.start(variables, study.key)
+    order = trainer.shuffle(state, train)
+    state, _ = trainer.step(state, train, order)
+    fitted = training.fit(trainer, state, train, 2)
     assert [len(epoch.losses) for epoch in fitted.history] == [2, 3]
     chex.assert_trees_all_close(
-        phase.finish(fitted.state),
-        expected.phase.finish(expected.fitted.state),
+        trainer.finish(fitted.state),
+        expected.trainer.finish(expected.fitted.state),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -70,17 +70,17 @@ def test_whole_epochs_go_on_from_the_middle_of_one(study, kind, request):
 @pytest.mark.parametrize("every", [2, 6])
 def test_records_within_epochs_take_single_steps(study, side_by_side, every):
     """Compiled before the clock starts; none are needed where epochs end at every record."""
-    phase = side(study, training.Engine("unrolled", True))
-    state, train = phase.start(study.variables, study.key), phase.place(*study.train)
+    trainer = side(study, training.Engine("unrolled", True))
+    state, train = trainer.start(study.variables, study.key), trainer.place(*study.train)
     steps = []
     fitted = training.fit(
-        phase, state, train, 2, every=every, on_step=lambda step, state: steps.append(step)
+        trainer, state, train, 2, every=every, on_step=lambda step, state: steps.append(step)
     )
     assert steps == ([1, 2, 3, 4, 5, 6] if every == 2 else [3, 6])
     assert fitted.compile_seconds > fitted.history[0].seconds
     chex.assert_trees_all_close(
-        phase.finish(fitted.state),
-        side_by_side(4).phase.finish(side_by_side(4).fitted.state),
+        trainer.finish(fitted.state),
+        side_by_side(4).trainer.finish(side_by_side(4).fitted.state),
         rtol=1e-4,
         atol=1e-5,
     )

@@ -21,13 +21,13 @@ def case(request, study):
 
 
 def state_bits(run, state):
-    state = run.phase.gather(state)
+    state = run.trainer.to_host(state)
     return state._replace(key=jax.random.key_data(state.key))
 
 
 def test_the_history_has_every_loss(case):
     run, _ = case
-    lead = run.phase.lead
+    lead = run.trainer.lead
     history = run.fitted.history
     assert [epoch.epoch for epoch in history] == [1, 2]
     for epoch in history:
@@ -35,7 +35,7 @@ def test_the_history_has_every_loss(case):
         assert np.isfinite(epoch.losses).all()
         assert epoch.device_seconds == epoch.seconds  # host devices of one CPU are one
     assert 0 < history[0].seconds < history[1].seconds
-    assert (np.ravel(run.phase.gather(run.fitted.state).step) == 6).all()
+    assert (np.ravel(run.trainer.to_host(run.fitted.state).step) == 6).all()
 
 
 def test_a_run_goes_on_where_it_was_bitwise(case, study):
@@ -44,12 +44,14 @@ def test_a_run_goes_on_where_it_was_bitwise(case, study):
     saved = {}
 
     def save(step, state):
-        saved[step] = run.phase.gather(state)
+        saved[step] = run.trainer.to_host(state)
 
-    state = run.phase.start(variables, study.key)
-    training.fit(run.phase, state, run.train, epochs=2, on_step=save)
+    state = run.trainer.start(variables, study.key)
+    training.fit(run.trainer, state, run.train, epochs=2, on_step=save)
     for step in (2, 3):
-        resumed = training.fit(run.phase, run.phase.spread(saved[step]), run.train, epochs=2)
+        resumed = training.fit(
+            run.trainer, run.trainer.to_devices(saved[step]), run.train, epochs=2
+        )
         assert sum(len(epoch.losses) for epoch in resumed.history) == 6 - step
         chex.assert_trees_all_equal(
             state_bits(run, resumed.state), state_bits(run, run.fitted.state)
@@ -60,12 +62,12 @@ def test_records_within_epochs_change_nothing_else(case, study):
     run, variables = case
     seen = []
     fitted = training.fit(
-        run.phase,
-        run.phase.start(variables, study.key),
+        run.trainer,
+        run.trainer.start(variables, study.key),
         run.train,
         epochs=2,
         every=2,
-        on_epoch=lambda record, state: seen.append(run.phase.gather(state).step.max()),
+        on_epoch=lambda record, state: seen.append(run.trainer.to_host(state).step.max()),
     )
     records = fitted.history
     assert [(each.epoch, each.step) for each in records] == [(1, 2), (1, 3), (2, 4), (2, 6)]
@@ -78,24 +80,24 @@ def test_records_within_epochs_change_nothing_else(case, study):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"every": 0}, "every is a whole number of at least 1, got int 0"),
-        ({"every": 2.5}, "every is a whole number of at least 1, got float 2.5"),
-        ({"epochs": -1}, "epochs is a whole number of at least 0, got int -1"),
-        ({"epochs": 1.5}, "epochs is a whole number of at least 0, got float 1.5"),
-        ({"epochs": None}, "epochs is a whole number of at least 0, got NoneType None"),
+        ({"every": 0}, "every must be an integer of at least 1, got int 0"),
+        ({"every": 2.5}, "every must be an integer of at least 1, got float 2.5"),
+        ({"epochs": -1}, "epochs must be an integer of at least 0, got int -1"),
+        ({"epochs": 1.5}, "epochs must be an integer of at least 0, got float 1.5"),
+        ({"epochs": None}, "epochs must be an integer of at least 0, got NoneType None"),
     ],
     ids=str,
 )
 def test_counts_are_whole_numbers(case, counts, message):
     run, _ = case
     with pytest.raises(ValueError, match=message):
-        training.fit(run.phase, run.fitted.state, run.train, **{"epochs": 2} | counts)
+        training.fit(run.trainer, run.fitted.state, run.train, **{"epochs": 2} | counts)
 
 
 def test_a_run_that_is_done_stays_as_it_is(case, study):
     run, _ = case
-    state = run.phase.spread(run.phase.gather(run.fitted.state))
-    fitted = training.fit(run.phase, state, run.train, epochs=2)
+    state = run.trainer.to_devices(run.trainer.to_host(run.fitted.state))
+    fitted = training.fit(run.trainer, state, run.train, epochs=2)
     assert fitted.history == []
     chex.assert_trees_all_equal(state_bits(run, fitted.state), state_bits(run, run.fitted.state))
 
@@ -104,18 +106,18 @@ def test_callbacks_see_the_steps_and_the_epochs(case, study):
     run, variables = case
     steps, epochs = [], []
     fitted = training.fit(
-        run.phase,
-        run.phase.start(variables, study.key),
+        run.trainer,
+        run.trainer.start(variables, study.key),
         run.train,
         epochs=2,
         on_epoch=lambda record, state: epochs.append(
-            (record, training.evaluate(run.phase, state, run.test))
+            (record, training.evaluate(run.trainer, state, run.test))
         ),
         on_step=lambda step, state: steps.append(step),
     )
     assert steps == [1, 2, 3, 4, 5, 6]
     assert [record for record, _ in epochs] == fitted.history
-    last = training.evaluate(run.phase, fitted.state, run.test)
+    last = training.evaluate(run.trainer, fitted.state, run.test)
     chex.assert_trees_all_equal(epochs[-1][1], last)
     assert not np.array_equal(epochs[0][1], last)
 
@@ -130,8 +132,8 @@ def test_the_time_between_epochs_is_not_trainings(case, study, monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     fitted = training.fit(
-        run.phase,
-        run.phase.start(variables, study.key),
+        run.trainer,
+        run.trainer.start(variables, study.key),
         run.train,
         epochs=2,
         on_epoch=lambda record, state: move(1000),
@@ -143,14 +145,14 @@ def test_the_time_between_epochs_is_not_trainings(case, study, monkeypatch):
 
 def test_evaluation_counts_the_last_incomplete_batch(case, study):
     run, _ = case
-    logits = training.evaluate(run.phase, run.fitted.state, run.test)
+    logits = training.evaluate(run.trainer, run.fitted.state, run.test)
     images, labels = study.test
-    assert logits.shape == (*run.phase.lead, len(labels), 3)
+    assert logits.shape == (*run.trainer.lead, len(labels), 3)
     x = study.recipe.normalise(jnp.asarray(images))
-    plain = run.phase.finish(run.fitted.state)
+    plain = run.trainer.finish(run.fitted.state)
 
     apply = functools.partial(study.network.apply, train=False)
-    apply = jax.vmap(apply, (0, None)) if run.phase.lead else apply
+    apply = jax.vmap(apply, (0, None)) if run.trainer.lead else apply
     chex.assert_trees_all_close(logits, np.asarray(apply(plain, x)), rtol=1e-4, atol=1e-5)
 
 
@@ -158,56 +160,56 @@ def test_evaluation_counts_the_last_incomplete_batch(case, study):
 def test_a_split_of_any_size_is_evaluated_by_the_same_program(case, study, examples):
     run, _ = case
     images, labels = study.test
-    whole = training.evaluate(run.phase, run.fitted.state, run.test)
-    part = run.phase.place(images[:examples], labels[:examples])
-    logits = training.evaluate(run.phase, run.fitted.state, part)
+    whole = training.evaluate(run.trainer, run.fitted.state, run.test)
+    part = run.trainer.place(images[:examples], labels[:examples])
+    logits = training.evaluate(run.trainer, run.fitted.state, part)
     chex.assert_trees_all_equal(logits, whole[..., :examples, :])
 
 
 def test_fit_compiles_and_says_how_long_it_took(study):
-    phase = training.data_parallel(study.network, study.samples, study.recipe)
+    trainer = training.data_parallel(study.network, study.samples, study.recipe)
     variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
-    train = phase.place(*study.train)
-    fitted = training.fit(phase, phase.start(variables, study.key), train, epochs=1)
+    train = trainer.place(*study.train)
+    fitted = training.fit(trainer, trainer.start(variables, study.key), train, epochs=1)
     assert fitted.compile_seconds > fitted.history[-1].seconds
-    again = training.fit(phase, fitted.state, train, epochs=2)  # does not trace again
+    again = training.fit(trainer, fitted.state, train, epochs=2)  # does not trace again
     assert len(again.history) == 1
-    other = phase.place(*study.test)  # of another size: compiled anew
-    assert len(training.fit(phase, again.state, other, epochs=9).history) > 0
+    other = trainer.place(*study.test)  # of another size: compiled anew
+    assert len(training.fit(trainer, again.state, other, epochs=9).history) > 0
 
 
 def test_a_phase_outlives_a_failed_try(study):
-    """As in a notebook: what was wrong is put right, and the same phase is used again."""
-    phase = training.data_parallel(study.network, study.samples, study.recipe)
+    """As in a notebook: what was wrong is put right, and the same trainer is used again."""
+    trainer = training.data_parallel(study.network, study.samples, study.recipe)
     variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
     images, labels = study.train
-    grey = phase.place(images[..., :1], labels)
+    grey = trainer.place(images[..., :1], labels)
     with pytest.raises(flax.errors.ScopeParamShapeError):
-        training.fit(phase, phase.start(variables, study.key), grey, epochs=1)
-    train = phase.place(images, labels)
-    assert training.fit(phase, phase.start(variables, study.key), train, epochs=1).history
+        training.fit(trainer, trainer.start(variables, study.key), grey, epochs=1)
+    train = trainer.place(images, labels)
+    assert training.fit(trainer, trainer.start(variables, study.key), train, epochs=1).history
 
 
 def test_a_compiled_phase_is_not_compiled_again(case, study):
     run, variables = case
-    state = run.phase.start(variables, study.key)
-    phase, _ = training.compile(run.phase, state, run.train, run.test)
-    assert phase.step is run.phase.step
-    assert phase.forward is run.phase.forward
+    state = run.trainer.start(variables, study.key)
+    trainer, _ = training.compile(run.trainer, state, run.train, run.test)
+    assert trainer.step is run.trainer.step
+    assert trainer.forward is run.trainer.forward
 
 
 def test_parameters_alone_are_refused(case, study):
     run, variables = case
     with pytest.raises(ValueError, match=r"got \['BatchNorm_0', 'Conv_0', 'Dense_0'\]"):
-        run.phase.start(variables["params"], study.key)
+        run.trainer.start(variables["params"], study.key)
 
 
 def test_too_few_examples_are_refused(case, study):
     run, variables = case
-    train = run.phase.place(study.train[0][:15], study.train[1][:15])
-    state = run.phase.start(variables, study.key)
+    train = run.trainer.place(study.train[0][:15], study.train[1][:15])
+    state = run.trainer.start(variables, study.key)
     with pytest.raises(ValueError, match="15 examples; take a smaller batch_size"):
-        training.fit(run.phase, state, train, epochs=1)
+        training.fit(run.trainer, state, train, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -217,16 +219,16 @@ def test_too_few_examples_are_refused(case, study):
 def test_labels_are_integers_one_for_each_image(case, labels):
     run, _ = case
     with pytest.raises(ValueError, match=r"integer labels, one for each image.*\(4,\)"):
-        run.phase.place(np.zeros((4, 8, 8, 3), np.uint8), labels)
+        run.trainer.place(np.zeros((4, 8, 8, 3), np.uint8), labels)
 
 
 def test_labels_are_not_negative(case):
     run, _ = case
-    with pytest.raises(ValueError, match=r"labels from 0.* got -1"):
-        run.phase.place(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, -1, 2]))
+    with pytest.raises(ValueError, match=r"class numbers from 0 on as labels, got -1"):
+        run.trainer.place(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, -1, 2]))
 
 
 def test_a_split_has_images(case):
     run, _ = case
     with pytest.raises(ValueError, match="at least one image"):
-        run.phase.place(np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int32))
+        run.trainer.place(np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int32))

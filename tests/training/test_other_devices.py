@@ -1,4 +1,4 @@
-"""A checkpoint of a phase goes on with another number of devices."""
+"""A checkpoint of a trainer goes on with another number of devices."""
 
 import chex
 import jax
@@ -15,15 +15,15 @@ def test_it_goes_on_with_other_devices_to_the_same_values(kind, devices, study, 
     before, after = make(4), make(devices)
     side = kind == "side_by_side"
     variables = study.variables if side else jax.tree.map(lambda leaf: leaf[0], study.variables)
-    state = before.phase.start(variables, study.key)
-    state = training.fit(before.phase, state, before.train, 1).state
+    state = before.trainer.start(variables, study.key)
+    state = training.fit(before.trainer, state, before.train, 1).state
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(training.steps_done(state), before.phase.gather(state), {})
-    like = after.phase.gather(after.phase.start(variables, study.key))
-    state = after.phase.spread(checkpoints.load().into(like))
-    fitted = training.fit(after.phase, state, after.train, 2)
-    expected = before.phase.gather(before.fitted.state)
-    actual = after.phase.gather(fitted.state)
+        checkpoints.save(training.steps_done(state), before.trainer.to_host(state), {})
+    like = after.trainer.to_host(after.trainer.start(variables, study.key))
+    state = after.trainer.to_devices(checkpoints.load().into(like))
+    fitted = training.fit(after.trainer, state, after.train, 2)
+    expected = before.trainer.to_host(before.fitted.state)
+    actual = after.trainer.to_host(fitted.state)
     compare = chex.assert_trees_all_equal if side else chex.assert_trees_all_close
     options = {} if side else {"rtol": 1e-4, "atol": 1e-5}
     compare(actual.variables, expected.variables, **options)

@@ -1,4 +1,4 @@
-"""How many programs a phase compiles, beside those of its steps."""
+"""How many programs a trainer compiles, beside those of its steps."""
 
 import contextlib
 
@@ -27,19 +27,19 @@ def compilations():
 
 
 def carry_around(stages):
-    """What a phase's states go through beside its steps; every stage has shapes of its own."""
+    """What a trainer's states go through beside its steps; every stage has shapes of its own."""
     network = dcjax.models.CNN(8, 10, stages)
     stacked = dcjax.init(network, 4, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
     recipe = training.Recipe(optax.sgd(0.1, 0.9), batch_size=4, average=0.5)
     samples, one = dcjax.samples.replicate(4), jax.devices()[:1]
     narrow = dcjax.decompose(network, 4)
-    for phase, variables in (
+    for trainer, variables in (
         (training.side_by_side(narrow, samples, recipe, 4, devices=one), stacked),
         (training.data_parallel(network, samples, recipe, devices=one), dcjax.compose(stacked)),
     ):
-        state = phase.start(variables, jax.random.key(1))
-        phase.spread(phase.gather(state))
-        phase.finish(state)
+        state = trainer.start(variables, jax.random.key(1))
+        trainer.to_devices(trainer.to_host(state))
+        trainer.finish(state)
     params = stacked["params"]
     opt_state = jax.jit(recipe.optimizer.init)(params)
     dcjax.compose_opt_state(recipe.optimizer, opt_state, params)

@@ -17,7 +17,7 @@ def member(tree, k):
 
 def outcome(run):
     """Everything that training leaves, in plain form: keys as numbers."""
-    state = run.phase.gather(run.fitted.state)
+    state = run.trainer.to_host(run.fitted.state)
     losses = np.concatenate([epoch.losses for epoch in run.fitted.history])
     return state._replace(key=jax.random.key_data(state.key)), losses.T
 
@@ -35,13 +35,13 @@ def test_one_trained_alone_is_bitwise_the_one_trained_beside_others(side_by_side
 
 def test_several_on_a_device_are_bitwise_those_on_devices_of_their_own(side_by_side):
     several = side_by_side(3)
-    assert len(several.phase.devices) == 2
+    assert len(several.trainer.devices) == 2
     assert_same_bits(outcome(several), outcome(side_by_side(4)))
 
 
 def test_subnetworks_differ_in_order_augmentation_and_outcome(study, side_by_side):
     run = side_by_side(4)
-    order = run.phase.gather(run.phase.shuffle(run.fitted.state, run.train))
+    order = run.trainer.to_host(run.trainer.shuffle(run.fitted.state, run.train))
     assert order.shape == (4, 3, 16)
     for k in range(4):
         assert len(np.unique(order[k])) == 48
@@ -51,36 +51,36 @@ def test_subnetworks_differ_in_order_augmentation_and_outcome(study, side_by_sid
 
 def test_every_epoch_has_its_order(study, side_by_side):
     run = side_by_side(4)
-    first = run.phase.shuffle(run.phase.start(study.variables, study.key), run.train)
-    assert not np.array_equal(first, run.phase.shuffle(run.fitted.state, run.train))
+    first = run.trainer.shuffle(run.trainer.start(study.variables, study.key), run.train)
+    assert not np.array_equal(first, run.trainer.shuffle(run.fitted.state, run.train))
 
 
 def test_nothing_is_communicated(side_by_side):
     for run in (side_by_side(4), side_by_side(3)):
-        for program in (run.phase.shuffle, run.phase.step, run.phase.forward):
+        for program in (run.trainer.shuffle, run.trainer.step, run.trainer.forward):
             assert not COLLECTIVES.search(program.as_text())
 
 
 def test_the_data_parallel_step_does_communicate(data_parallel):
-    assert COLLECTIVES.search(data_parallel(4).phase.step.as_text())
+    assert COLLECTIVES.search(data_parallel(4).trainer.step.as_text())
 
 
 def test_a_step_moves_nothing_between_host_and_devices(study, side_by_side):
     run = side_by_side(4)
-    state = run.phase.start(study.variables, study.key)
+    state = run.trainer.start(study.variables, study.key)
     with jax.transfer_guard("disallow_explicit"):
-        order = run.phase.shuffle(state, run.train)
-        state, _ = run.phase.step(state, run.train, order)
-        run.phase.step(state, run.train, order)
+        order = run.trainer.shuffle(state, run.train)
+        state, _ = run.trainer.step(state, run.train, order)
+        run.trainer.step(state, run.train, order)
 
 
 def test_nan_stays_in_its_subnetwork(study, side_by_side):
     run = side_by_side(4)
-    clean = run.phase.start(study.variables, study.key)
-    plain = run.phase.gather(clean)
+    clean = run.trainer.start(study.variables, study.key)
+    plain = run.trainer.to_host(clean)
     head = plain.variables["params"]["Dense_0"]
     head["kernel"] = head["kernel"].at[2, 0, 0].set(jnp.nan)
-    sick = training.fit(run.phase, run.phase.spread(plain), run.train, epochs=2)
+    sick = training.fit(run.trainer, run.trainer.to_devices(plain), run.train, epochs=2)
 
     losses = np.concatenate([epoch.losses for epoch in sick.history])
     assert np.isnan(losses[:, 2]).all()
@@ -96,12 +96,12 @@ def test_the_first_step_is_a_step_down_the_gradient(study):
     network = study.network
     recipe = training.Recipe(optax.sgd(rate), batch_size=16, augment=training.no_augment)
     variables = jax.tree.map(lambda leaf: leaf[:1], study.variables)
-    phase = training.side_by_side(network, samples, recipe, 4, members=[k])
-    train = phase.place(*study.train)
-    state = phase.start(variables, study.key)
-    order = phase.shuffle(state, train)
-    chosen = np.asarray(phase.gather(order))[0, 0]
-    key = phase.gather(state).key[0]
+    trainer = training.side_by_side(network, samples, recipe, 4, members=[k])
+    train = trainer.place(*study.train)
+    state = trainer.start(variables, study.key)
+    order = trainer.shuffle(state, train)
+    chosen = np.asarray(trainer.to_host(order))[0, 0]
+    key = trainer.to_host(state).key[0]
 
     def cost(params):
         x = samples.split(recipe.normalise(jnp.asarray(study.train[0][chosen])))[k]
@@ -118,9 +118,9 @@ def test_the_first_step_is_a_step_down_the_gradient(study):
     loss, gradient = jax.jit(jax.value_and_grad(cost))(params)
     expected = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
-    state, losses = phase.step(state, train, order)
+    state, losses = trainer.step(state, train, order)
     np.testing.assert_allclose(losses, loss, rtol=1e-5)
-    actual = member(phase.finish(state), 0)["params"]
+    actual = member(trainer.finish(state), 0)["params"]
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -131,31 +131,31 @@ def dropout_key(key, step=0):
 def test_start_and_gather_copy(study, side_by_side):
     run = side_by_side(1, (0,))
     variables = jax.tree.map(lambda leaf: leaf[:1].copy(), study.variables)
-    state = run.phase.start(variables, study.key)
-    saved = run.phase.gather(state)
-    after, _ = run.phase.step(state, run.train, run.phase.shuffle(state, run.train))
+    state = run.trainer.start(variables, study.key)
+    saved = run.trainer.to_host(state)
+    after, _ = run.trainer.step(state, run.train, run.trainer.shuffle(state, run.train))
     assert jax.tree.leaves(state.variables)[0].is_deleted()  # the step reuses its memory
     chex.assert_trees_all_equal(saved.variables, variables)
-    assert int(run.phase.gather(after).step[0]) == 1
+    assert int(run.trainer.to_host(after).step[0]) == 1
 
 
 def test_a_stacked_stays_one(study):
     layout = dcjax.Layout(4, ())
-    phase = training.side_by_side(study.network, study.samples, study.recipe, 4)
-    state = phase.start(dcjax.Stacked(study.variables, layout), study.key)
-    train = phase.place(*study.train)
-    order = jax.eval_shape(phase.shuffle, state, train)
-    after, _ = jax.eval_shape(phase.step, state, train, order)
-    for variables in (phase.finish(state), after.variables):
+    trainer = training.side_by_side(study.network, study.samples, study.recipe, 4)
+    state = trainer.start(dcjax.Stacked(study.variables, layout), study.key)
+    train = trainer.place(*study.train)
+    order = jax.eval_shape(trainer.shuffle, state, train)
+    after, _ = jax.eval_shape(trainer.step, state, train, order)
+    for variables in (trainer.finish(state), after.variables):
         assert isinstance(variables, dcjax.Stacked)
         assert variables.layout is layout
-    chex.assert_trees_all_equal(phase.finish(state).tree, study.variables)
+    chex.assert_trees_all_equal(trainer.finish(state).tree, study.variables)
 
 
 def test_variables_of_another_number_of_subnetworks_are_refused(study):
-    phase = training.side_by_side(study.network, study.samples, study.recipe, 4, members=[1, 2])
+    trainer = training.side_by_side(study.network, study.samples, study.recipe, 4, members=[1, 2])
     with pytest.raises(ValueError, match="leading axis 2, one entry for each"):
-        phase.start(study.variables, study.key)
+        trainer.start(study.variables, study.key)
 
 
 @pytest.mark.parametrize("members", [[], [4], [-1], [1, 1]])
@@ -166,29 +166,7 @@ def test_members_are_numbers_of_subnetworks(study, members):
 
 def test_samples_for_another_number_of_subnetworks_are_refused(study):
     samples = dcjax.samples.replicate(3)
-    phase = training.side_by_side(study.network, samples, study.recipe, 4)
-    state, train = phase.start(study.variables, study.key), phase.place(*study.train)
+    trainer = training.side_by_side(study.network, samples, study.recipe, 4)
+    state, train = trainer.start(study.variables, study.key), trainer.place(*study.train)
     with pytest.raises(ValueError, match="3 inputs for 4 sub-networks"):
-        phase.step(state, train, phase.shuffle(state, train))
-
-
-def test_with_shares_each_sees_its_own_examples(study):
-    phase = training.side_by_side(
-        study.network, study.samples, study.recipe, 4, devices=jax.devices()[:2], shard_data=True
-    )
-    train = phase.place(*study.train)
-    order = phase.shuffle(phase.start(study.variables, study.key), train)
-    batches = np.asarray(order).reshape(4, 3, 16)  # devices and members; steps; examples
-    for k, seen in enumerate(batches.reshape(4, -1)):
-        assert {*(seen % 4)} == {k}
-        # 48 draws from a share of 12: four times all of it.
-        assert {*np.unique(seen, return_counts=True)[1]} == {4}
-    assert len({tuple(row) for row in (batches.reshape(4, -1) // 4)}) == 4  # in orders of their own
-
-
-def test_a_share_has_an_example(study):
-    recipe = study.recipe._replace(batch_size=2)
-    phase = training.side_by_side(study.network, study.samples, recipe, 4, shard_data=True)
-    train = phase.place(study.train[0][:3], study.train[1][:3])
-    with pytest.raises(ValueError, match="each of 4 shares, got 3"):
-        phase.shuffle(phase.start(study.variables, study.key), train)
+        trainer.step(state, train, trainer.shuffle(state, train))

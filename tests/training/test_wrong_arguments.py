@@ -25,9 +25,11 @@ def whole(**recipe):
     return training.data_parallel(Plain(), dcjax.samples.replicate(2), made)
 
 
-def test_sub_networks_are_composed_before_they_are_one_network():
+def test_data_parallel_refuses_stacked_variables():
     stacked = dcjax.init(Plain(), 2, jax.random.key(0), np.zeros((1, 5), np.float32))
-    with pytest.raises(ValueError, match=r"got 2 stacked sub-networks': dcjax\.compose\(stacked\)"):
+    with pytest.raises(
+        ValueError, match=r"those of 2 stacked sub-networks; compose them"
+    ):
         whole(train_kwargs={}).start(stacked, jax.random.key(1))
 
 
@@ -38,45 +40,45 @@ def test_start_takes_a_key(kind, request, study):
     if kind == "data_parallel":
         variables = jax.tree.map(lambda leaf: leaf[0], variables)
     with pytest.raises(TypeError, match=r"key is a random key such as .*, got int 0; the order"):
-        run.phase.start(variables, 0)
+        run.trainer.start(variables, 0)
 
 
-def test_what_the_networks_call_does_not_take_is_said():
+def test_arguments_that_the_networks_call_does_not_take_are_named():
     x, labels = np.ones((8, 5), np.float32), np.zeros(8, int)
     variables = Plain().init(jax.random.key(0), x)
     as_it_is = {"augment": training.no_augment, "normalise": lambda x: x}
-    phase = whole(**as_it_is)  # train=True is the recipe's default
-    state, train = phase.start(variables, jax.random.key(1)), phase.place(x, labels)
+    trainer = whole(**as_it_is)  # train=True is the recipe's default
+    state, train = trainer.start(variables, jax.random.key(1)), trainer.place(x, labels)
     with pytest.raises(TypeError, match="unexpected keyword argument 'train'") as refused:
-        training.fit(phase, state, train, 1)
-    assert "Recipe(train_kwargs={}) gives nothing" in refused.value.__notes__[0]
-    assert training.evaluate(phase, state, train).shape == (8, 3)
-    phase = whole(**as_it_is, eval_kwargs={"train": False})
+        training.fit(trainer, state, train, 1)
+    assert "Recipe(train_kwargs={}) passes nothing" in refused.value.__notes__[0]
+    assert training.evaluate(trainer, state, train).shape == (8, 3)
+    trainer = whole(**as_it_is, eval_kwargs={"train": False})
     with pytest.raises(TypeError) as refused:
-        training.evaluate(phase, state, train)
-    assert "Recipe(eval_kwargs={}) gives nothing" in refused.value.__notes__[0]
+        training.evaluate(trainer, state, train)
+    assert "Recipe(eval_kwargs={}) passes nothing" in refused.value.__notes__[0]
 
 
-def test_data_that_are_no_images_have_a_recipe_of_their_own():
-    """Vectors of floating-point numbers; each refusal names what the next try has."""
+def test_data_other_than_images_need_another_recipe():
+    """Each refusal names the argument that the next try gives."""
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(8, 5)).astype(np.float32), rng.integers(0, 3, 8)
     variables = Plain().init(jax.random.key(0), x)
 
     def fit(**recipe):
-        phase = whole(train_kwargs={}, **recipe)
+        trainer = whole(train_kwargs={}, **recipe)
         return training.fit(
-            phase, phase.start(variables, jax.random.key(1)), phase.place(x, labels), 1
+            trainer, trainer.start(variables, jax.random.key(1)), trainer.place(x, labels), 1
         )
 
-    with pytest.raises(ValueError, match=r"whole numbers from 0 to 255, got float32\(8, 5\); take"):
+    with pytest.raises(ValueError, match=r"from 0 to 255, got float32\(8, 5\); .*normalise="):
         fit()
-    with pytest.raises(ValueError, match=r"crop_and_flip is for images .*augment=dcjax\.training"):
+    with pytest.raises(ValueError, match=r"crop_and_flip expects images .*augment=dcjax\.training"):
         fit(normalise=lambda x: x)
     assert fit(augment=training.no_augment, normalise=lambda x: x).history
 
 
-def test_an_augmentation_may_make_floats_and_images_may_not_be_any():
+def test_an_augmentation_may_make_floats_but_images_may_not_be_floats():
     x, labels = np.full((8, 4, 4, 3), 255, np.uint8), np.zeros(8, int)
 
     def darker(key, images):
@@ -84,8 +86,10 @@ def test_an_augmentation_may_make_floats_and_images_may_not_be_any():
 
     network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
     recipe = training.Recipe(optax.sgd(0.1), batch_size=4, augment=darker, train_kwargs={})
-    phase = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
-    state = phase.start(network.init(jax.random.key(0), x), jax.random.key(1))
-    fitted = training.fit(phase, state, phase.place(x, labels), 1)
+    trainer = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    state = trainer.start(network.init(jax.random.key(0), x), jax.random.key(1))
+    fitted = training.fit(trainer, state, trainer.place(x, labels), 1)
     with pytest.raises(ValueError, match=r"from 0 to 255, got float32\(4, 4, 4, 3\)"):
-        training.evaluate(phase, fitted.state, phase.place((x / 255).astype(np.float32), labels))
+        training.evaluate(
+            trainer, fitted.state, trainer.place((x / 255).astype(np.float32), labels)
+        )
