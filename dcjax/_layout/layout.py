@@ -18,14 +18,13 @@ class LeafLayout:
 
     * An axis with split runs grows K-fold; entries whose split axes belong to different
       sub-networks (the off-diagonal blocks) are zero after composition.
-    * A leaf without any split axis is common to all: composition takes its mean. The head's bias is
-      such a leaf.
+    * A leaf without any split axis, such as the head's bias, is common to all: composition takes
+      its mean.
     * `head` marks a kernel that merges the sub-networks: its blocks are divided by K, so that the
       global logits are the mean of the sub-networks' logits.
-    * `used` says whether the network's result depends on the leaf in the call that was traced. What
-      it does not use (random counters, an auxiliary head) is composed by its shape alone: side by
-      side where it grows, the mean where it does not, and sub-network 0's where there is no mean
-      (integers, keys).
+    * `used` is False for a leaf that the traced call does not use (random counters, an auxiliary
+      head). It is composed by its shape alone: side by side if it grows, otherwise the mean, or
+      sub-network 0's value if there is no mean (integers, keys).
     """
 
     axes: tuple[Order, ...]
@@ -34,17 +33,17 @@ class LeafLayout:
 
     @property
     def is_mean(self) -> bool:
-        """Whether the leaf does not grow: composition takes the mean over the sub-networks."""
+        """True if the leaf does not grow: composition takes the mean over the sub-networks."""
         return all(order.is_shared for order in self.axes)
 
     @property
     def has_shared(self) -> bool:
-        """Whether some entries of the global leaf are common to all sub-networks."""
+        """True if some entries of the global leaf are common to all sub-networks."""
         return all(any(run.shared for run in order.runs) for order in self.axes)
 
     @property
     def has_off_diagonal(self) -> bool:
-        """Whether some entries of the global leaf connect different sub-networks."""
+        """True if some entries of the global leaf connect different sub-networks."""
         return sum(not order.is_shared for order in self.axes) > 1
 
     @property
@@ -53,21 +52,21 @@ class LeafLayout:
         return tuple(order.narrow for order in self.axes)
 
     def global_shape(self, subnets: int) -> tuple[int, ...]:
-        """The shape of the global leaf."""
+        """Return the shape of the global leaf."""
         return tuple(order.width(subnets) for order in self.axes)
 
     def __str__(self) -> str:
-        rule = "mean" if self.is_mean else "1/K" if self.head else "block"
-        rule = rule if self.used else "unused"
-        return f"{rule:6} {' , '.join(map(str, self.axes)) or 'scalar'}"
+        kind = "mean" if self.is_mean else "1/K" if self.head else "block"
+        kind = kind if self.used else "unused"
+        return f"{kind:6} {' , '.join(map(str, self.axes)) or 'scalar'}"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """The layouts of all leaves of a network's variables, for `subnets` = K sub-networks.
 
     Static and hashable. `layout["params"]` is the part below one key; `print(layout)` is a table:
-    path, shape in a sub-network, shape in the global network, rule (`block`: block-diagonal or
+    path, shape in a sub-network, shape in the global network, kind (`block`: block-diagonal or
     concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the call that
     was traced), and the runs of every axis.
     """
@@ -94,14 +93,13 @@ class Layout:
         return {path: leaf.global_shape(self.subnets) for path, leaf in self.leaves}
 
     def __getitem__(self, key: str) -> "Layout":
-        below = tuple((path[1:], leaf) for path, leaf in self.leaves if path and path[0] == key)
+        below = tuple((path[1:], leaf) for path, leaf in self.leaves if path[:1] == (key,))
         if not below:
             names = sorted({path[0] for path, _ in self.leaves if path})
             raise KeyError(f"{key!r}; this layout's top level has {names}")
         return Layout(self.subnets, below)
 
-    # A layout is static data of every Stacked, hashed and compared on each call of a jitted
-    # function: the hash is kept, and the usual case, the same object, is settled first.
+    # Layouts are static data of jitted functions, which hash them at each call.
     @functools.cached_property
     def _hash(self) -> int:
         return hash((self.subnets, self.leaves))
@@ -109,15 +107,8 @@ class Layout:
     def __hash__(self) -> int:
         return self._hash
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Layout) or hash(self) != hash(other):
-            return False
-        return self.subnets == other.subnets and self.leaves == other.leaves
-
     def __str__(self) -> str:
-        rows = [("leaf", "sub-network", "global", f"rule   axes (K = {self.subnets})")]
+        rows = [("leaf", "sub-network", "global", f"kind   axes (K = {self.subnets})")]
         for path, leaf in self.leaves:
             wide = leaf.global_shape(self.subnets)
             rows.append(("/".join(path), str(leaf.narrow_shape), str(wide), str(leaf)))
@@ -127,7 +118,7 @@ class Layout:
 
 
 def path_of(keys: Iterable[Any]) -> Path:
-    """A leaf's path as plain strings: jax's keys without their decoration."""
+    """Return JAX's keys of a leaf as plain strings."""
     return _plain(tuple(keys))
 
 

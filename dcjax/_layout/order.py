@@ -1,8 +1,7 @@
 """The order of the units along one axis: where each sub-network's entries stand in the global axis.
 
-An `Order` relates an axis of n entries of every sub-network to the axis of the global network. It
-is kept as *runs*, a few integers, so that composition is reshapes and copies, equality is cheap,
-and the whole is hashable static data.
+An `Order` is kept as *runs*, a few integers, so that composition is reshapes and copies, equality
+is cheap, and the whole is hashable static data.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ class Run(NamedTuple):
     shared: bool = False
 
     def width(self, subnets: int) -> int:
-        """Entries of the global axis that the run takes."""
+        """Return how many entries of the global axis the run takes."""
         return self.units if self.shared else subnets * self.units
 
 
@@ -51,46 +50,45 @@ class Order:
     repeat: int = 1
 
     def __post_init__(self) -> None:
-        """Bring the runs to the normal form: merge shared neighbours, find the shortest period."""
-        runs = _merged(run for run in self.runs if run.units)
-        repeat = self.repeat
+        runs, repeat = _merged(run for run in self.runs if run.units), self.repeat
         if runs and runs[0].shared and runs[-1].shared:  # the seams between repeats merge too
             runs, repeat = _merged(runs * repeat), 1
-        period = _period(runs)
+        # The shortest sequence of which the runs are a whole number of repeats.
+        lengths = (d for d in range(1, len(runs) + 1) if len(runs) % d == 0)
+        period = next((d for d in lengths if runs == runs[:d] * (len(runs) // d)), 1)
         object.__setattr__(self, "runs", runs[:period])
-        object.__setattr__(self, "repeat", repeat * (len(runs) // max(period, 1)))
+        object.__setattr__(self, "repeat", repeat * (len(runs) // period))
 
     @property
     def is_shared(self) -> bool:
-        """Whether the axis does not grow at all."""
+        """True if the axis does not grow."""
         return all(run.shared for run in self.runs)
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the axis has shared entries beside split ones."""
+        """True if the axis has shared entries beside split ones."""
         return not self.is_shared and any(run.shared for run in self.runs)
 
     @property
     def narrow(self) -> int:
-        """Entries of a sub-network's axis."""
+        """The number of entries of a sub-network's axis."""
         return self.repeat * sum(run.units for run in self.runs)
 
     def width(self, subnets: int) -> int:
-        """Entries of the global axis."""
+        """Return the number of entries of the global axis."""
         return self.repeat * sum(run.width(subnets) for run in self.runs)
 
     def spans(self, subnets: int) -> Iterator[tuple[Run, int, int]]:
-        """Each run of one period with its first entry in the narrow and in the global period."""
+        """Iterate over the runs of one period, with their starts in the narrow and global axis."""
         narrow = width = 0
         for run in self.runs:
             yield run, narrow, width
             narrow, width = narrow + run.units, width + run.width(subnets)
 
     def indices(self, subnets: int) -> Int[np.ndarray, "K n"]:
-        """The global place of every sub-network's every entry; shared ones have the same for all.
+        """Return the global index of every sub-network's every entry.
 
-        This is the definition of an order. Composition does not use it (it copies runs); tests and
-        people do.
+        This is the definition of an order. Composition copies runs and does not use it.
 
         >>> Order((Run(1),), repeat=2).indices(2)
         array([[0, 2],
@@ -105,48 +103,35 @@ class Order:
         return (starts[:, None] + period[:, None, :]).reshape(subnets, -1)
 
     def entries(self, subnets: int) -> Int[np.ndarray, " width"]:
-        """The sub-network's entry that stands at every global place, whosever it is.
+        """Return the index in a sub-network's axis of the entry at every global index.
 
         >>> Order((Run(2),)).entries(2)
         array([0, 1, 0, 1])
         """
-        places = self.indices(subnets)
         entries = np.zeros(self.width(subnets), int)
-        entries[places] = np.arange(self.narrow)
+        entries[self.indices(subnets)] = np.arange(self.narrow)
         return entries
 
     def __str__(self) -> str:
-        terms = [f"{run.units} shared" if run.shared else f"K×{run.units}" for run in self.runs]
         if self.is_shared:
             return str(self.narrow)
-        inside = " + ".join(terms)
+        runs = [f"{run.units} shared" if run.shared else f"K×{run.units}" for run in self.runs]
+        inside = " + ".join(runs)
         if self.repeat == 1:
             return inside
-        return f"{self.repeat}×({inside})" if len(terms) > 1 else f"{self.repeat}×{inside}"
-
-
-def split(units: int) -> Order:
-    """Every sub-network's units side by side: sub-network 0's block, then sub-network 1's, …."""
-    return Order((Run(units),))
+        return f"{self.repeat}×({inside})" if len(runs) > 1 else f"{self.repeat}×{inside}"
 
 
 def shared(units: int) -> Order:
-    """An axis that does not grow: the entries are common to all sub-networks."""
+    """Return the order of an axis that does not grow."""
     return Order((Run(units, shared=True),))
 
 
 def _merged(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """The runs with neighbouring shared runs made one (neighbouring split runs are not one)."""
+    """Merge neighbouring shared runs; two neighbouring split runs differ from one of both."""
     merged: list[Run] = []
     for run in runs:
         if merged and run.shared and merged[-1].shared:
-            merged[-1] = Run(merged[-1].units + run.units, shared=True)
-        else:
-            merged.append(run)
+            run = Run(merged.pop().units + run.units, shared=True)
+        merged.append(run)
     return tuple(merged)
-
-
-def _period(runs: tuple[Run, ...]) -> int:
-    """The length of the shortest sequence of which the runs are a whole number of repeats."""
-    lengths = (d for d in range(1, len(runs) + 1) if len(runs) % d == 0)
-    return next((d for d in lengths if runs == runs[:d] * (len(runs) // d)), len(runs))

@@ -15,7 +15,6 @@ from dcjax._compose.stack import check_stacked, stack
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout
 from dcjax._linen.decompose import DEFAULT_FIELDS, decompose
-from dcjax._tracing.jaxprs import arrays_only
 from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples, replicate
 
@@ -253,7 +252,7 @@ def _init(network: Any, kwargs: dict[str, Any]) -> Any:
     def initialise(key: Array, x: Any) -> PyTree:
         return _call(network.init, {**rngs, "params": key} if rngs else key, x, **others)
 
-    return arrays_only(initialise, "variables")
+    return initialise
 
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

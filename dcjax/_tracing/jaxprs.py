@@ -1,57 +1,12 @@
-"""Helpers for jaxprs: tracing a function, and reading what an equation holds."""
+"""Jaxprs inside of equations, on all supported versions of JAX."""
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.extend.core as jex
-from jax.interpreters import partial_eval
-
-from dcjax._checks import array_fault, leaves_of, shown
 
 # Primitives that only run the jaxpr they hold: jit, remat, functions with custom derivatives.
-CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "checkpoint",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-)
-
-
-def trace_program(function: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:
-    """Trace a function of abstract arrays (`jax.ShapeDtypeStruct`s); none is allocated.
-
-    Raises:
-      TypeError: its result is empty, or holds something that is not an array.
-    """
-    return jax.make_jaxpr(arrays_only(function, "result"))(*args)
-
-
-def arrays_only(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Wrap a function to raise a `TypeError` where its result is not a tree of arrays, or empty."""
-
-    def checked(*args: Any) -> Any:
-        out = function(*args)
-        leaves = leaves_of(out, f"network's {what}")
-        faults = {path: array_fault(leaf) for path, leaf in leaves.items()}
-        wrong = [f"{'/'.join(path)} {fault}".strip() for path, fault in faults.items() if fault]
-        if wrong or not leaves:
-            got = "\n  ".join(["", *wrong]) if leaves else f" got none ({shown(out)})"
-            raise TypeError(f"the network's {what} must be arrays:{got}")
-        return out
-
-    return checked
-
-
-def used_arguments(program: jex.ClosedJaxpr) -> list[bool]:
-    """Return for each flat argument whether the results depend on it."""
-    jaxpr = program.jaxpr
-    return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
+CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+CALLS += ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 def inner_program(params: dict[str, Any]) -> jex.ClosedJaxpr:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 from dcjax._checks import leaves_of
 from dcjax._layout.layout import Layout, LeafLayout, Path
 from dcjax._layout.order import shared
 from dcjax._tracing.errors import NotSeparableError, Violation
-from dcjax._tracing.jaxprs import trace_program, used_arguments
 from dcjax._tracing.unify import SUBNETS, Orders, Size, Units
 from dcjax._tracing.value import Axis, Value
 from dcjax._tracing.walk import Tap, Walk
@@ -44,42 +44,39 @@ def separate(
       NotSeparableError: the global network cannot compute what the sub-networks compute.
       ValueError: the two trees of variables differ in structure, or the inputs in number or rank.
     """
-    programs = trace_program(narrow, *narrow_args), trace_program(wide, *wide_args)
-    narrow_leaves, wide_leaves = (leaves_of(v, "variables") for v in (narrow_args[0], wide_args[0]))
-    leaves = _pair_leaves(narrow_leaves, wide_leaves)
-    inputs = _pair_inputs(narrow_args[1:], wide_args[1:])
-    dtypes = {path: leaf.dtype for path, leaf in wide_leaves.items()}
-    integers = {path: d for path, d in dtypes.items() if not jnp.issubdtype(d, jnp.inexact)}
+    programs = jax.make_jaxpr(narrow)(*narrow_args), jax.make_jaxpr(wide)(*wide_args)
+    leaves = _pair("variables", narrow_args[0], wide_args[0])
+    inputs = _pair("inputs", narrow_args[1:], wide_args[1:])
+    for what, arrays in {"variables": leaves, "result": programs[0].out_avals}.items():
+        if not arrays:
+            raise TypeError(f"the network's {what} must be arrays: got none")
+    dtypes = {path: leaf.dtype for path, leaf in leaves_of(wide_args[0], "variables").items()}
+    integers = {path for path, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.inexact)}
     # The trees may list their leaves in different orders: the wide program takes the narrow one's.
     invars = programs[1].jaxpr.invars
-    of_leaf = dict(zip(wide_leaves, invars, strict=False))
+    of_leaf = dict(zip(dtypes, invars, strict=False))
     invars = [*(of_leaf[path] for path in leaves), *invars[len(leaves) :]]
     aligned = programs[1].replace(jaxpr=programs[1].jaxpr.replace(invars=invars))
     heads: frozenset[Path] = frozenset()
     while True:
         walk = Walk(Orders(subnets), heads, integers)
         values = [_leaf_value(walk, path, sizes) for path, sizes in leaves.items()]
-        given = [*values, *(_input_value(walk, sizes) for sizes in inputs)]
-        outputs = walk.run(programs[0], aligned, given)
-        if any(value.power for value in outputs):
+        given = [*values, *(_input_value(walk, sizes) for sizes in inputs.values())]
+        if any(value.power for value in walk.run(programs[0], aligned, given)):
             walk.violate(_TIED_RESULT)
         if walk.violations:
             raise NotSeparableError(tuple(walk.violations.values()))
         if walk.new_heads <= heads:
             break
         heads = heads | walk.new_heads
+    jaxpr = programs[0].jaxpr
+    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
     found = []
-    for path, value, is_used in zip(leaves, values, used_arguments(programs[0]), strict=False):
+    for path, value, is_used in zip(leaves, values, used, strict=False):
         if is_used and path in integers and (value.averaged_because or path in heads):
-            walk.violate(
-                Violation(
-                    "/".join(path),
-                    "leaf",
-                    "the result depends on it, it needs a mean or a division by K, and it is "
-                    f"{integers[path]}",
-                    "make it floating point",
-                )
-            )
+            problem = "the result depends on it, it needs a mean or a division by K, and it is "
+            problem += str(dtypes[path])
+            walk.violate(Violation("/".join(path), "leaf", problem, "make it floating point"))
         orders = tuple(walk.orders.settle(axis.term) for axis in value.axes)
         found.append((path, LeafLayout(orders, path in heads, is_used)))
     if walk.violations:
@@ -101,9 +98,12 @@ def identity_layout(variables: PyTree) -> Layout:
     return Layout(1, tuple((path, LeafLayout(tuple(map(shared, x.shape)))) for path, x in leaves))
 
 
-def _pair_leaves(narrow: dict[Path, Any], wide: dict[Path, Any]) -> dict[Path, tuple[Size, ...]]:
-    """Return the sizes of every leaf's axes."""
-    n, w = ({path: tuple(x.shape) for path, x in tree.items()} for tree in (narrow, wide))
+def _pair(what: str, narrow: PyTree, wide: PyTree) -> dict[Path, tuple[Size, ...]]:
+    """Return the sizes of every leaf's axes in both trees."""
+    n, w = (
+        {path: tuple(leaf.shape) for path, leaf in leaves_of(tree, what).items()}
+        for tree in (narrow, wide)
+    )
     differing = [f"{'/'.join(p)} is only in the sub-network" for p in n if p not in w]
     differing += [f"{'/'.join(p)} is only in the global network" for p in w if p not in n]
     differing += [
@@ -113,21 +113,10 @@ def _pair_leaves(narrow: dict[Path, Any], wide: dict[Path, Any]) -> dict[Path, t
     ]
     if differing:
         raise ValueError(
-            "the variables of the sub-network and the global network must have one structure:\n  "
+            f"the {what} of the sub-network and the global network must have one structure:\n  "
             + "\n  ".join(differing)
         )
     return {path: tuple(map(Size, shape, w[path])) for path, shape in n.items()}
-
-
-def _pair_inputs(narrow: PyTree, wide: PyTree) -> list[tuple[Size, ...]]:
-    """Return the sizes of every input's axes."""
-    n, w = ([tuple(leaf.shape) for leaf in jax.tree.leaves(tree)] for tree in (narrow, wide))
-    if list(map(len, n)) != list(map(len, w)):
-        raise ValueError(
-            "the sub-network and the global network must have inputs of the same number and "
-            f"ranks, got shapes {n} and {w}"
-        )
-    return [tuple(map(Size, *shapes)) for shapes in zip(n, w, strict=True)]
 
 
 def _leaf_value(walk: Walk, path: Path, sizes: Sequence[Size]) -> Value:

@@ -1,9 +1,9 @@
-"""Orders with unknowns, and their unification.
+"""The unifier: orders with unknowns, and the equations between them.
 
 The order of a layer's output channels is free until a later use decides it: a split, a fused qkv
 reshape, a concatenation, groups, a residual sum. While the network is traced every axis is
-therefore a *term*, and each use is an equation between terms, solved at once by binding unknowns in
-place (as Prolog does), so that one pass over the network suffices and no restart is needed.
+therefore a *term*, and each use is an equation between terms. It is solved at once by binding
+unknowns in place (as Prolog does), so that one pass over the network suffices.
 
 A term is a tuple of pieces that follow each other along the axis:
 
@@ -11,8 +11,6 @@ A term is a tuple of pieces that follow each other along the axis:
 * `Units(leaf, each)`: `each` consecutive entries for every unit of `leaf`, which is `SUBNETS` (one
   unit for every sub-network, in their order) or an `Unknown`;
 * `Repeat(times, term)`: the term again and again, as a flatten makes it.
-
-A size is a pair (narrow, wide): entries in a sub-network's axis and in the global one.
 """
 
 import dataclasses
@@ -26,7 +24,7 @@ _MOST_STEPS = 100_000
 
 
 class Size(NamedTuple):
-    """Entries of a sub-network's axis, and of the global network's."""
+    """The number of entries of a sub-network's axis, and of the global network's."""
 
     narrow: int
     wide: int
@@ -35,18 +33,18 @@ class Size(NamedTuple):
         return Size(self.narrow - other.narrow, self.wide - other.wide)
 
     def times(self, factor: int) -> "Size":
-        """The size of `factor` such axes in a row."""
+        """Return the size of `factor` such axes in a row."""
         return Size(self.narrow * factor, self.wide * factor)
 
     def over(self, factor: int) -> "Size":
-        """The size of a `factor`-th of the axis."""
+        """Return the size of a `factor`-th of the axis."""
         if self.narrow % factor or self.wide % factor:
             raise Conflict(f"{self} is not a multiple of {factor}")
         return Size(self.narrow // factor, self.wide // factor)
 
     @property
     def grows(self) -> bool:
-        """Whether the global axis is longer than a sub-network's."""
+        """True if the global axis is longer than a sub-network's."""
         return self.narrow != self.wide
 
     def __str__(self) -> str:
@@ -65,7 +63,6 @@ class Unknown:
     value: "Term | None" = None
 
 
-@dataclasses.dataclass(eq=False)
 class _Subnets:
     """The axis that has one unit for each sub-network."""
 
@@ -98,27 +95,24 @@ Term: TypeAlias = tuple[Piece, ...]
 
 
 class Orders:
-    """The orders of one trace with K = `subnets` sub-networks."""
+    """The unifier of one walk, for K = `subnets` sub-networks."""
 
     def __init__(self, subnets: int):
         self.subnets = subnets
         self.steps = 0
 
     def fresh(self, size: Size) -> Term:
-        """A new axis of a size: fixed if it does not grow, otherwise of unknown order."""
+        """Return a new axis: fixed if it does not grow, otherwise of unknown order."""
         if not size.grows:
             return (Fixed(size.narrow),) if size.narrow else ()
-        shared, split = self._parts(size)
-        if shared == 0 and split == 1:
-            return (Units(SUBNETS, 1),)
-        return (Units(Unknown(size), 1),)
+        return (Units(SUBNETS if self._parts(size) == (0, 1) else Unknown(size), 1),)
 
     def unchecked(self, size: Size) -> Term:
-        """An axis of any size, fitting K or not: to go on after a violation."""
+        """Return a new axis even if K sub-networks cannot have it: to go on after a violation."""
         return (Units(Unknown(size), 1),) if size.grows else self.fresh(size)
 
     def _parts(self, size: Size) -> tuple[int, int]:
-        """How many entries of an axis are shared, and how many each sub-network has of its own."""
+        """Return how many entries of an axis are shared, and how many are split."""
         split, rest = divmod(size.wide - size.narrow, self.subnets - 1)
         if rest or not 0 <= split <= size.narrow:
             raise Conflict(
@@ -128,7 +122,7 @@ class Orders:
         return size.narrow - split, split
 
     def size(self, term: Term) -> Size:
-        """The entries of a term."""
+        """Return the number of entries of a term."""
         sizes = [self._piece_size(piece) for piece in term]
         return Size(sum(s.narrow for s in sizes), sum(s.wide for s in sizes))
 
@@ -143,17 +137,13 @@ class Orders:
             case Units(_, each):
                 return Size(each, self.subnets * each)
 
-    def is_shared(self, term: Term) -> bool:
-        """Whether the axis does not grow."""
-        return not self.size(term).grows
-
     def is_mixed(self, term: Term) -> bool:
-        """Whether the axis has shared entries beside growing ones."""
+        """Return whether the axis has shared entries beside split ones."""
         size = self.size(term)
         return size.grows and self._parts(size)[0] > 0
 
     def unify(self, left: Term, right: Term) -> None:
-        """Make two orders the same by binding unknowns; `Conflict` where they cannot be."""
+        """Make two orders the same by binding unknowns; `Conflict` if they cannot be."""
         if self.size(left) != self.size(right):
             raise Conflict(f"sizes {self.size(left)} and {self.size(right)} differ")
         a, b = list(reversed(left)), list(reversed(right))
@@ -161,12 +151,12 @@ class Orders:
             self.steps += 1
             if self.steps > _MOST_STEPS:
                 raise Conflict("too many equations to be solved")
-            self._unify_heads(_pop(a), _pop(b), a, b)
+            self._unify_first(_pop(a), _pop(b), a, b)
 
-    def _unify_heads(self, p: Piece, q: Piece, a: list[Piece], b: list[Piece]) -> None:
-        """One step: make the first pieces equal, and put back what is left of the longer one."""
+    def _unify_first(self, p: Piece, q: Piece, a: list[Piece], b: list[Piece]) -> None:
+        """Make the first pieces equal, and put back the rest of the longer one."""
         np, nq = self._piece_size(p), self._piece_size(q)
-        if np.narrow < nq.narrow or (np.narrow == nq.narrow and np.wide < nq.wide):
+        if np < nq:
             p, q, a, b, np, nq = q, p, b, a, nq, np
         match p, q:
             case _ if p == q:
@@ -184,23 +174,21 @@ class Orders:
                 b.append(q)
             case Repeat(), Repeat():
                 self._unify_repeats(p, q, a, b)
-            case Repeat(times, term), _:
-                _push(a, (*term, Repeat(times - 1, term)))
+            case Repeat(), _:
+                _push(a, _unrolled(p))
                 b.append(q)
-            case (_, Repeat(times, term)):
+            case _, Repeat():
                 a.append(p)
-                _push(b, (*term, Repeat(times - 1, term)))
-            case (_, Units(Unknown() as v, each)):
-                raise Conflict(f"{nq} entries against a block of {np}")
+                _push(b, _unrolled(q))
             case _:
-                raise Conflict(f"{self.show((p,))} against {self.show((q,))}")
+                raise Conflict(f"{self.settle((p,))} against {self.settle((q,))}")
 
     def _bind(self, v: Unknown, each: int, piece: Piece) -> None:
         """Solve (v × each) = piece for v."""
         match piece:
             case Units(leaf, other) if leaf is v:
                 pass  # equal sizes: the same piece
-            case _ if _holds(piece, v):
+            case _ if _holds((piece,), v):
                 raise Conflict("the same channels in two orders")
             case Units(leaf, other) if other % each == 0:
                 v.value = (Units(leaf, other // each),)
@@ -214,10 +202,10 @@ class Orders:
                 v.value = (Repeat(times, inner),)
                 self.unify(scale(inner, each), term)
             case _:
-                raise Conflict(f"{self.show((piece,))} is not made of blocks of {each}")
+                raise Conflict(f"{self.settle((piece,))} is not made of blocks of {each}")
 
     def _unify_repeats(self, p: Repeat, q: Repeat, a: list[Piece], b: list[Piece]) -> None:
-        """Two repeats: compare whole periods where one is a multiple of the other, else unroll."""
+        """Compare whole periods if one is a multiple of the other, otherwise one entry of each."""
         np, nq = self.size(p.term), self.size(q.term)
         if np.narrow < nq.narrow:
             p, q, a, b, np, nq = q, p, b, a, nq, np
@@ -228,11 +216,11 @@ class Orders:
             _push(a, (Repeat(p.times - count, p.term),))
             _push(b, (Repeat(q.times - count * ratio, q.term),))
         else:
-            _push(a, (*p.term, Repeat(p.times - 1, p.term)))
-            _push(b, (*q.term, Repeat(q.times - 1, q.term)))
+            _push(a, _unrolled(p))
+            _push(b, _unrolled(q))
 
     def settle(self, term: Term) -> Order:
-        """The term as runs; what no use has decided becomes one block for each sub-network."""
+        """Return the term as runs; undecided orders become one block for each sub-network."""
         pieces = _resolve(term)
         if len(pieces) == 1 and isinstance(pieces[0], Repeat):
             inner = self.settle(pieces[0].term)
@@ -243,34 +231,18 @@ class Orders:
         match piece:
             case Fixed(n):
                 return (Run(n, shared=True),)
-            case Repeat(_, term):
+            case Repeat(times, term):
                 order = self.settle(term)
-                return order.runs * (order.repeat * piece.times)
-            case Units(Unknown() as v, each):
-                shared, split = self._parts(v.size)
-                v.value = (*((Fixed(shared),) if shared else ()), Units(SUBNETS, split))
-                return tuple(run for p in scale(v.value, each) for run in self._runs(p))
+                return order.runs * (order.repeat * times)
+            case Units(Unknown(size=size), each):
+                shared, split = self._parts(size)
+                return Run(shared * each, shared=True), Run(split * each)
             case Units(_, each):
                 return (Run(each),)
 
-    def show(self, term: Term) -> str:
-        """A term in words, for messages; unknown parts as `?`."""
-        return " + ".join(self._show(piece) for piece in _resolve(term))
-
-    def _show(self, piece: Piece) -> str:
-        match piece:
-            case Fixed(n):
-                return f"{n} shared"
-            case Repeat(times, term):
-                return f"{times}×({self.show(term)})"
-            case Units(Unknown(size=size), each):
-                return f"?{size}×{each}" if each > 1 else f"?{size}"
-            case Units(_, each):
-                return f"K×{each}"
-
 
 def scale(term: Term, each: int) -> Term:
-    """The axis followed by a fixed axis of `each`, flattened into one."""
+    """Return the axis followed by a fixed axis of `each`, flattened into one."""
     if each == 1:
         return term
 
@@ -283,11 +255,11 @@ def scale(term: Term, each: int) -> Term:
             case Repeat(times, inner):
                 return Repeat(times, scale(inner, each))
 
-    return tuple(scaled(piece) for piece in term)
+    return tuple(map(scaled, term))
 
 
 def repeat(times: int, term: Term) -> Term:
-    """A fixed axis of `times` followed by the axis, flattened into one."""
+    """Return a fixed axis of `times` followed by the axis, flattened into one."""
     if times == 1:
         return term
     if all(isinstance(piece, Fixed) for piece in term):
@@ -295,8 +267,12 @@ def repeat(times: int, term: Term) -> Term:
     return (Repeat(times, term),)
 
 
+def _unrolled(piece: Repeat) -> Term:
+    return (*piece.term, Repeat(piece.times - 1, piece.term))
+
+
 def _pop(pieces: list[Piece]) -> Piece:
-    """The next piece, with what is known by now put in the place of unknowns."""
+    """Take the next piece, replacing bound unknowns."""
     piece = pieces.pop()
     while isinstance(piece, Units) and isinstance(piece.leaf, Unknown) and piece.leaf.value:
         _push(pieces, scale(piece.leaf.value, piece.each))
@@ -316,19 +292,14 @@ def _push(pieces: list[Piece], term: Term) -> None:
                 pieces.append(piece)
 
 
-def _holds(piece: Piece, v: Unknown) -> bool:
-    """Whether an unknown is in a piece."""
-    match piece:
-        case Repeat(_, term):
-            return any(_holds(inner, v) for inner in _resolve(term))
-        case Units(leaf, _):
-            return leaf is v
-        case _:
-            return False
+def _holds(term: Term, v: Unknown) -> bool:
+    pieces = _resolve(term)
+    inner = any(_holds(piece.term, v) for piece in pieces if isinstance(piece, Repeat))
+    return inner or any(piece.leaf is v for piece in pieces if isinstance(piece, Units))
 
 
 def _resolve(term: Term) -> Term:
-    """The term with every bound unknown replaced."""
+    """Return the term with every bound unknown replaced."""
     pieces, out = list(reversed(term)), []
     while pieces:
         out.append(_pop(pieces))

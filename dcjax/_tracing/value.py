@@ -93,7 +93,7 @@ class Context(NamedTuple):
 
     def grows(self, axis: Axis) -> bool:
         """Return whether the axis is longer in the global network."""
-        return not self.orders.is_shared(axis.term)
+        return self.orders.size(axis.term).grows
 
     def varying_axes(self, axes: Sequence[Axis]) -> frozenset[int]:
         """Return the indices of the growing axes along which an array with these axes varies."""

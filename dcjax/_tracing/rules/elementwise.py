@@ -15,11 +15,12 @@ _OFF_DIAGONAL = (
     "the zeros between the sub-networks' blocks would not stay zero",
     "use only operations that keep zeros on a kernel (products, sums of like kernels)",
 )
-# Makes the result from its operands and its axes.
-Combine = Callable[[Context, Sequence[Value], tuple[Axis, ...]], Value]
+Axes = tuple[Axis, ...]
 
 
-def _elementwise(combine: Combine) -> Rule:
+def _elementwise(combine: Callable[[Context, Sequence[Value], Axes], Value]) -> Rule:
+    """Make a rule of a function that combines the operands to an array with the joined axes."""
+
     def rule(context: Context, equation: Equation, *values: Value) -> Value:
         axes = joined_axes(context, equation, values)
         _refuse_mean_beside_channels(context, values, axes)
@@ -28,15 +29,12 @@ def _elementwise(combine: Combine) -> Rule:
     return rule
 
 
-def joined_axes(context: Context, equation: Equation, values: Sequence[Value]) -> tuple[Axis, ...]:
+def joined_axes(context: Context, equation: Equation, values: Sequence[Value]) -> Axes:
     """Return the axes of an elementwise result; operands of size 1 are broadcast."""
     joined = []
     for i, size in enumerate(equation.out_sizes[0]):
-        meeting = [
-            value.axes[i]
-            for value, sizes in zip(values, equation.in_sizes, strict=True)
-            if sizes and not is_broadcast(sizes[i], size)
-        ]
+        operands = zip(values, equation.in_sizes, strict=True)
+        meeting = [v.axes[i] for v, sizes in operands if sizes and not is_broadcast(sizes[i], size)]
         joined.append(unified(context, meeting) if meeting else context.fresh(size, const=True))
     return tuple(joined)
 
@@ -66,9 +64,7 @@ def _blended(values: Sequence[Value], **changes: Any) -> Value:
     return dataclasses.replace(Value(averaged_because=reason, from_params=from_params), **changes)
 
 
-def _refuse_mean_beside_channels(
-    context: Context, values: Sequence[Value], axes: Sequence[Axis]
-) -> None:
+def _refuse_mean_beside_channels(context: Context, values: Sequence[Value], axes: Axes) -> None:
     """A mean has no entry for each sub-network, even where all of these would be equal."""
     for value in values:
         if value.averaged_because and any(map(context.grows, axes)):
@@ -87,16 +83,15 @@ def _refuse_nonlinear(values: Sequence[Value]) -> None:
             )
 
 
-def _refuse_other_blocks(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> None:
+def _refuse_other_blocks(context: Context, values: Sequence[Value], axes: Axes) -> None:
     """A block-diagonal result needs operands with the same blocks."""
     varying = context.varying_axes(axes)
-    if len(varying) > 1 and any(
-        context.varying_axes(v.axes) != varying and not v.zero for v in values
-    ):
+    others = (v for v in values if context.varying_axes(v.axes) != varying and not v.zero)
+    if len(varying) > 1 and any(others):
         raise Inseparable(*_OFF_DIAGONAL)
 
 
-def nonlinear(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+def nonlinear(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     """Combine arrays by a function that may be non-zero at zero."""
     _refuse_nonlinear(values)
     if len(context.varying_axes(axes)) > 1:
@@ -104,14 +99,14 @@ def nonlinear(context: Context, values: Sequence[Value], axes: tuple[Axis, ...])
     return _blended(values, axes=axes)
 
 
-def _zero_keeping(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+def _zero_keeping(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     """Combine arrays by a function with f(0, …, 0) = 0: block-diagonal kernels stay so."""
     _refuse_nonlinear(values)
     _refuse_other_blocks(context, values, axes)
     return _blended(values, axes=axes, zero=all(v.zero for v in values))
 
 
-def _sum(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+def _sum(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     """Add arrays: linear in all of them together; zeros are neutral."""
     _refuse_other_blocks(context, values, axes)
     terms = [v for v in values if not v.zero] or list(values)
@@ -125,23 +120,23 @@ def _sum(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> V
     return _blended(values, axes=axes, power=terms[0].power, linear=linear, zero=zero)
 
 
-def one_of(context: Context, values: Sequence[Value], axes: Sequence[Axis]) -> Value:
+def one_of(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     """Make an array whose every entry is taken from one of these arrays."""
     _refuse_mean_beside_channels(context, values, axes)
-    return _sum(context, values, tuple(axes))
+    return _sum(context, values, axes)
 
 
 def either(context: Context, values: Sequence[Value]) -> Value:
     """Make an array that is one of these: a branch's result, or the state of a loop."""
     axes = zip(*(value.axes for value in values), strict=True)
-    return one_of(context, values, [unified(context, meeting) for meeting in axes])
+    return one_of(context, values, tuple(unified(context, meeting) for meeting in axes))
 
 
-def _linear(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+def _linear(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     return values[0].with_axes(axes)
 
 
-def _product(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+def _product(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     if len(joined_groups(*(context.varying_axes(v.axes) for v in values))) > 1:
         raise Inseparable(
             "it multiplies every channel with every channel, of other sub-networks too",
@@ -165,14 +160,12 @@ def product_of(values: Sequence[Value]) -> Value:
     )
 
 
-def _quotient(context: Context, values: Sequence[Value], axes: tuple[Axis, ...]) -> Value:
+def _quotient(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     over, under = values
     if under.averaged_because:
         raise mean_refused(under, "a quotient is not linear in its denominator")
-    below = context.varying_axes(under.axes)
-    if len(context.varying_axes(axes)) > 1 and (
-        len(below) > 1 or not below <= context.varying_axes(over.axes)
-    ):
+    above, below = (context.varying_axes(v.axes) for v in values)
+    if len(above | below) > 1 and (len(below) > 1 or not below <= above):
         raise Inseparable(*_OFF_DIAGONAL)
     linear = tuple(leaf for leaf in over.linear if leaf not in under.linear)
     power = over.power - under.power

@@ -116,4 +116,4 @@ def _dynamic_update_slice(
             refuse_across_subnets(context, value, [i])
             refuse_across_subnets(context, update, [i])
             axes.append(Axis(axis.term, axis.const and part.const))
-    return one_of(context, (value, update), axes)
+    return one_of(context, (value, update), tuple(axes))

@@ -19,16 +19,8 @@ def refuse_across_subnets(context: Context, value: Value, axes: Iterable[int]) -
         )
 
 
-@register_rule(
-    "reduce_max",
-    "reduce_min",
-    "reduce_prod",
-    "reduce_and",
-    "reduce_or",
-    "reduce_xor",
-    "argmax",
-    "argmin",
-)
+@register_rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
+@register_rule("argmax", "argmin")
 def _reduce(context: Context, equation: Equation, value: Value) -> Value:
     reduced = equation.same("axes")
     refuse_across_subnets(context, value, reduced)
@@ -78,14 +70,12 @@ def _sort(context: Context, equation: Equation, *values: Value) -> list[Value]:
 
 @register_rule("top_k")
 def _top_k(context: Context, equation: Equation, value: Value) -> list[Value]:
-    axis = equation.narrow.get("axis", len(value.axes) - 1)
-    refuse_across_subnets(context, value, [axis])
+    refuse_across_subnets(context, value, [equation.narrow.get("axis", -1)])
     return [resized(context, equation, nonlinear(context, [value], value.axes))] * 2
 
 
 @register_rule("fft")
 def _fft(context: Context, equation: Equation, value: Value) -> Value:
-    axes = len(value.axes)
-    transformed = range(axes - len(equation.same("fft_lengths")), axes)
-    refuse_across_subnets(context, value, transformed)
+    axes = range(len(value.axes))[-len(equation.same("fft_lengths")) :]
+    refuse_across_subnets(context, value, axes)
     return resized(context, equation, value)

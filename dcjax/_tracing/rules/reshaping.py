@@ -1,5 +1,7 @@
 """Rules for operations that merge, split and join axes, and solve for the orders that let them."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -53,21 +55,17 @@ def _reshape(context: Context, equation: Equation, value: Value) -> Value:
 
 def _factor(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[list[int], list[int]]]:
     """Split a reshape into the smallest groups of axes of equal size, in both networks at once."""
-    groups: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        ins, outs = [], []
-        sizes = [Size(1, 1), Size(1, 1)]
-        while not (ins or outs) or sizes[0] != sizes[1]:
-            take_in = j >= len(after) or (i < len(before) and sizes[0] <= sizes[1])
-            side, index, axes = (0, i, before) if take_in else (1, j, after)
-            sizes[side] = Size(
-                sizes[side].narrow * axes[index].narrow, sizes[side].wide * axes[index].wide
-            )
-            (ins if take_in else outs).append(index)
-            i, j = i + take_in, j + (not take_in)
-        groups.append((ins, outs))
+    sides = [list(itertools.accumulate(sizes, _product)) for sizes in (before, after)]
+    ends = sorted({*sides[0]} & {*sides[1]} | {products[-1] for products in sides if products})
+    groups: list[tuple[list[int], list[int]]] = [([], []) for _ in ends]
+    for side, products in enumerate(sides):
+        for i, product in enumerate(products):
+            groups[bisect.bisect_left(ends, product)][side].append(i)
     return groups
+
+
+def _product(a: Size, b: Size) -> Size:
+    return Size(a.narrow * b.narrow, a.wide * b.wide)
 
 
 def _regroup(context: Context, axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
@@ -103,7 +101,7 @@ def _concatenate(context: Context, equation: Equation, *values: Value) -> Value:
         term = tuple(piece for axis in meeting for piece in axis.term)
         const = all(axis.const for axis in meeting) and all(value.zero for value in values)
         axes.append(Axis(term, const))
-    return one_of(context, values, axes)
+    return one_of(context, values, tuple(axes))
 
 
 @register_rule("tile")
@@ -153,4 +151,4 @@ def _pad(context: Context, equation: Equation, value: Value, filling: Value) -> 
             raise Inseparable("channels are padded inside, or cut", "pad at the ends, or slice")
         low, high = (context.orders.fresh(Size(n[end], w[end])) for end in (0, 1))
         axes.append(Axis((*low, *axis.term, *high), axis.const and filling.zero and value.zero))
-    return one_of(context, (value, filling), axes)
+    return one_of(context, (value, filling), tuple(axes))

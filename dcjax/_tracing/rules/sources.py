@@ -22,18 +22,9 @@ def _platform_index(context: Context, equation: Equation) -> Value:
     return Value()  # of the branch that `lax.platform_dependent` takes
 
 
-@register_rule(
-    "random_seed",
-    "random_wrap",
-    "random_unwrap",
-    "random_bits",
-    "random_split",
-    "random_fold_in",
-    "threefry2x32",
-    "random_clone",
-    "random_gamma",
-    "rng_bit_generator",
-)
+@register_rule("random_seed", "random_wrap", "random_unwrap", "random_bits", "random_split")
+@register_rule("random_fold_in", "threefry2x32", "random_clone", "random_gamma")
+@register_rule("rng_bit_generator")
 def _random(context: Context, equation: Equation, *values: Value) -> list[Value]:
     refuse_differing_positions(context, *values)
     if any(size.grows for sizes in equation.out_sizes for size in sizes):
