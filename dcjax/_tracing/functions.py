@@ -1,5 +1,6 @@
 """The layout of two functions and their parameters, for networks that are not Linen modules."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -57,20 +58,24 @@ def layout_of_functions(
     hidden  (3, 4)       (3, 8)  block  3 , K×4
     """
     subnets = check_subnets(subnets)
-    narrow_args = _arguments("narrow_args", narrow_args)
-    wide_args = _arguments("wide_args", wide_args)
+    narrow_args = _arguments("narrow", narrow, narrow_args)
+    wide_args = _arguments("wide", wide, wide_args)
     if subnets == 1:
         return identity_layout(wide_args[0])
     return separate(narrow, wide, narrow_args, wide_args, subnets).layout
 
 
-def _arguments(name: str, args: Any) -> tuple[PyTree, ...]:
+def _arguments(name: str, function: Any, args: Any) -> tuple[PyTree, ...]:
     """Return a function's arguments, with Python's numbers as arrays."""
     if not isinstance(args, (tuple, list)) or not args:
-        raise TypeError(f"{name} is a tuple (variables, *inputs), got {shown(args)}")
-    leaves = leaves_of(tuple(args), name)
-    faults = {(name, *path): array_fault(leaf, abstract=True) for path, leaf in leaves.items()}
-    wrong = [f"{'/'.join(path)} {fault}" for path, fault in faults.items() if fault]
+        raise TypeError(f"{name}_args is a tuple (variables, *inputs), got {shown(args)}")
+    try:
+        inspect.signature(function).bind(*args)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} cannot be called with {len(args)} arguments: {error}") from error
+    leaves = leaves_of(tuple(args), f"{name}_args")
+    faults = {path: array_fault(leaf, abstract=True) for path, leaf in leaves.items()}
+    wrong = [f"{name}_args/{'/'.join(p)} {fault}" for p, fault in faults.items() if fault]
     if wrong:
         raise TypeError(
             "expected arrays or jax.ShapeDtypeStructs (close over anything else):\n  "
