@@ -4,13 +4,14 @@ import dataclasses
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from experiments.study import trials
+from experiments.study.arms import Study
 from experiments.study.studies import STUDIES, length
 
 PROGRAM = "python -m experiments.study"
@@ -55,10 +56,9 @@ def _problems(options: Options) -> Iterator[str]:
     for name in options.only:
         if name not in STUDIES:
             yield f"--only {name}: choose from {' '.join(STUDIES)}"
-    if options.seeds < 1:
-        yield f"--seeds {options.seeds}: expected at least 1"
-    if options.jobs < 1:
-        yield f"--jobs {options.jobs}: expected at least 1"
+    for flag, number in (("seeds", options.seeds), ("jobs", options.jobs)):
+        if number < 1:
+            yield f"--{flag} {number}: expected at least 1"
     if options.minutes is not None and not options.minutes >= 0:
         yield f"--minutes {options.minutes}: expected at least 0"
     if not options.report:
@@ -89,25 +89,24 @@ def main() -> int:
     if options.report and chosen.keys() & LENGTHS:
         chosen |= LENGTHS  # their table is one
     studies = [STUDIES[name] for name in chosen]
-    declared = list(trials.trials(studies, options.runs, options.records, options.seeds))
-    names = dict.fromkeys(trial.arm.name for trial in declared)
+    names = dict.fromkeys(arm.name for study in studies for arm in study.arms)
     if unknown := [arm for arm in options.arms if arm not in names]:
         _say(f"{PROGRAM}: error: --arms {' '.join(unknown)}: choose from {' '.join(names)}")
         return 2
-    return _report(options, declared) if options.report else _run(options, declared)
+    return _report(options, studies) if options.report else _run(options, studies)
 
 
-def _run(options: Options, declared: list[trials.Trial]) -> int:
-    todo = declared
+def _trials(options: Options, study: Study) -> list[trials.Trial]:
+    return list(trials.trials(study, options.runs, options.records, options.seeds))
+
+
+def _run(options: Options, studies: list[Study]) -> int:
     if options.arms:
-        todo = sorted(
-            (trial for trial in declared if trial.arm.name in options.arms),
-            key=lambda trial: (
-                options.only.index(trial.study.name),
-                trial.seed,
-                options.arms.index(trial.arm.name),
-            ),
-        )
+        for n, study in enumerate(studies):
+            by_name = {arm.name: arm for arm in study.arms}
+            chosen = tuple(by_name[name] for name in options.arms if name in by_name)
+            studies[n] = study._replace(arms=chosen)
+    todo = [trial for study in studies for trial in _trials(options, study)]
     try:
         done = trials.run(todo, options.data_dir, options.minutes, _say, options.jobs)
     except subprocess.CalledProcessError as error:
@@ -120,28 +119,23 @@ def _run(options: Options, declared: list[trials.Trial]) -> int:
     return 0 if done else 75
 
 
-def _report(options: Options, declared: list[trials.Trial]) -> int:
+def _report(options: Options, studies: list[Study]) -> int:
     # These import JAX and matplotlib, which running trials does not need.
     from experiments.study import tables
     from experiments.study.outcomes import outcomes
 
-    def write(name: str, how: Callable[..., None], *found: Any) -> None:
+    found = {}
+    for study in studies:
+        its = _trials(options, study)
+        found[study.name] = outcomes(its)
+        _say(f"{study.name}: {len(found[study.name])} trials of {len(its)}")
+    lengths = [found.pop(name) for name in LENGTHS if name in found]
+    writers = [(tables.report, its) for its in found.values() if its]
+    for write, its in [*writers, (tables.report_lengths, lengths)]:
         try:
-            how(options.output, *found)
+            write(options.output, its)
         except ValueError as error:
-            _say(f"  {name} is not written: {error}")
-
-    lengths = []
-    for name in dict.fromkeys(trial.study.name for trial in declared):
-        its = [trial for trial in declared if trial.study.name == name]
-        found = outcomes(its)
-        _say(f"{name}: {len(found)} trials of {len(its)}")
-        if name in LENGTHS:
-            lengths.append(found)
-        elif found:
-            write(name, tables.report, found)
-    if lengths:
-        write("length", tables.report_lengths, lengths)
+            _say(f"not written: {error}")
     return 0
 
 

@@ -66,52 +66,30 @@ def averaged(
     """Return the arm of the quick preset's recipe: one schedule and averaged weights.
 
     The sub-networks keep a constant rate and are composed before they are annealed. Fine-tuning
-    continues with that rate and their momenta, and anneals once.
-
-    Args:
-      epochs: of the sub-networks, and of fine-tuning.
-      rate: the learning rate of both phases.
-      seeds: the largest number of seeds.
-      name: the start of the arm's name.
-      **more: settings in which the arm departs from the recipe.
+    continues with that rate and their momenta, and anneals once. `epochs` are the sub-networks' and
+    fine-tuning's; `more` are settings in which the arm departs from the recipe.
     """
     flags = {"subnet_epochs": epochs[0], "finetune_epochs": epochs[1], "baseline_epochs": 0}
-    return Arm(
-        f"{name}-{epochs[0]}+{epochs[1]}-rate-{rate}",
-        flags | {"learning_rate": rate} | more,
-        seeds,
-    )
+    flags |= {"learning_rate": rate}
+    return Arm(f"{name}-{epochs[0]}+{epochs[1]}-rate-{rate}", flags | more, seeds)
 
 
-def settings(study: Study, arm: Arm, seed: int) -> Settings:
-    """Return the settings of a trial.
+def with_flags(flags: Mapping[str, Any]) -> Settings:
+    """Return the quick preset with other values of the named settings, in whichever group.
 
-    >>> study = Study("narrow", "A narrow network", {"width": 8}, (scratch(6, 0.4),))
-    >>> settings(study, study.arms[0], 2).network.width
-    8
-    """
-    return with_flags(Settings(), {**study.flags, **arm.flags, "seed": seed})
-
-
-def with_flags(settings: Settings, flags: Mapping[str, Any]) -> Settings:
-    """Return the settings with the named fields replaced, in whichever group they are.
-
-    >>> with_flags(Settings(), {"width": 64, "seed": 1}).network.width
+    >>> with_flags({"width": 64, "seed": 1}).network.width
     64
     """
     left = dict(flags)
 
-    def replaced(node: Any) -> Any:
-        changes: dict[str, Any] = {}
-        for field in dataclasses.fields(node):
-            value = getattr(node, field.name)
-            if dataclasses.is_dataclass(value):
-                changes[field.name] = replaced(value)
-            elif field.name in left:
-                changes[field.name] = left.pop(field.name)
-        return dataclasses.replace(node, **changes)
+    def replaced(group: Any) -> Any:
+        values = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        for name, value in values.items():
+            inner = dataclasses.is_dataclass(value)
+            values[name] = replaced(value) if inner else left.pop(name, value)
+        return dataclasses.replace(group, **values)
 
-    made = replaced(settings)
+    settings = replaced(Settings())
     if left:
         raise ValueError(f"no such settings: {', '.join(sorted(left))}")
-    return made
+    return settings

@@ -78,7 +78,7 @@ def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
 
 def devices(study: arms.Study) -> int:
     """Return the number of devices in the account of wall-clock seconds: one a sub-network."""
-    return arms.with_flags(Settings(), study.flags).subnets
+    return arms.with_flags(study.flags).subnets
 
 
 def operations(settings: Settings, classes: int, kind: costs.Narrow | costs.Wide) -> float:

@@ -31,7 +31,7 @@ class Trial(NamedTuple):
     @property
     def settings(self) -> Settings:
         """The settings, except for the places where it reads and writes."""
-        return arms.settings(self.study, self.arm, self.seed)
+        return arms.with_flags({**self.study.flags, **self.arm.flags, "seed": self.seed})
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -42,20 +42,15 @@ class Trial(NamedTuple):
         return kept["results"]
 
 
-def trials(studies: Sequence[arms.Study], runs: Path, records: Path, seeds: int) -> Iterator[Trial]:
-    """Yield all trials of the studies, every arm with seed 0 before any arm with seed 1.
+def trials(study: arms.Study, runs: Path, records: Path, seeds: int) -> Iterator[Trial]:
+    """Yield the trials of a study, every arm with seed 0 before any arm with seed 1.
 
-    Args:
-      studies: the studies, which are not mixed.
-      runs: the folder of the trials' folders, which hold checkpoints.
-      records: the folder of the results, a file a study, which outlast the runs.
-      seeds: the number of seeds of each arm, unless the arm has fewer.
+    Their folders are in `runs`, and hold checkpoints; the file of results is in `records`.
     """
-    for study in studies:
-        for seed, arm in itertools.product(range(seeds), study.arms):
-            if arm.seeds is None or seed < arm.seeds:
-                folder = runs / study.name / f"{arm.name}-seed{seed}"
-                yield Trial(study, arm, seed, folder, records / f"{study.name}.json")
+    for seed, arm in itertools.product(range(seeds), study.arms):
+        if arm.seeds is None or seed < arm.seeds:
+            folder = runs / study.name / f"{arm.name}-seed{seed}"
+            yield Trial(study, arm, seed, folder, records / f"{study.name}.json")
 
 
 def keep(trial: Trial) -> None:
@@ -83,14 +78,8 @@ def run(
 ) -> bool:
     """Run the trials that have no results yet, and keep the results of each as it finishes.
 
-    A trial continues where it was interrupted. No trial begins after one has failed.
-
-    Args:
-      todo: the trials, in order.
-      data_dir: the folder of the data set; None for the default.
-      minutes: the time after which no trial begins.
-      say: called with each line of progress.
-      jobs: the number of trials that run at once.
+    A trial continues where it was interrupted. No trial begins after so many minutes, or after one
+    has failed. `jobs` is the number of trials that run at once; `say` gets the lines of progress.
 
     Returns:
       Whether all trials have results.

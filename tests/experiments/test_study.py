@@ -13,7 +13,6 @@ import pytest
 from experiments.run import provenance as environment
 from experiments.run import workdir
 from experiments.settings import flags, validate
-from experiments.settings.schema import Settings
 from experiments.study import __main__ as command
 from experiments.study import arms, costs, outcomes, tables, trials
 from experiments.study.costs import Cost, Narrow, Point, Wide
@@ -45,12 +44,16 @@ def small(monkeypatch):
 
 
 def declared(runs=Path("runs"), seeds=3):
-    return list(trials.trials([STUDY], runs, Path("records"), seeds))
+    return list(trials.trials(STUDY, runs, Path("records"), seeds))
+
+
+def settings_of(arm):
+    return trials.Trial(STUDY, arm, 0, Path("runs"), Path("records")).settings
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_declared_trial_can_be_run(name):
-    found = list(trials.trials([STUDIES[name]], Path("runs"), Path("records"), seeds=3))
+    found = list(trials.trials(STUDIES[name], Path("runs"), Path("records"), seeds=3))
     assert len({trial.folder for trial in found}) == len(found)
     settings = [flags.flat(trial.settings) for trial in found]
     assert len({json.dumps(each, default=str) for each in settings}) == len(found)
@@ -65,7 +68,7 @@ def test_records_belong_to_declared_trials(records, tmp_path):
     study = STUDIES[records.stem]
     found = {
         trial.folder.name: trial.results
-        for trial in trials.trials([study], tmp_path, records.parent, seeds=9)
+        for trial in trials.trials(study, tmp_path, records.parent, seeds=9)
     }
     for_pace = {"off-diagonal-4x-8+4-rate-0.2-seed0"} & trials.read(records).keys()
     assert {name for name, results in found.items() if results} == (
@@ -75,7 +78,7 @@ def test_records_belong_to_declared_trials(records, tmp_path):
 
 def test_an_unknown_setting_is_refused():
     with pytest.raises(ValueError, match="no such settings: widht"):
-        arms.with_flags(Settings(), {"widht": 3})
+        arms.with_flags({"widht": 3})
 
 
 def test_quoted_arms_have_all_seeds_and_others_one(small):
@@ -367,7 +370,7 @@ def slower(each, phase, factor=100.0):
 
 
 def test_the_pace_is_that_of_the_phase_that_was_disturbed_least():
-    settings = arms.settings(STUDY, ONE, 0)
+    settings = settings_of(ONE)
     slow = slower(results(settings), "finetune")
     slow["subnets_phase"]["device_seconds"] *= 100
     found = epoch_costs(slow, slow, results(settings))
@@ -375,7 +378,7 @@ def test_the_pace_is_that_of_the_phase_that_was_disturbed_least():
 
 
 def test_a_part_of_an_epoch_counts_as_that():
-    settings = arms.settings(STUDY, ONE, 0)
+    settings = settings_of(ONE)
     finer = results(settings)
     start, *rest = finer["finetune"]["curve"]
     half = start | {"epoch": 0.5, "device_seconds": 2.0, "accuracy": 0.65}
@@ -393,7 +396,7 @@ def on(processor, each):
 
 
 def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
-    settings = arms.settings(STUDY, ONE, 0)
+    settings = settings_of(ONE)
     own = slower(results(settings), "finetune", 10.0)
     other, alone = (on("another", results(settings)) for _ in range(2))
     alone["subnets"] = 2
@@ -403,14 +406,14 @@ def test_another_processor_gives_no_pace_but_for_what_the_first_has_not_run():
 
 
 def test_trials_that_do_not_say_their_processor_yield_to_those_that_do():
-    settings = arms.settings(STUDY, ONE, 0)
+    settings = settings_of(ONE)
     known = on("known", slower(results(settings), "finetune", 10.0))
     found = epoch_costs(*[results(settings)] * 3, known)
     assert found[WHOLE].device_seconds == 40.0
 
 
 def test_trials_beside_others_give_no_pace_but_for_what_has_not_run_alone():
-    settings = arms.settings(STUDY, ONE, 0)
+    settings = settings_of(ONE)
     alone = slower(results(settings), "finetune", 10.0)
     beside, other = results(settings), results(settings)
     for each in (beside, other):
@@ -422,7 +425,7 @@ def test_trials_beside_others_give_no_pace_but_for_what_has_not_run_alone():
 
 
 def test_what_is_only_composed_needs_no_pace_of_the_global_network():
-    settings = arms.settings(STUDY, arms.averaged((2, 0), 0.1), 0)
+    settings = settings_of(arms.averaged((2, 0), 0.1))
     left = results(settings)
     assert [point.cost for point in costs.curve(left, epoch_costs(left), scratch=False)] == [
         Cost(4.0, 1.0, 80.0)
@@ -431,14 +434,14 @@ def test_what_is_only_composed_needs_no_pace_of_the_global_network():
 
 def test_subnetworks_keep_at_most_as_many_devices_busy_as_they_are():
     """Two keep two devices of four busy; four on two devices take turns."""
-    found = epoch_costs(results(arms.settings(STUDY, PAIR, 0)))
+    found = epoch_costs(results(settings_of(PAIR)))
     assert found[Narrow(2, "replicate")] == Cost(1.0, 0.5, 20.0)
-    found = epoch_costs(results(arms.settings(STUDY, ONE, 0)), devices=2)
+    found = epoch_costs(results(settings_of(ONE)), devices=2)
     assert found == {FOUR: Cost(2.0, 1.0, 40.0), WHOLE: Cost(4.0, 2.0, 100.0)}
 
 
 def test_operations_are_those_of_what_a_network_sees():
-    settings = arms.settings(STUDY, STUDY.arms[0], 0)
+    settings = settings_of(STUDY.arms[0])
     count = functools.partial(outcomes.operations, settings, 10)
     assert count(WHOLE) > 4 * count(FOUR) > 0
     # The tiles of an image side by side have a quarter of its pixels.
@@ -448,7 +451,7 @@ def test_operations_are_those_of_what_a_network_sees():
 
 def test_a_curve_costs_what_came_before():
     known = {FOUR: Cost(2.0, 0.5, 40.0), WHOLE: Cost(4.0, 1.0, 100.0)}
-    points = costs.curve(results(arms.settings(STUDY, ONE, 0)), known, scratch=False)
+    points = costs.curve(results(settings_of(ONE)), known, scratch=False)
     assert points == [
         Point(Cost(4.0, 1.0, 80.0), 0.6),
         Point(Cost(8.0, 2.0, 180.0), 0.75),
