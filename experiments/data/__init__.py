@@ -1,4 +1,4 @@
-"""The studies' data: CIFAR-10, scikit-learn's digits as a stand-in, or a folder of images.
+"""The data sets of the experiments; `sources` says how to add one.
 
 >>> from experiments import data
 >>> digits = data.load("digits")
@@ -10,8 +10,8 @@
 Importing this is quick and starts neither JAX nor tensorflow-datasets; TensorFlow is never needed.
 """
 
-from experiments.data.load import check_name as check_name
-from experiments.data.load import load as load
+from experiments.data.registry import check_name as check_name
+from experiments.data.registry import load as load
 from experiments.data.subset import subset as subset
 from experiments.data.types import DataError as DataError
 from experiments.data.types import Dataset as Dataset

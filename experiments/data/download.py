@@ -1,4 +1,4 @@
-"""Downloading one large file, where the host may be silent, slow or break off."""
+"""The download of one large file from a host that may be silent, slow or break off."""
 
 import contextlib
 import hashlib
@@ -14,9 +14,9 @@ from experiments.data.progress import bar
 from experiments.data.types import Notify
 
 ANSWER_SECONDS = 10.0
-"""A host that has not sent a file's first byte by then does not answer."""
+"""The time for the host to send the first byte."""
 STALL_SECONDS = 60.0
-"""A download that has begun may be slow, but not silent for longer than this."""
+"""The longest silence of a download that has begun."""
 
 
 class DownloadError(Exception):
@@ -40,15 +40,12 @@ class Archive(NamedTuple):
 def fetch(archive: Archive, path: Path, notify: Notify = print) -> None:
     """Download an archive, with progress; it appears at `path` whole and verified, or not at all.
 
-    Args:
-      archive: what to download.
-      path: where to; folders are made as needed, once the host has answered.
-      notify: told that the download begins.
+    Folders are made as needed, once the host has answered.
 
     Raises:
-      DownloadError: if the host does not answer within `ANSWER_SECONDS`, the connection breaks off
-        or is silent for `STALL_SECONDS`, or what came is not the archive.
-      OSError: if `path` cannot be written.
+      DownloadError: the host does not answer within `ANSWER_SECONDS`, the connection breaks off or
+        is silent for `STALL_SECONDS`, or the file is not the archive.
+      OSError: `path` cannot be written.
     """
     first, rest = _answer(archive)
     with contextlib.closing(rest):
@@ -78,9 +75,9 @@ def verify(path: Path, archive: Archive) -> None:
 
 
 def _answer(archive: Archive) -> tuple[bytes, Generator[bytes, None, None]]:
-    """The archive's first byte, if it comes in time, and the rest in chunks.
+    """Return the archive's first byte, if it comes in time, and the rest in chunks.
 
-    The request runs in a thread of its own, because no timeout of a socket covers all that can
+    The request runs in a thread, because a socket's timeout does not cover everything that can
     hang: the look-up of the name, one address after the other, redirections, trickling headers.
     """
     answer: Future[tuple[bytes, Generator[bytes, None, None]]] = Future()
@@ -100,7 +97,7 @@ def _answer(archive: Archive) -> tuple[bytes, Generator[bytes, None, None]]:
 
 
 def _chunks(archive: Archive) -> Generator[bytes, None, None]:
-    """What the host sends: the first byte alone, so that a slow host counts as answering too."""
+    """Yield what the host sends: the first byte alone, because a slow host counts as answering."""
     import requests
     import urllib3
 
@@ -119,7 +116,7 @@ def _chunks(archive: Archive) -> Generator[bytes, None, None]:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The first error of a chain: `Connection refused`, not what three libraries made of it."""
+    """Return the first error of a chain: `Connection refused`, not its three wrappers."""
     while error.__context__ is not None:
         error = error.__context__
     return error

@@ -5,10 +5,10 @@ from typing import Any
 
 
 def bar(what: str, total: int, unit: str) -> Any:
-    """A tqdm bar with rate and remaining time, on standard error.
+    """Return a tqdm bar with rate and remaining time, on standard error.
 
-    On a terminal it moves. Elsewhere, as in a log file, what takes long leaves a line every 30
-    seconds, so that a slow download can be told from a dead one.
+    If that is not a terminal, such as a log file, it writes a line every 30 seconds, which tells a
+    slow download from a dead one.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""A seeded, class-balanced part of a split."""
+"""Seeded, class-balanced parts of a split."""
 
 import numpy as np
 from jaxtyping import Int
@@ -7,23 +7,23 @@ from experiments.data.types import DataError, Split
 
 
 def subset(split: Split, size: int | None, seed: int, classes: int) -> Split:
-    """A class-balanced random part of a split, in the split's own order.
+    """Return a class-balanced random part of a split, in the split's order.
 
-    The images of each class are shuffled, the classes too, and then each class in turn gives one
-    image until there are `size`. So the classes' counts differ by at most one, unless a class has
-    too few images (then it gives all it has), and of one seed, smaller subsets lie in larger ones.
+    The classes are shuffled, and the images of each class; then each class in turn gives one image
+    until there are `size`. So the classes' counts differ by at most one, unless a class runs out of
+    images. With one seed, smaller subsets are parts of larger ones.
 
     Args:
       split: N images and their labels.
-      size: how many images to take; None for all of them.
-      seed: what the choice depends on.
-      classes: the number of classes C, `len(dataset.classes)`.
+      size: the number of images; None for all.
+      seed: of the random choice.
+      classes: the number of classes C.
 
     Returns:
       A split of `size` images.
 
     Raises:
-      DataError: if size is above N or below 1.
+      DataError: the size is above N or below 1.
 
     >>> split = Split(np.zeros((6, 2, 2, 3), np.uint8), np.array([0, 0, 0, 1, 1, 1], np.int32))
     >>> subset(split, 4, seed=0, classes=2).labels
@@ -33,8 +33,7 @@ def subset(split: Split, size: int | None, seed: int, classes: int) -> Split:
         return split
     if not 1 <= size <= len(split.labels):
         raise DataError(
-            f"a subset of {size} images was asked for; the split has {len(split.labels)}: "
-            f"give a number from 1 to {len(split.labels)}, or leave it out to take all"
+            f"expected a subset of 1 to {len(split.labels)} images, the split's size, got {size}"
         )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(split.labels))
@@ -45,7 +44,7 @@ def subset(split: Split, size: int | None, seed: int, classes: int) -> Split:
 
 
 def _rank(labels: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """How many earlier entries have the same label.
+    """Return the number of earlier entries with the same label.
 
     >>> _rank(np.array([7, 5, 7, 7, 5]))
     array([0, 0, 1, 2, 1])

@@ -1,4 +1,4 @@
-"""What a data set is here: uint8 images held in memory, labels, class names, channel statistics."""
+"""Data sets: uint8 images in memory, labels, class names, channel statistics."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,11 +7,15 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 Notify = Callable[[str], object]
-"""What `load` tells the user goes through such a function; `print` is one."""
+"""A function that is called with what people should know; `print` is one."""
 
 
 class DataError(Exception):
-    """A data set cannot be had; the message says what was expected, what was got, what to do."""
+    """A data set cannot be had; the message says why and what to do."""
+
+
+class NotAtHandError(DataError):
+    """The data is neither here nor can be downloaded; only then a stand-in may take its place."""
 
 
 class Split(NamedTuple):
@@ -30,12 +34,11 @@ class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
-      name: `cifar10`, `digits` or `folder:PATH`: what was really loaded, whatever was asked for.
-      train: the training split.
-      test: the test split.
+      name: the data that was really loaded, whatever was asked for.
       classes: the names of the C classes.
       mean: of each channel over the training images scaled to [0, 1].
-      std: of each channel likewise; 1 for a channel that never varies, so that dividing is safe.
+      std: of each channel likewise; 1 for a constant channel, so that dividing is safe.
+      mirrored: whether training shifts and mirrors the images at random.
     """
 
     name: str
@@ -44,30 +47,34 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
     mean: Float32[np.ndarray, " 3"]
     std: Float32[np.ndarray, " 3"]
+    mirrored: bool = True
 
 
-def measured(name: str, train: Split, test: Split, classes: tuple[str, ...]) -> Dataset:
-    """The data set with its channel statistics, computed from the training images."""
-    return Dataset(name, train, test, classes, *moments(train.images))
+def measured(
+    name: str, train: Split, test: Split, classes: tuple[str, ...], *, mirrored: bool = True
+) -> Dataset:
+    """Return the data set with the channel statistics of its training images."""
+    return Dataset(name, train, test, classes, *moments(train.images), mirrored)
 
 
 def moments(
     images: UInt8[np.ndarray, "N H W 3"],
 ) -> tuple[Float32[np.ndarray, " 3"], Float32[np.ndarray, " 3"]]:
-    """Mean and standard deviation of each channel, over all pixels, scaled to [0, 1].
+    """Return the mean and standard deviation of each channel, of pixels scaled to [0, 1].
 
     With s = Σ x and q = Σ x² over the n pixels of a channel, the variance is (n·q − s²)/n², all in
-    whole numbers: exact, and exactly zero for a channel that never varies.
+    integers: exact, and exactly zero for a constant channel.
 
     >>> black_and_white = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1).repeat(3, axis=3)
     >>> moments(black_and_white)
     (array([0.5, 0.5, 0.5], dtype=float32), array([0.5, 0.5, 0.5], dtype=float32))
     """
     n = images[..., 0].size
-    parts = (images[i : i + 1024] for i in range(0, len(images), 1024))  # squares take 4 bytes
+    # In parts, because squares take 4 bytes each.
+    parts = (images[i : i + 1024] for i in range(0, len(images), 1024))
     squared = [np.square(part, dtype=np.uint32).sum(axis=0, dtype=np.int64) for part in parts]
     squares = np.sum(squared, axis=(0, 1, 2))
     total = images.sum(axis=0, dtype=np.int64).sum(axis=(0, 1))
-    spread = [n * int(q) - int(s) ** 2 for s, q in zip(total, squares, strict=True)]
-    std = np.sqrt(np.array(spread, float)) / n / 255
+    variance = [n * int(q) - int(s) ** 2 for s, q in zip(total, squares, strict=True)]
+    std = np.sqrt(np.array(variance, float)) / n / 255
     return (total / n / 255).astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import data
-from experiments.data import cifar10 as _cifar10
-from experiments.data.types import measured, moments
+from experiments.data import sources
+from experiments.data.sources import cifar10
+from experiments.data.types import NotAtHandError, measured, moments
 
 
 def numbered(labels):
@@ -45,6 +46,20 @@ def test_unknown_names(name, said):
     for function in (data.check_name, data.load):
         with pytest.raises(data.DataError, match=said):
             function(name)
+
+
+def test_a_data_set_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "noise.py").write_text(
+        "import numpy as np\n"
+        "from experiments.data.types import Split, measured\n"
+        "def load(place=None, notify=print):\n"
+        "    split = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1], np.int32))\n"
+        "    return measured('noise', split, split, ('a', 'b'))\n"
+    )
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    assert data.load("noise").name == "noise"
+    with pytest.raises(data.DataError, match="cifar10, digits, noise or folder:PATH"):
+        data.check_name("missing")
 
 
 def test_digits_are_balanced_and_always_the_same():
@@ -116,16 +131,16 @@ def test_subset_of_no_size_is_the_split():
 
 @pytest.mark.parametrize("size", [-1, 0, 4])
 def test_subset_of_impossible_size(size):
-    with pytest.raises(data.DataError, match=f"{size} images .* has 3: give a number from 1 to 3"):
+    with pytest.raises(data.DataError, match=f"1 to 3 images, .* got {size}"):
         data.subset(numbered([0, 1, 1]), size, 0, 2)
 
 
 def nothing_at_hand(*_):
-    raise _cifar10.NotAtHandError("CIFAR-10 is not prepared in /some/place, and its host is silent")
+    raise NotAtHandError("CIFAR-10 is not prepared in /some/place, and its host is silent")
 
 
 def test_auto_falls_back_to_digits_and_says_so(monkeypatch):
-    monkeypatch.setattr(_cifar10, "load", nothing_at_hand)
+    monkeypatch.setattr(cifar10, "load", nothing_at_hand)
     told = []
     assert data.load(notify=told.append).name == "digits"
     (notice,) = told
@@ -135,7 +150,7 @@ def test_auto_falls_back_to_digits_and_says_so(monkeypatch):
     assert max(map(len, notice.splitlines())) <= 80 + len("!!  ")
 
 
-def test_cifar10_never_falls_back(monkeypatch):
-    monkeypatch.setattr(_cifar10, "load", nothing_at_hand)
+def testcifar10_never_falls_back(monkeypatch):
+    monkeypatch.setattr(cifar10, "load", nothing_at_hand)
     with pytest.raises(data.DataError, match="its host is silent"):
         data.load("cifar10", notify=pytest.fail)

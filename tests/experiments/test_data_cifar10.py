@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data import builder as _builder
-from experiments.data import cifar10 as _cifar10
-from experiments.data import download as _download
-from experiments.data.cifar10 import CLASSES, NotAtHandError
+from experiments.data import cifar10_builder, download
+from experiments.data.sources import cifar10
+from experiments.data.sources.cifar10 import CLASSES
+from experiments.data.types import NotAtHandError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_SHARD = "cifar10-train.array_record-00000-of-00001"
@@ -30,7 +30,7 @@ EACH = 20  # images in each of the archive's six files
 
 def describe(path, url="http://127.0.0.1:9/"):
     content = path.read_bytes()
-    return _download.Archive(url + path.name, len(content), hashlib.sha256(content).hexdigest())
+    return download.Archive(url + path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def archive(tmp_path_factory, records):
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory, archive):
     root = tmp_path_factory.mktemp("prepared")
-    _builder.prepare(root, archive, CLASSES)
+    cifar10_builder.prepare(root, archive, CLASSES)
     return root
 
 
@@ -77,7 +77,7 @@ def no_network(monkeypatch, archive):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         known = describe(archive, f"http://127.0.0.1:{free.getsockname()[1]}/")
-        monkeypatch.setattr(_cifar10, "official_archive", lambda: known)
+        monkeypatch.setattr(cifar10, "official_archive", lambda: known)
         yield
 
 
@@ -88,7 +88,7 @@ def host(monkeypatch, archive):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         known = describe(archive, f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setattr(_cifar10, "official_archive", lambda: known)
+        monkeypatch.setattr(cifar10, "official_archive", lambda: known)
         yield server
         server.shutdown()
 
@@ -128,14 +128,14 @@ def in_any_order(split):
 
 def test_the_archive_is_the_one_that_tfds_records(monkeypatch):
     monkeypatch.undo()
-    known = _cifar10.official_archive()
+    known = cifar10.official_archive()
     assert known.name == ARCHIVE
     assert known.size == 170_052_171
     assert known.sha256.startswith("c4a38c50a1bc5f3a")
 
 
 def test_version_is_the_stock_builders():
-    assert str(_builder.cifar.Cifar10.VERSION) == _cifar10.VERSION
+    assert str(cifar10_builder.cifar.Cifar10.VERSION) == cifar10.VERSION
 
 
 def test_prepared_is_what_the_archive_holds(root, records):
@@ -162,7 +162,7 @@ def test_tfds_itself_reads_what_was_prepared(root, records):
 
 
 def test_prepared_data_is_found_first(root, monkeypatch):
-    monkeypatch.setattr(_download, "fetch", pytest.fail)
+    monkeypatch.setattr(download, "fetch", pytest.fail)
     assert load(root, "auto").name == "cifar10"
 
 
@@ -171,7 +171,7 @@ def test_data_directory_of_the_environment(root, monkeypatch):
     assert len(load(None).test.labels) == EACH
 
 
-def test_a_part_of_cifar10_is_not_passed_off_as_the_whole(root):
+def test_a_part_ofcifar10_is_not_passed_off_as_the_whole(root):
     told = []
     data.load("cifar10", data_dir=root, notify=told.append)
     assert "not the full one: {'train': 100, 'test': 20}" in told[1]
@@ -199,7 +199,7 @@ def test_wrong_archive_at_hand(tmp_path):
     assert not (tmp_path / "cifar10").exists()
 
 
-def test_without_network_cifar10_is_refused_and_nothing_written(tmp_path):
+def test_without_networkcifar10_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(NotAtHandError) as error:
         load(tmp_path / "new")
     for words in (place(tmp_path / "new"), "refused", "--data-dir", "--dataset digits"):
@@ -251,12 +251,12 @@ def test_damaged_description(root, damage):
 
 
 def test_labels_out_of_range(root, monkeypatch):
-    monkeypatch.setattr(_cifar10, "CLASSES", CLASSES[:5])
+    monkeypatch.setattr(cifar10, "CLASSES", CLASSES[:5])
     refused(root, place(root), "labels from 0 to 9")
 
 
 def test_images_of_another_shape(root, monkeypatch):
-    monkeypatch.setattr(_cifar10, "SHAPE", (28, 28, 3))
+    monkeypatch.setattr(cifar10, "SHAPE", (28, 28, 3))
     refused(root, place(root), "(32, 32, 3), expected (28, 28, 3)")
 
 
@@ -282,7 +282,7 @@ def test_data_directory_that_cannot_be_made(tmp_path, host):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_interrupted_preparation_leaves_nothing(tmp_path, host, monkeypatch, error):
-    fromarray = _builder.Image.fromarray
+    fromarray = cifar10_builder.Image.fromarray
     calls = iter(range(5 * EACH + 3))  # into the second split
 
     def failing(image):
@@ -291,7 +291,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, host, monkeypatch, err
         return fromarray(image)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_builder.Image, "fromarray", failing)
+        patch.setattr(cifar10_builder.Image, "fromarray", failing)
         with pytest.raises((KeyboardInterrupt, data.DataError)):
             load(tmp_path)
     assert list((tmp_path / "cifar10").iterdir()) == []
@@ -303,7 +303,7 @@ def test_two_processes_may_prepare_at_once(tmp_path, host, pristine, monkeypatch
         shutil.copytree(pristine, root, dirs_exist_ok=True)
         raise OSError("directory not empty")
 
-    monkeypatch.setattr(_builder, "prepare", quicker)
+    monkeypatch.setattr(cifar10_builder, "prepare", quicker)
     assert len(load(tmp_path).train.labels) == 5 * EACH
 
 
@@ -313,8 +313,8 @@ def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path, archive
     code = f"""
 from pathlib import Path
 from experiments import data
-from experiments.data import builder as _builder
-_builder.prepare(Path({str(tmp_path)!r}), Path({str(archive)!r}), {CLASSES})
+from experiments.data import cifar10_builder
+cifar10_builder.prepare(Path({str(tmp_path)!r}), Path({str(archive)!r}), {CLASSES})
 print(len(data.load("cifar10", data_dir={str(tmp_path)!r}).train.labels))
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}

@@ -10,7 +10,7 @@ import time
 import pytest
 import requests  # noqa: F401  # importing it must not count as the host's silence
 
-from experiments.data import download as _download
+from experiments.data import download
 from experiments.data.download import Archive, DownloadError, fetch
 
 CONTENT = bytes(range(256)) * 500
@@ -99,8 +99,8 @@ def host(behaviour):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(_download, "ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(_download, "STALL_SECONDS", 1.5)
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.5)
 
 
 @pytest.mark.parametrize("behaviour", [whole, without_length, labelled_as_compressed, slow])
@@ -151,7 +151,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
         def __exit__(self, *_):
             return False
 
-    monkeypatch.setattr(_download, "bar", lambda *_: Interrupted())
+    monkeypatch.setattr(download, "bar", lambda *_: Interrupted())
     with host(whole) as archive, pytest.raises(KeyboardInterrupt):
         fetch(archive, tmp_path / "archive.bin")
     assert list(tmp_path.iterdir()) == []

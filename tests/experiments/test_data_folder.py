@@ -98,7 +98,7 @@ def test_file_that_is_no_image(folder):
 def test_sixteen_bit_image(folder):
     path = folder / "train" / "cat" / "deep.png"
     save(path, noise()[..., 0].astype(np.uint16) * 256)
-    refused(folder, path, "8 bits a channel are expected")
+    refused(folder, path, "expected 8 bits a channel")
 
 
 def test_images_of_different_sizes(folder):

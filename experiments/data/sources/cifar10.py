@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import download as _download
+from experiments.data import download
 from experiments.data.images import pixels
 from experiments.data.progress import bar
-from experiments.data.types import DataError, Dataset, Notify, Split, measured
+from experiments.data.types import (
+    DataError,
+    Dataset,
+    NotAtHandError,
+    Notify,
+    Split,
+    measured,
+)
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 VERSION = "3.0.2"  # of tensorflow-datasets' data, and a part of its place
@@ -24,27 +31,23 @@ FULL = {"train": 50_000, "test": 10_000}
 CHUNK = 1000  # records read at a time
 
 
-class NotAtHandError(DataError):
-    """CIFAR-10 is neither prepared here nor to be downloaded: the one case for a stand-in."""
-
-
-def load(data_dir: str | Path | None = None, notify: Notify = print) -> Dataset:
-    """CIFAR-10: prepared data where there is some, else downloaded and prepared.
+def load(place: str | Path | None = None, notify: Notify = print) -> Dataset:
+    """Load CIFAR-10: prepared data if there is any, else downloaded and prepared.
 
     Args:
-      data_dir: tensorflow-datasets' directory; None for `TFDS_DATA_DIR` or, without that,
-        `~/tensorflow_datasets`. The data is in `cifar10/3.0.2` below it, where `tfds.data_source`
-        looks too. An archive found as `downloads/cifar-10-binary.tar.gz` is not downloaded again.
-      notify: told what goes on.
+      place: tensorflow-datasets' directory; None for `TFDS_DATA_DIR`, or else
+        `~/tensorflow_datasets`. The data is in its folder `cifar10/3.0.2`, where `tfds.data_source`
+        also looks. If there is `downloads/cifar-10-binary.tar.gz`, nothing is downloaded.
+      notify: called with what people should know.
 
     Returns:
-      The data set, 50,000 training and 10,000 test images, every one of them read and checked.
+      The data set, 50,000 training and 10,000 test images, all of them read and checked.
 
     Raises:
-      NotAtHandError: if it is not prepared here and cannot be downloaded.
-      DataError: if what is here is damaged or incomplete, or cannot be written.
+      NotAtHandError: it is not prepared here and cannot be downloaded.
+      DataError: the data here is damaged or incomplete, or cannot be written.
     """
-    root = _root(data_dir)
+    root = _root(place)
     try:
         if not _place(root).exists():
             _prepare(root, notify)
@@ -53,16 +56,16 @@ def load(data_dir: str | Path | None = None, notify: Notify = print) -> Dataset:
         raise DataError(f"{error}; --data-dir or TFDS_DATA_DIR chooses another place") from error
 
 
-def official_archive() -> _download.Archive:
-    """The binary archive, with the size and the SHA-256 that tensorflow-datasets has on record."""
+def official_archive() -> download.Archive:
+    """Return the archive, with the size and the SHA-256 that tensorflow-datasets has on record."""
     from tensorflow_datasets.image_classification import cifar
 
     known: Any = cifar.Cifar10.url_infos
-    return _download.Archive(URL, int(known[URL].size), known[URL].checksum)
+    return download.Archive(URL, int(known[URL].size), known[URL].checksum)
 
 
 def _root(data_dir: str | Path | None) -> Path:
-    """The directory of all of tensorflow-datasets' data."""
+    """Return the directory of all of tensorflow-datasets' data."""
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if root.exists() and not root.is_dir():
         raise DataError(f"the data directory {root} is a file; give a directory")
@@ -75,7 +78,7 @@ def _root(data_dir: str | Path | None) -> Path:
 
 
 def _place(root: Path) -> Path:
-    """Where tensorflow-datasets keeps CIFAR-10."""
+    """Return tensorflow-datasets' folder of CIFAR-10."""
     return root / "cifar10" / VERSION
 
 
@@ -83,49 +86,38 @@ def _prepare(root: Path, notify: Notify) -> None:
     """Write the prepared data, downloading the archive first unless it is here."""
     archive = official_archive()
     path = root / "downloads" / archive.name
-    if path.exists():
-        _verify(path, archive)
-    else:
-        _fetch(archive, path, notify)
-    from experiments.data import builder as _builder
+    here = path.exists()
+    try:
+        if here:
+            download.verify(path, archive)
+        else:
+            download.fetch(archive, path, notify)
+    except download.DownloadError as error:
+        if here:
+            raise DataError(f"{path} is not {URL}: {error}. Remove or replace it") from error
+        raise NotAtHandError(
+            f"CIFAR-10 is not prepared in {_place(root)}, and {archive.url} cannot be downloaded: "
+            f"{error}. Try again with a network, or put that file at {path}, or name the directory "
+            "of prepared data with --data-dir or TFDS_DATA_DIR, or use --dataset digits"
+        ) from error
+    from experiments.data import cifar10_builder
 
     notify(f"preparing CIFAR-10 in {_place(root)} (once)")
     try:
-        _builder.prepare(root, path, CLASSES)
+        cifar10_builder.prepare(root, path, CLASSES)
     except Exception as error:  # of tfds, array_record and the disk
         if not _place(root).exists():  # else another process was quicker
             raise DataError(f"cannot prepare CIFAR-10 in {_place(root)}: {error}") from error
 
 
-def _verify(path: Path, archive: _download.Archive) -> None:
-    """Raise DataError if the archive found at `path` is not the official one."""
-    try:
-        _download.verify(path, archive)
-    except _download.DownloadError as error:
-        raise DataError(f"{path} is not {archive.url}: {error}. Remove or replace it") from error
-
-
-def _fetch(archive: _download.Archive, path: Path, notify: Notify) -> None:
-    """Download the archive."""
-    try:
-        _download.fetch(archive, path, notify)
-    except _download.DownloadError as error:
-        raise NotAtHandError(
-            f"CIFAR-10 is not prepared in {_place(path.parent.parent)}, and {archive.url} cannot "
-            f"be downloaded: {error}. Try again with a network, or put that file at {path}, or "
-            "name the directory of prepared data with --data-dir or TFDS_DATA_DIR, or use "
-            "--dataset digits"
-        ) from error
-
-
 def _read(root: Path, notify: Notify) -> Dataset:
-    """The prepared data, every record of it."""
+    """Read the prepared data, all of its records."""
     notify(f"reading CIFAR-10 from {_place(root)}")
     sources = _sources(root)
     counts = {name: len(source) for name, source in sources.items()}
     if counts != FULL:
         notify(f"note: this CIFAR-10 is not the full one: {counts} images instead of {FULL}")
-    for source in sources.values():  # first all, which is quick, then decode
+    for source in sources.values():  # checking is quick, decoding is not
         _check(source)
     with bar("reading", sum(counts.values()), " images") as progress:
         train, test = (_read_split(sources[name], progress) for name in FULL)
@@ -133,7 +125,7 @@ def _read(root: Path, notify: Notify) -> Dataset:
 
 
 def _sources(root: Path) -> dict[str, Any]:
-    """tensorflow-datasets' data source of each split."""
+    """Return tensorflow-datasets' data source of each split."""
     import tensorflow_datasets as tfds
 
     place = _place(root)
@@ -144,23 +136,23 @@ def _sources(root: Path) -> dict[str, Any]:
             "cifar10",
             split={name: name for name in FULL},
             data_dir=root,
-            download=False,  # else, offline, it tries for minutes
+            download=False,  # otherwise, without a network, it tries for minutes
             decoders={"image": tfds.decode.SkipDecoding()},
         )
         return sources
     except NotImplementedError as error:
         raise DataError(
-            f"{place} was prepared in another format than array_record, one that only TensorFlow "
-            "reads; choose another --data-dir, and CIFAR-10 will be prepared there"
+            f"{place} is not in the format array_record but in one that only TensorFlow reads; "
+            "choose another --data-dir, and CIFAR-10 will be prepared there"
         ) from error
     except Exception as error:  # tfds reads JSON and protocol buffers, and looks splits up
         raise _damaged(place, error) from error
 
 
 def _check(source: Any) -> None:
-    """Raise unless every shard of a split is whole.
+    """Check that every shard of a split is whole.
 
-    Reading a shard checks its checksums; that it has all its records, only dataset_info.json says.
+    Reading a shard checks its checksums; only dataset_info.json has the number of its records.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -176,7 +168,7 @@ def _check(source: Any) -> None:
 
 
 def _read_split(source: Any, progress: Any) -> Split:
-    """A split's images and labels."""
+    """Return a split's images and labels."""
     images, labels = np.empty((len(source), *SHAPE), np.uint8), np.empty(len(source), np.int32)
     for start in range(0, len(source), CHUNK):
         chunk = slice(start, min(start + CHUNK, len(source)))
@@ -189,7 +181,7 @@ def _read_split(source: Any, progress: Any) -> Split:
 
 
 def _decoded(source: Any, chunk: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of some records, checked."""
+    """Return images and labels of some records, checked."""
     examples = source.__getitems__(range(chunk.start, chunk.stop))
     images = np.stack([pixels(io.BytesIO(example["image"])) for example in examples])
     labels = np.array([example["label"] for example in examples])
@@ -201,7 +193,7 @@ def _decoded(source: Any, chunk: slice) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _damaged(path: str | os.PathLike[str], problem: object) -> DataError:
-    """What is wrong with a file or directory of the prepared data, and the remedy."""
+    """Return the error for a file or directory of the prepared data, with the remedy."""
     place = path if Path(path).is_dir() else Path(path).parent
     return DataError(
         f"the prepared CIFAR-10 is damaged: {path}: {problem}. Remove {place} and run again to "

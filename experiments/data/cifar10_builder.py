@@ -19,10 +19,10 @@ RECORD = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plan
 
 
 class Cifar10(cifar.Cifar10, skip_registration=True):
-    """The stock builder, but for reading the archive and for encoding the images.
+    """The stock builder, except that it reads the archive and encodes images without TensorFlow.
 
-    The stock builder does both with TensorFlow. Name, version, features, keys and with them the
-    records' order are the stock ones: `tfds.data_source("cifar10")` reads what this one prepares.
+    Name, version, features, keys and with them the records' order are the stock builder's:
+    `tfds.data_source("cifar10")` reads what this one prepares.
     """
 
     name = "cifar10"
@@ -58,15 +58,15 @@ def prepare(root: Path, archive: Path, classes: Sequence[str]) -> None:
 
     Args:
       root: tensorflow-datasets' data directory.
-      archive: the official cifar-10-binary.tar.gz, already verified.
-      classes: the ten names.
+      archive: the official cifar-10-binary.tar.gz, verified.
+      classes: the names of the classes.
     """
     with _quiet():
         Cifar10(archive=archive, classes=classes, data_dir=root).download_and_prepare()
 
 
 def _records(archive: Path, names: Sequence[str]) -> np.ndarray:
-    """The records, (N, 3073) of uint8, of the archive's files of those names, in that order."""
+    """Return the records, (N, 3073) of uint8, of the archive's files with those names, in order."""
     with tarfile.open(archive) as tar:  # one pass: a .tar.gz has no random access
         content = {m.name: f.read() for m in tar if m.name in names and (f := tar.extractfile(m))}
     return np.frombuffer(b"".join(content[name] for name in names), np.uint8).reshape(-1, RECORD)
@@ -74,7 +74,7 @@ def _records(archive: Path, names: Sequence[str]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without tfds' bars, its announcements on standard output and absl's warnings."""
+    """Silence tfds' bars, its announcements on standard output and absl's warnings."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.display_progress_bar(False)

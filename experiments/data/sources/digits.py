@@ -1,26 +1,28 @@
-"""The embedded stand-in: scikit-learn's handwritten digits, which need no network."""
+"""Scikit-learn's handwritten digits, which need no network: a stand-in for CIFAR-10."""
+
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from experiments.data.types import Dataset, Split, measured
+from experiments.data.types import Dataset, Notify, Split, measured
 
 TRAIN_PER_CLASS = 140
 TEST_PER_CLASS = 34  # 140 + 34 is the size of the smallest class
 
 
-def load() -> Dataset:
-    """Real handwritten digits, in the shape of CIFAR-10's images.
+def load(place: str | Path | None = None, notify: Notify = print) -> Dataset:
+    """Load real handwritten digits, in the shape of CIFAR-10's images.
 
     These are the 8×8 grey images that come with scikit-learn (the test part of the UCI "Optical
     Recognition of Handwritten Digits" data: 1,797 images by 13 writers), each enlarged to 32×32 by
-    bilinear interpolation and tiled to three equal channels. They are real, small and quick to
-    learn, and no substitute for CIFAR-10: accuracies on them say nothing about accuracies there.
+    bilinear interpolation and tiled to three equal channels. They are small and quick to learn;
+    accuracies on them say nothing about accuracies on CIFAR-10.
 
-    scikit-learn has no split of its own for them. Here it is fixed: 140 training and 34 test images
-    of each class, drawn with seed 0; the 57 left over, of the larger classes, are not used. Writers
-    are not separated between the splits, which may flatter test accuracy.
+    The split is fixed: 140 training and 34 test images of each class, drawn with seed 0; 57 images
+    of the larger classes are not used. The same writers are in both splits, which may flatter test
+    accuracy.
 
     Returns:
       1,400 training and 340 test images, classes "0" to "9".
@@ -39,10 +41,11 @@ def load() -> Dataset:
         Split(images[train], labels[train]),
         Split(images[test], labels[test]),
         tuple("0123456789"),
+        mirrored=False,  # a mirrored digit is another one, or none
     )
 
 
 def _enlarged(image: Float[np.ndarray, "8 8"]) -> np.ndarray:
-    """An image of 0 to 16 as (32, 32, 3) of 0 to 255."""
+    """Return an image of values 0 to 16 as (32, 32, 3) of values 0 to 255."""
     grey = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))
     return np.tile(np.asarray(grey.resize((32, 32), Image.Resampling.BILINEAR))[..., None], 3)

@@ -1,4 +1,4 @@
-"""A folder of one's own images: train/<class>/*.png, test/<class>/*.png."""
+"""A folder of images: train/<class>/*.png, test/<class>/*.png."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,25 +15,21 @@ LAYOUT = "expected PATH/train/<class>/*.jpg (or .jpeg, .png) and PATH/test/<clas
 SHOWN = 5  # problems listed in full; the rest is counted
 
 
-def load(path: str | Path, notify: Notify = print) -> Dataset:
-    """The images below `path`: train/<class>/*.jpg|jpeg|png, test/<class>/….
+def load(place: str | Path, notify: Notify = print) -> Dataset:
+    """Load the images in `place`: train/<class>/*.jpg|jpeg|png, test/<class>/….
 
-    Classes are the folders' names, sorted; both splits must have the same ones, and all images one
-    size. Images stand sorted by class and file name. Names that start with a dot and files of other
-    kinds are passed over.
-
-    Args:
-      path: the folder that holds train/ and test/.
-      notify: told what is being read.
+    The classes are the folders' names. Both splits must have the same classes, and all images the
+    same size. Images are sorted by class and file name. Names that start with a dot and files of
+    other kinds are ignored.
 
     Returns:
       The data set, named `folder:PATH`.
 
     Raises:
-      DataError: if folders are missing or empty, the classes differ between the splits, the sizes
-        differ, or files cannot be read; it names them.
+      DataError: folders are missing or empty, classes or sizes differ, or files cannot be read; the
+        message names them.
     """
-    root = Path(path).expanduser()
+    root = Path(place).expanduser()
     train, test = (_classes(root / split) for split in ("train", "test"))
     _agree(root, train, test)
     notify(f"reading the images in {root}")
@@ -41,7 +37,7 @@ def load(path: str | Path, notify: Notify = print) -> Dataset:
     images = _read(paths)
     train_labels, test_labels = _labels(train), _labels(test)
     return measured(
-        f"folder:{path}",
+        f"folder:{place}",
         Split(images[: len(train_labels)], train_labels),
         Split(images[len(train_labels) :], test_labels),
         tuple(train),
@@ -49,10 +45,14 @@ def load(path: str | Path, notify: Notify = print) -> Dataset:
 
 
 def _classes(split: Path) -> dict[str, list[Path]]:
-    """The image files of each class of a split, classes and files sorted by name."""
+    """Return the image files of each class of a split, classes and files sorted by name."""
     if not split.is_dir():
         raise DataError(f"no folder {split}: {LAYOUT}")
-    classes = {folder.name: _files(folder) for folder in _visible(split) if folder.is_dir()}
+    classes = {
+        folder.name: [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+        for folder in _visible(split)
+        if folder.is_dir()
+    }
     empty = [name for name, files in classes.items() if not files]
     if len(classes) < 2 or empty:
         got = (
@@ -62,13 +62,8 @@ def _classes(split: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _files(folder: Path) -> list[Path]:
-    """The image files in one class's folder."""
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
-
-
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; without the hidden files that file managers leave."""
+    """Return what is in a folder, sorted, without the hidden files that file managers leave."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -84,12 +79,12 @@ def _agree(root: Path, train: Iterable[str], test: Iterable[str]) -> None:
 
 
 def _labels(classes: dict[str, list[Path]]) -> np.ndarray:
-    """The class numbers of a split's images, in the order of `_classes`."""
+    """Return the class numbers of a split's images, in the order of `_classes`."""
     return np.repeat(np.arange(len(classes), dtype=np.int32), [len(f) for f in classes.values()])
 
 
 def _read(paths: Sequence[Path]) -> UInt8[np.ndarray, "N H W 3"]:
-    """All images, in order; all that are damaged or of another size are found before raising."""
+    """Read all images, in order; report all that are damaged or of another size at once."""
     images, first, problems = np.empty((len(paths), 0, 0, 3), np.uint8), None, []
     with ThreadPoolExecutor() as pool:
         for i, read in enumerate(pool.map(_pixels_or_problem, paths)):
@@ -109,20 +104,20 @@ def _read(paths: Sequence[Path]) -> UInt8[np.ndarray, "N H W 3"]:
 
 
 def _summary(problems: Sequence[str], total: int) -> str:
-    """What is wrong with the images, the first few in full."""
+    """Describe what is wrong with the images, the first few in full."""
     rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     head = f"{len(problems)} of {total} images cannot be used; replace or remove them:"
     return "\n  ".join([head, *problems[:SHOWN], *rest])
 
 
 def _pixels_or_problem(path: Path) -> np.ndarray | str:
-    """The image, or what is wrong with its file."""
+    """Return the image, or what is wrong with its file."""
     try:
         return pixels(path)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         return f"{path}: {error}"
 
 
 def _size(image: np.ndarray) -> str:
-    """Width × height, as people give it."""
+    """Return width × height, as people write it."""
     return f"{image.shape[1]}×{image.shape[0]}"

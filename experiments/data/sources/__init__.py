@@ -1,0 +1,7 @@
+"""The data sets: one file each, whose name is the one that `--dataset` takes.
+
+A file defines `load(place=None, notify=print)` and returns `measured(name, train, test, classes)`:
+
+* `place`: where the files are, `--data-dir`; None for the usual place. It may be ignored.
+* `notify`: called with what people should know, such as "reading …".
+"""
