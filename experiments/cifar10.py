@@ -6,7 +6,16 @@ ResNet-32 of width 16 in one of width 64, 160 epochs) and wants GPUs.
 
 import sys
 
-from experiments.cli import main
+PROGRAM = "python -m experiments.cifar10"
 
 if __name__ == "__main__":
-    sys.exit(main("python -m experiments.cifar10"))
+    try:
+        from experiments.cli import main
+
+        sys.exit(main(PROGRAM))
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("experiments"):
+            raise
+        install = "pip install -e '.[experiments]'"
+        print(f"{PROGRAM}: error: {missing.name} is not installed: {install}", file=sys.stderr)
+        sys.exit(2)

@@ -11,56 +11,59 @@ from rich.console import Console
 from experiments import data
 from experiments.results import summary
 from experiments.run import console as progress
-from experiments.run import lock, startup, workdir
-from experiments.run import signals as stop
+from experiments.run import lock, signals, startup, workdir
 from experiments.settings import flags, validate
 from experiments.settings.presets import PRESETS
 from experiments.settings.schema import Settings
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
-STOPPED = 128  # and the signal's number: 130 for SIGINT, 143 for SIGTERM
+STOPPED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
 
 
-class BadInput(Exception):
-    """The user asked for what cannot be done; the message says why and what to do."""
+class Ended(Exception):
+    """The run cannot go on; the message says why and what to do."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
 
 
 def main(program: str, args: Sequence[str] | None = None) -> int:
-    """Run a study from its command line.
+    """Run an experiment from its command line.
 
     Args:
-      program: how the study is called, for its messages: `python -m experiments.cifar10`.
-      args: the flags; those of the process if not given.
+      program: the command, for messages: `python -m experiments.cifar10`.
+      args: the flags; by default those of the process.
 
     Returns:
-      The exit code: 0 done; 1 the results could not be written (they are printed), or a sub-network
-      that was trained alone; 2 bad input (one message on stderr); 3 a sub-network diverged; 130 or
-      143 stopped by SIGINT or SIGTERM.
+      The exit code: 0 done; 1 the results, or a sub-network that was trained alone, could not be
+      written (results are printed); 2 bad input (one message on stderr); 3 a sub-network diverged;
+      130 or 143 stopped by SIGINT or SIGTERM.
     """
-    startup.keep_memory()  # before the reading of data starts threads
+    startup.keep_memory()  # before reading the data starts threads
     try:
-        with stop.listening() as asked:
-            return study(parse(program, sys.argv[1:] if args is None else args), asked)
-    except (BadInput, workdir.WorkdirError, data.DataError) as error:
+        with signals.listening() as stop:
+            return run(parse(program, sys.argv[1:] if args is None else args), stop)
+    except (workdir.WorkdirError, data.DataError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except stop.Diverged as error:
-        print(f"{program}: diverged: {error}", file=sys.stderr)
-        return DIVERGED
-    except stop.Stopped as error:
-        print(f"{program}: stopped by {error}; the same command goes on", file=sys.stderr)
+    except Ended as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.code
+    except signals.Stopped as error:
+        print(f"{program}: stopped by {error}; the same command continues", file=sys.stderr)
         return STOPPED + error.number
 
 
 def parse(program: str, args: Sequence[str]) -> Settings:
-    """The settings that the flags ask for: the preset's, and over them what is given.
+    """Return the settings of a command: those of its preset, changed by the other flags.
 
     Raises:
-      BadInput: all that is wrong with the values, at once.
+      Ended: values are wrong; the message lists all of them.
       SystemExit: for `--help`, and for flags that cannot be read.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?")  # without its value: the full parser says so
+    first.add_argument("--preset", nargs="?")  # tyro reports a missing value
     preset = PRESETS.get(first.parse_known_args(args)[0].preset, PRESETS["quick"])
     settings = tyro.cli(
         Settings, prog=program, args=args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
@@ -69,11 +72,11 @@ def parse(program: str, args: Sequence[str]) -> Settings:
     return settings
 
 
-def study(settings: Settings, asked: stop.Stop) -> int:
-    """Run what the settings ask for, leave its results in the workdir and print them.
+def run(settings: Settings, stop: signals.Stop) -> int:
+    """Run the method with these settings, write its results into the workdir, and print them.
 
-    A finished run of the same settings is printed again, and an unfinished one goes on. All that
-    can be wrong with them is found before JAX is imported, and leaves no workdir.
+    The results of a finished run are printed again, and an unfinished run continues. Mistakes are
+    found before JAX starts a backend, and leave no workdir.
 
     Returns:
       The exit code.
@@ -91,55 +94,15 @@ def study(settings: Settings, asked: stop.Stop) -> int:
             workdir.clear(folder)
         startup.start_jax(settings.subnets)
         with workdir.opened(folder, values, how.only_subnet) as metrics:
-            return _run(settings, dataset, folder, voice, metrics, asked)
-
-
-def _run(
-    settings: Settings,
-    dataset: data.Dataset,
-    folder: Path,
-    voice: progress.Voice,
-    metrics: workdir.Metrics,
-    asked: stop.Stop,
-) -> int:
-    """The part that needs JAX."""
-    from experiments.method import pipeline
-    from experiments.run import checkpointing
-
-    how = settings.keeping
-    keeper = checkpointing.Keeper(
-        folder, how, flags.flat(settings), checkpointing.fingerprint(dataset), voice, metrics, asked
-    )
-    if how.only_subnet is not None:
-        if not pipeline.run_one(settings, dataset, keeper, how.only_subnet):
-            voice.say(
-                f"sub-network {how.only_subnet} is trained, and its end is not kept in {folder}: "
-                "make room there, and the same command goes on"
-            )
-            return LOST
-        voice.say(
-            f"sub-network {how.only_subnet} is trained; the command without --only-subnet "
-            f"collects it from {folder}"
-        )
-        return OK
-    results = pipeline.run(settings, dataset, keeper)
-    try:
-        results = workdir.finish(folder, results)
-        voice.say(f"results: {folder / workdir.RESULTS}")
-    except OSError as error:
-        voice.say(f"the results cannot be written to {folder}: {error.strerror}")
-        summary.show(workdir.plain(results), Console(), asked=settings.data.dataset)
-        return LOST
-    summary.show(results, Console(), asked=settings.data.dataset)
-    return OK
+            return _train(settings, dataset, folder, voice, metrics, stop)
 
 
 def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
-    """The data set, with the part of its training images that the settings ask for.
+    """Return the data set, with as many of its training images as the settings ask for.
 
     Raises:
       DataError: it cannot be had.
-      BadInput: it does not go with the other settings.
+      Ended: it does not fit the other settings.
     """
     chosen = settings.data
     loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
@@ -149,6 +112,55 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     return loaded._replace(train=train)
 
 
+def _train(
+    settings: Settings,
+    dataset: data.Dataset,
+    folder: Path,
+    voice: progress.Voice,
+    metrics: workdir.Metrics,
+    stop: signals.Stop,
+) -> int:
+    """Do the part that needs JAX's devices."""
+    from experiments.method import pipeline
+    from experiments.method.divergence import Diverged
+    from experiments.run import checkpointing
+
+    how, asked = settings.keeping, settings.data.dataset
+    fingerprint = checkpointing.fingerprint(dataset)
+    keeper = checkpointing.Keeper(
+        folder, how, flags.flat(settings), fingerprint, voice, metrics, stop
+    )
+    try:
+        if how.only_subnet is not None:
+            kept = pipeline.run_one(settings, dataset, keeper, how.only_subnet)
+            voice.say(_one_trained(how.only_subnet, folder, kept))
+            return OK if kept else LOST
+        results = workdir.plain(pipeline.run(settings, dataset, keeper))
+    except Diverged as error:
+        raise Ended(DIVERGED, f"diverged: {error}") from None
+    code = OK
+    try:
+        workdir.finish(folder, results)
+        voice.say(f"results: {folder / workdir.RESULTS}")
+    except OSError as error:
+        voice.say(f"the results cannot be written to {folder}: {error.strerror}")
+        code = LOST
+    summary.show(results, Console(), asked=asked)
+    return code
+
+
+def _one_trained(subnet: int, folder: Path, kept: bool) -> str:
+    if kept:
+        return (
+            f"sub-network {subnet} is trained; the command without --only-subnet collects it from "
+            f"{folder}"
+        )
+    return (
+        f"sub-network {subnet} is trained, but could not be saved in {folder}: make room there; "
+        "the same command continues"
+    )
+
+
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        raise BadInput("\n  ".join(problems))
+        raise Ended(BAD_INPUT, "error: " + "\n  ".join(problems))

@@ -7,54 +7,94 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 import dcjax
 from dcjax import training
 from experiments.data import Dataset
-from experiments.settings.schema import Network, Training
-
-PyTree = Any
-
+from experiments.run.checkpointing import Keeper
+from experiments.settings.schema import Network, Settings, Training
 
 Convolution = Callable[..., Array]
+STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning", "baseline": "baseline"}
+"""The stages of training: their names in the results, and their titles for people."""
+VERIFIED_IMAGES = 64
+"""Test images on which the composed network's feature maps are compared with the sub-networks'."""
+
+
+class Setup(NamedTuple):
+    """What the stages of one run share.
+
+    Attributes:
+      network: the global network in training's precision.
+      exact: the same network in float32, in which everything is evaluated.
+      images: some test images as the networks see them.
+      key: all random keys are derived from it.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    samples: dcjax.samples.Samples
+    network: nn.Module
+    exact: nn.Module
+    images: Float[Array, "n H W 3"]
+    key: Key[Array, ""]
+    keeper: Keeper
+
+    def keys(self, stage: str) -> Key[Array, "2"]:
+        """Return two random keys of a stage: for its initialisation, and for its training."""
+        return jax.random.split(jax.random.fold_in(self.key, list(STAGES).index(stage)))
+
+
+def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
+    """Make what the stages share."""
+    chosen, classes = settings.network, len(dataset.classes)
+    conv = convolution(chosen, keeper.voice.say)
+    images = jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])
+    return Setup(
+        settings,
+        dataset,
+        dcjax.samples.make(chosen.samples, settings.subnets),
+        network=network(chosen, classes, precision(chosen), conv),
+        exact=network(chosen, classes, convolution=conv),
+        images=normalise(dataset)(images),
+        key=jax.random.key(settings.seed),
+        keeper=keeper,
+    )
 
 
 def network(
-    chosen: Network,
-    classes: int,
-    dtype: Any = jnp.float32,
-    convolution: Convolution | None = None,
+    chosen: Network, classes: int, dtype: Any = jnp.float32, convolution: Convolution | None = None
 ) -> nn.Module:
-    """The global network, computing in the given precision, with JAX's convolutions or these."""
-    how: dict[str, Any] = {"dtype": dtype, "conv_general_dilated": convolution}
+    """Return the global network, computing in `dtype`, with JAX's convolutions or the given one."""
+    options: dict[str, Any] = {"dtype": dtype, "conv_general_dilated": convolution}
     if chosen.model == "resnet":
-        return dcjax.models.ResNet(chosen.depth, chosen.width, classes, **how)
+        return dcjax.models.ResNet(chosen.depth, chosen.width, classes, **options)
     convolutions = (chosen.depth - 2) // 3  # in each of three stages; then two dense layers
-    return dcjax.models.CNN(chosen.width, classes, convolutions=convolutions, **how)
+    return dcjax.models.CNN(chosen.width, classes, convolutions=convolutions, **options)
 
 
 def convolution(chosen: Network, say: Callable[[str], None]) -> Convolution | None:
-    """The compiled convolution where it is wanted and can be had; None for JAX's own."""
+    """Return the compiled convolution if it is wanted and can be built; None for JAX's."""
     if not chosen.native or jax.default_backend() != "cpu":
         return None
     try:
         dcjax.native.build()
     except dcjax.native.NativeError as error:
-        say(f"JAX's own convolutions, some times slower: {error}")
+        say(f"using JAX's convolutions, which are several times slower: {error}")
         return None
     return dcjax.native.conv_general_dilated
 
 
 def precision(chosen: Network) -> str:
-    """The dtype of training's arithmetic: on an accelerator bfloat16, unless told otherwise."""
+    """Return the dtype of training's arithmetic; `auto` is bfloat16 on an accelerator."""
     if chosen.precision != "auto":
         return chosen.precision
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 class Schedule(NamedTuple):
-    """How the learning rate goes, in epochs: up in a line to the peak, down to the end."""
+    """A learning rate over epochs: linear warm-up to the peak, cosine decay to the final one."""
 
     epochs: int
     peak: float
@@ -65,7 +105,7 @@ class Schedule(NamedTuple):
 def recipe(
     chosen: Training, dataset: Dataset, schedule: Schedule, *then: optax.GradientTransformation
 ) -> training.Recipe:
-    """How a phase is trained; what is to be done to the optimiser's updates comes `then`."""
+    """Return how a stage is trained; `then` is applied to the optimiser's updates."""
     per_epoch = training.steps_per_epoch(len(dataset.train.labels), chosen.batch_size)
     steps = max(1, schedule.epochs * per_epoch)
     warmup = min(round(schedule.warmup * per_epoch), steps // 2)
@@ -75,8 +115,7 @@ def recipe(
     return training.Recipe(
         optimizer=optax.chain(optimizer, *then),
         batch_size=chosen.batch_size,
-        # A mirrored digit is no digit, or another one.
-        augment=training.no_augment if dataset.name == "digits" else training.crop_and_flip,
+        augment=training.crop_and_flip if dataset.mirrored else training.no_augment,
         normalise=normalise(dataset),
         loss=smoothed(chosen.label_smoothing),
         average=chosen.average,
@@ -84,12 +123,12 @@ def recipe(
 
 
 def evaluation(chosen: Training, dataset: Dataset) -> training.Recipe:
-    """The recipe of a phase that only evaluates."""
+    """Return the recipe of a network that is only evaluated."""
     return recipe(chosen, dataset, Schedule(epochs=0, peak=1.0, warmup=0.0))
 
 
 def smoothed(part: float) -> Callable[[Array, Array], Array]:
-    """Cross entropy to labels of which that part is spread evenly over all classes.
+    """Return the cross entropy to labels of which `part` is spread evenly over all classes.
 
     >>> float(smoothed(0.0)(jnp.zeros((1, 2)), jnp.array([1]))[0])
     0.6931471824645996
@@ -106,12 +145,12 @@ def smoothed(part: float) -> Callable[[Array, Array], Array]:
 
 
 def normalise(dataset: Dataset) -> Callable[[UInt8[Array, "N H W 3"]], Float[Array, "N H W 3"]]:
-    """The function from uint8 images to what networks see: each colour of mean 0 and variance 1."""
+    """Return the map from uint8 images to network inputs: each colour of mean 0 and variance 1."""
     return training.standardise(dataset.mean.tolist(), dataset.std.tolist())
 
 
 def parameters(variables: PyTree) -> int:
-    """The number of trained parameters.
+    """Return the number of trained parameters.
 
     >>> parameters({"params": {"kernel": jnp.ones((3, 4))}, "batch_stats": {"mean": jnp.ones(4)}})
     12

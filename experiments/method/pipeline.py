@@ -1,299 +1,275 @@
-"""The whole road: sub-networks, composition, fine-tuning, and the baseline beside it."""
+"""The whole method: sub-networks, composition, fine-tuning, and the baseline beside it."""
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, PyTree
 
 import dcjax
 from dcjax import training
 from experiments.data import Dataset
 from experiments.method import factory, stage, subnetworks
+from experiments.method.factory import Schedule, Setup
+from experiments.results.schema import Bounds, Composed, GlobalPhase, Model, Results, SubnetsPhase
 from experiments.results.score import Score, score
 from experiments.results.speedup import speedup
-from experiments.run import provenance as environment
+from experiments.run import provenance
 from experiments.run.checkpointing import Keeper
 from experiments.settings.schema import Settings
 
-PyTree = Any
-Results = dict[str, Any]
-VERIFIED_IMAGES = 64
-"""Test images on which the composed network's feature maps are held against the sub-networks'."""
-
-
-TITLES = {"subnets": "sub-networks", "finetune": "fine-tuning", "baseline": "baseline"}
-"""The phases of training, by their names in the results, as people read them."""
-
-
-class Run(NamedTuple):
-    """What the phases of one run share.
-
-    Attributes:
-      network: the global network as it is trained.
-      exact: the same network computing in float32, as everything is measured.
-      logits: the exact network's on the test split, of a state in fine-tuning or the baseline.
-      images: some test images as the networks get them.
-      key: all random keys are folded from it.
-    """
-
-    settings: Settings
-    dataset: Dataset
-    samples: dcjax.samples.Samples
-    network: nn.Module
-    exact: nn.Module
-    logits: stage.Logits
-    images: Float[Array, "n H W C"]
-    key: Key[Array, ""]
-    keeper: Keeper
-
-
-class Part(NamedTuple):
-    """What came of a part of the road; `results` is its part of the results."""
-
-    variables: PyTree
-    devices: int
-    compile_seconds: float
-    results: Results
-
 
 def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
-    """Run a study, or go on with what its checkpoints hold.
+    """Run the method, or continue from its checkpoints.
 
     Args:
-      settings: checked ones.
+      settings: valid ones.
       dataset: with the training images to use.
       keeper: keeps checkpoints and metrics, and speaks.
 
     Returns:
-      The results, of plain values.
+      The results.
 
     Raises:
-      Diverged: a sub-network has, and the run is not to go on.
+      Diverged: a sub-network diverged, and may not be restarted (again) or dropped.
     """
-    this, chosen = _begin(settings, dataset, keeper), settings.training
-    subnets, trained, bounds = _train_subnets(this)
-    composed = _compose(this, trained)
-    finetune = _finetune(this, composed.variables, trained)
-    schedule = factory.Schedule(
-        chosen.baseline_epochs, chosen.learning_rate, chosen.baseline_warmup_epochs
-    )
-    recipe = factory.recipe(chosen, dataset, schedule)
-    baseline = _train_global(this, "baseline", _from_scratch(this), recipe, schedule.epochs)
+    this = factory.setup(settings, dataset, keeper)
+    subnets = subnetworks.train_all(this)
+    subnets_phase, bounds = _evaluate_subnets(this, subnets)
+    composition = _compose(this, subnets)
+    evaluate = _evaluation(this)
+    finetune = _finetune(this, composition.variables, subnets, evaluate)
+    baseline = _train_baseline(this, evaluate)
     start = finetune.results["curve"][0]
-    measured = {
-        "subnets_phase": subnets.results,
-        "composed": {n: start[n] for n in ("accuracy", "cost")} | bounds | composed.results,
-        "finetune": finetune.results,
-        "baseline": baseline.results,
+    composed: Composed = {
+        "accuracy": start["accuracy"],
+        "cost": start["cost"],
+        **bounds,
+        "seconds": composition.seconds,
+        "feature_error": composition.feature_error,
     }
-    parts = {"subnets": subnets, "compose": composed, "finetune": finetune, "baseline": baseline}
     return {
         "dataset": dataset.name,
         "subnets": settings.subnets,
         "seed": settings.seed,
-        "model": _model(this, subnets, baseline),
-        "versions": environment.versions(),
-        "devices": environment.devices({name: part.devices for name, part in parts.items()}),
-        "compile_seconds": {name: part.compile_seconds for name, part in parts.items()},
-        **measured,
-        "speedup": speedup(**measured, classes=len(dataset.classes)),
+        "model": _model(this, subnets.stacked, baseline.variables),
+        "versions": provenance.versions(),
+        "devices": provenance.devices(
+            {
+                "subnets": subnets.devices,
+                "compose": 1,
+                "finetune": finetune.devices,
+                "baseline": baseline.devices,
+            }
+        ),
+        "compile_seconds": {
+            "subnets": subnets.progress.compile_seconds,
+            "compose": composition.compile_seconds,
+            "finetune": finetune.compile_seconds,
+            "baseline": baseline.compile_seconds,
+        },
+        "subnets_phase": subnets_phase,
+        "composed": composed,
+        "finetune": finetune.results,
+        "baseline": baseline.results,
+        "speedup": speedup(
+            subnets_phase,
+            composed,
+            finetune.results,
+            baseline.results,
+            classes=len(dataset.classes),
+        ),
     }
 
 
 def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -> bool:
-    """Train one sub-network by itself, as it would be beside the others; whether it is kept."""
-    return subnetworks.train_one(_members(_begin(settings, dataset, keeper)), member)
+    """Train one sub-network by itself, as beside the others; return whether it is kept."""
+    return subnetworks.train_one(factory.setup(settings, dataset, keeper), member)
 
 
-def _begin(settings: Settings, dataset: Dataset, keeper: Keeper) -> Run:
-    """Make what the phases share."""
-    chosen, classes = settings.network, len(dataset.classes)
-    samples = dcjax.samples.make(chosen.samples, settings.subnets)
-    convolution = factory.convolution(chosen, keeper.voice.say)
-    exact = factory.network(chosen, classes, convolution=convolution)
-    recipe = factory.evaluation(settings.training, dataset)
-    return Run(
-        settings,
-        dataset,
-        samples,
-        network=factory.network(chosen, classes, factory.precision(chosen), convolution),
-        exact=exact,
-        logits=stage.exact_logits(training.data_parallel(exact, samples, recipe), dataset.test),
-        images=factory.normalise(dataset)(jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])),
-        key=jax.random.key(settings.seed),
-        keeper=keeper,
-    )
-
-
-def _train_subnets(this: Run) -> tuple[Part, subnetworks.Outcome, dict[str, Any]]:
-    """The trained sub-networks, and the bounds for the composed network."""
-    settings, labels = this.settings, this.dataset.test.labels
-    shared = _members(this)
-    trained = subnetworks.train_all(shared)
-    recipe = factory.evaluation(settings.training, this.dataset)
-    narrow = dcjax.decompose(this.exact, settings.subnets)
-    exact = training.side_by_side(narrow, this.samples, recipe, settings.subnets)
-    state = exact.start(trained.stacked, shared.key)
-    logits = stage.exact_logits(exact, this.dataset.test)(state)
-    scores = [score(z, labels) for z in logits]
-    results = trained.progress.times | {
+def _evaluate_subnets(this: Setup, subnets: subnetworks.Outcome) -> tuple[SubnetsPhase, Bounds]:
+    """Score the sub-networks on the test split, and bound the composed network by their logits."""
+    test, count = this.dataset.test, this.settings.subnets
+    recipe = factory.evaluation(this.settings.training, this.dataset)
+    narrow = dcjax.decompose(this.exact, count)
+    trainer = training.side_by_side(narrow, this.samples, recipe, count)
+    state = trainer.start(subnets.stacked, this.key)
+    logits = stage.exact_logits(trainer, test)(state)
+    scores = [score(z, test.labels) for z in logits]
+    results: SubnetsPhase = {
+        "epochs": subnets.progress.epochs,
+        "seconds": subnets.progress.seconds,
+        "device_seconds": subnets.progress.device_seconds,
         "accuracy": [each.accuracy for each in scores],
         "cost": [each.cost for each in scores],
     }
-    if trained.diverged:
-        results["diverged"] = trained.diverged
-    part = Part(trained.stacked, trained.devices, trained.progress.compile_seconds, results)
-    return part, trained, _bounds(logits, labels, trained.weights)
+    if subnets.diverged:
+        results["diverged"] = subnets.diverged
+    return results, _bounds(logits, test.labels, subnets.weights)
 
 
-def _members(this: Run) -> subnetworks.Members:
-    """What the sub-networks' trainings share."""
-    init_key, key = _keys(this, "subnets")
-    start = dcjax.init(
-        this.exact, this.settings.subnets, init_key, this.images[:2], samples=this.samples
-    )
-    return subnetworks.Members(
-        this.settings, this.dataset, this.samples, this.network, start, key, this.keeper
-    )
+def _bounds(
+    logits: Float[np.ndarray, "K N C"], labels: np.ndarray, weights: Float[Array, " K"] | None
+) -> Bounds:
+    """Bound the composed network by the logits of the sub-networks that it is composed of."""
+    if weights is not None:
+        logits = logits[np.asarray(weights) > 0]
+    sums = dcjax.bounds_update(dcjax.BoundsSums(), jnp.asarray(logits), jnp.asarray(labels))
+    means = dcjax.bounds_finish(sums)
+    # The counts, because a fraction in float32 is not quite the count over N.
+    return {
+        "accuracy_lower": int(np.asarray(sums.right_lower)) / len(labels),
+        "accuracy_upper": int(np.asarray(sums.right_upper)) / len(labels),
+        "cost_lower": float(means.cost_lower),
+        "cost_upper": float(means.cost_upper),
+    }
 
 
-def _compose(this: Run, trained: subnetworks.Outcome) -> Part:
-    """Compose the sub-networks, and compare every feature map with theirs; once in a run."""
-    stacked, weights = trained.stacked, trained.weights
+class _Composition(NamedTuple):
+    """The composed network's variables, and how long composing took."""
+
+    variables: PyTree
+    compile_seconds: float
+    seconds: float
+    feature_error: float
+
+
+def _compose(this: Setup, subnets: subnetworks.Outcome) -> _Composition:
+    """Compose the sub-networks and compare every feature map with theirs, once in a run."""
+    stacked, weights = subnets.stacked, subnets.weights
     with this.keeper.opened("composed") as kept:
         if kept.found is not None:
-            shapes = jax.eval_shape(dcjax.compose, stacked)
-            return Part(kept.found.into(shapes), 1, **kept.found.record["part"])
+            variables = kept.found.into(jax.eval_shape(dcjax.compose, stacked))
+            return _Composition(variables, **kept.found.record["composition"])
         started = time.perf_counter()
         compose = jax.jit(dcjax.compose).lower(stacked, weights=weights).compile()
         compiled = time.perf_counter()
         variables = jax.block_until_ready(compose(stacked, weights=weights))
         seconds = time.perf_counter() - compiled
-        results = {"seconds": seconds, "feature_error": _feature_error(this, stacked, weights)}
-        this.keeper.log(phase="composed", **results)
-        part = {"compile_seconds": compiled - started, "results": results}
-        kept.save(0, variables, {"phase": "composed", "part": part}, finished=True)
-        return Part(variables, 1, **part)
+        error = _feature_error(this, stacked, weights)
+        this.keeper.log(phase="composed", seconds=seconds, feature_error=error)
+        done = _Composition(variables, compiled - started, seconds, error)
+        record = {name: value for name, value in done._asdict().items() if name != "variables"}
+        kept.save(0, variables, {"phase": "composed", "composition": record}, finished=True)
+        return done
 
 
-def _feature_error(this: Run, stacked: dcjax.Stacked, weights: Float[Array, " K"] | None) -> float:
-    """The largest error of the composed network's feature maps; nan where they cannot be compared.
+def _feature_error(
+    this: Setup, stacked: dcjax.Stacked, weights: Float[Array, " K"] | None
+) -> float:
+    """Return the largest error of the composed network's feature maps; NaN if all are zero or NaN.
 
-    It is measured, whatever it is: the training that it would stop here is done already.
+    Any error is tolerated: stopping here would lose the training that is done.
     """
     with jax.default_matmul_precision("highest"):
         try:
-            return dcjax.verify(
+            report = dcjax.verify(
                 this.exact,
                 stacked,
                 this.images,
                 samples=this.samples,
                 tolerance=math.inf,
                 weights=weights,
-            ).error
-        except ValueError:  # they are zero, or no numbers
+            )
+        except ValueError:
             return math.nan
+        return report.error
 
 
-def _finetune(this: Run, variables: PyTree, trained: subnetworks.Outcome) -> Part:
-    """Train the composed network further."""
+class _Global(NamedTuple):
+    """The outcome of training the global network."""
+
+    variables: PyTree
+    devices: int
+    compile_seconds: float
+    results: GlobalPhase
+
+
+def _evaluation(this: Setup) -> stage.Evaluate:
+    """Return the function that scores the global network on the test split."""
+    recipe = factory.evaluation(this.settings.training, this.dataset)
+    exact = training.data_parallel(this.exact, this.samples, recipe)
+    logits = stage.exact_logits(exact, this.dataset.test)
+
+    def evaluate(state: training.TrainState) -> Score:
+        return score(logits(state), this.dataset.test.labels)
+
+    return evaluate
+
+
+def _finetune(
+    this: Setup, variables: PyTree, subnets: subnetworks.Outcome, evaluate: stage.Evaluate
+) -> _Global:
+    """Train the composed network, from its composed momenta if they are carried over."""
     chosen, transfer = this.settings.training, this.settings.transfer
-    schedule = factory.Schedule(
+    schedule = Schedule(
         chosen.finetune_epochs, this.settings.finetune_rate, transfer.finetune_warmup_epochs
     )
-    params = trained.stacked["params"]
-    recipe = factory.recipe(chosen, this.dataset, schedule, *_block_rates(this, params))
+    params, head = subnets.stacked["params"], this.settings.head_rate
+    slower = [] if head == 1 else [training.scale_blocks(params, head=head)]
+    recipe = factory.recipe(chosen, this.dataset, schedule, *slower)
     opt_state = None
     if transfer.carry_momentum:
         narrow = factory.recipe(chosen, this.dataset, schedule).optimizer
-        past = dcjax.compose_opt_state(narrow, trained.opt_state, params, weights=trained.weights)
+        past = dcjax.compose_opt_state(narrow, subnets.opt_state, params, weights=subnets.weights)
         opt_state = optax.tree_utils.tree_set(
             jax.jit(recipe.optimizer.init)(variables["params"]),
             trace=optax.tree_utils.tree_get(past, "trace"),
         )
-    return _train_global(this, "finetune", variables, recipe, schedule.epochs, opt_state)
+    return _train(this, "finetune", variables, recipe, schedule.epochs, evaluate, opt_state)
 
 
-def _block_rates(this: Run, params: dcjax.Stacked) -> list[optax.GradientTransformation]:
-    """What fine-tuning does with the updates of the blocks, if anything."""
-    head = this.settings.head_rate
-    return [] if head == 1 else [training.scale_blocks(params, head=head)]
+def _train_baseline(this: Setup, evaluate: stage.Evaluate) -> _Global:
+    """Train the global network from scratch."""
+    chosen = this.settings.training
+    schedule = Schedule(chosen.baseline_epochs, chosen.learning_rate, chosen.baseline_warmup_epochs)
+    # XLA's optimisation of the random numbers takes many times as long as computing them once.
+    init = jax.jit(this.exact.init, compiler_options={"xla_backend_optimization_level": 1})
+    variables = init(this.keys("baseline")[0], this.samples.join(this.images[:2]))
+    recipe = factory.recipe(chosen, this.dataset, schedule)
+    return _train(this, "baseline", variables, recipe, schedule.epochs, evaluate)
 
 
-def _train_global(
-    this: Run,
+def _train(
+    this: Setup,
     name: str,
     variables: PyTree,
     recipe: training.Recipe,
     epochs: int,
+    evaluate: stage.Evaluate,
     opt_state: PyTree = None,
-) -> Part:
-    """Train the global network from these variables, measured as it goes."""
+) -> _Global:
+    """Train the global network from these variables."""
     trainer = training.data_parallel(this.network, this.samples, recipe)
-    key = _keys(this, name)[1]
-
-    def measure(state: training.TrainState) -> Score:
-        return score(this.logits(state), this.dataset.test.labels)
-
     plan = stage.Plan(
         name,
-        TITLES[name],
+        factory.STAGES[name],
         trainer,
         variables,
-        key,
+        this.keys(name)[1],
         epochs,
-        measure,
+        evaluate,
         every=this.settings.training.evaluate_every,
         opt_state=opt_state,
     )
     trained = stage.train(plan, this.dataset.train, this.keeper)
     progress = trained.progress
-    final = {name: progress.curve[-1][name] for name in ("accuracy", "cost")}
-    results = progress.times | final | {"curve": list(progress.curve)}
-    return Part(trained.variables, len(trainer.devices), progress.compile_seconds, results)
-
-
-def _from_scratch(this: Run) -> PyTree:
-    """The global network's variables as they are initialised without sub-networks."""
-    x = this.samples.join(this.images[:2])
-    # XLA's optimisation of the random numbers takes many times as long as computing them once.
-    init = jax.jit(this.exact.init, compiler_options={"xla_backend_optimization_level": 1})
-    return init(_keys(this, "baseline")[0], x)
-
-
-def _keys(this: Run, name: str) -> Key[Array, "2"]:
-    """Two random keys of a phase: for its initialisation, and for its training."""
-    return jax.random.split(jax.random.fold_in(this.key, list(TITLES).index(name)))
-
-
-def _bounds(
-    logits: Float[np.ndarray, "K N C"], labels: np.ndarray, weights: Float[Array, " K"] | None
-) -> dict[str, float]:
-    """What the sub-networks' logits say of the composed network; those without weight nothing."""
-    if weights is not None:
-        logits = logits[np.asarray(weights) > 0]
-    found = dcjax.bounds(jnp.asarray(logits), jnp.asarray(labels))
-
-    def fraction(value: Array) -> float:
-        # m/N in float32 is not quite m/N: back to the count m that it stands for.
-        return round(float(value) * len(labels)) / len(labels)
-
-    return {
-        "accuracy_lower": fraction(found.accuracy_lower),
-        "accuracy_upper": fraction(found.accuracy_upper),
-        "cost_lower": float(found.cost_lower),
-        "cost_upper": float(found.cost_upper),
+    results: GlobalPhase = {
+        "epochs": progress.epochs,
+        "seconds": progress.seconds,
+        "device_seconds": progress.device_seconds,
+        "accuracy": progress.curve[-1]["accuracy"],
+        "cost": progress.curve[-1]["cost"],
+        "curve": list(progress.curve),
     }
+    return _Global(trained.variables, len(trainer.devices), progress.compile_seconds, results)
 
 
-def _model(this: Run, subnets: Part, baseline: Part) -> Results:
-    """What was trained."""
+def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
     chosen = this.settings.network
     return {
         "name": chosen.model,
@@ -303,6 +279,6 @@ def _model(this: Run, subnets: Part, baseline: Part) -> Results:
         "samples": chosen.samples,
         "precision": factory.precision(chosen),
         "convolutions": "jax" if this.exact.conv_general_dilated is None else "native",
-        "parameters": factory.parameters(baseline.variables),
-        "subnet_parameters": factory.parameters(subnets.variables[0]),
+        "parameters": factory.parameters(variables),
+        "subnet_parameters": factory.parameters(stacked[0]),
     }

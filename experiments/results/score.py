@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 
 
 class Score(NamedTuple):
-    """How well logits do on a split.
+    """How well logits classify a split.
 
     Attributes:
-      accuracy: the fraction of examples classified rightly; ties go to the first class.
+      accuracy: the fraction of examples classified correctly; ties go to the first class.
       cost: the mean cross entropy in nats, whatever the training loss was.
     """
 
@@ -19,7 +19,7 @@ class Score(NamedTuple):
 
 
 def score(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]) -> Score:
-    """The accuracy and the mean cross entropy, `mean(log Σ_c exp z_c − z_y)`.
+    """Return the accuracy and the mean cross entropy, `mean(log Σ_c exp z_c − z_y)`.
 
     >>> score(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
     Score(accuracy=1.0, cost=0.34657359027997264)

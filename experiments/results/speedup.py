@@ -1,39 +1,48 @@
 """How much sooner the transfer reaches the baseline's accuracy than the baseline itself."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
-Phase = Mapping[str, Any]
+from experiments.results.schema import Composed, CurveEntry, GlobalPhase, Speedup, SubnetsPhase
 
 
 def speedup(
-    subnets_phase: Phase, composed: Phase, finetune: Phase, baseline: Phase, *, classes: int
-) -> dict[str, float | None]:
-    """The times to the baseline's final accuracy: baseline over transfer.
+    subnets_phase: SubnetsPhase,
+    composed: Composed,
+    finetune: GlobalPhase,
+    baseline: GlobalPhase,
+    *,
+    classes: int,
+) -> Speedup:
+    """Compare the times to the baseline's final accuracy: baseline over transfer.
 
-    Both sides' clocks stop at the first entry of their curve that reaches the target. The
-    transfer's time is the sub-networks', the composition's, and fine-tuning's up to there; nothing
-    of fine-tuning where the composed network, the curve's epoch 0, has reached it already.
+    Each side's time ends at the first entry of its curve that reaches the target. The transfer's
+    time is that of the sub-networks, of the composition, and of fine-tuning up to that entry; the
+    composed network is the curve's epoch 0, which needs no fine-tuning.
 
     Returns:
-      `target_accuracy`; `seconds` and `baseline_seconds`, what the two took; `wall` and `device`,
-      the ratios of wall-clock and of device seconds. All but the first are None where the target
-      was not reached, or there is none: no baseline, one that diverged, or one that has learned
-      nothing (`learned`).
+      `target_accuracy`; `seconds` and `baseline_seconds`, the times of both; `wall` and `device`,
+      the ratios of wall-clock and of device seconds. All but the first are None if the target was
+      not reached, or if the baseline was not trained, diverged, or is no better than guessing.
     """
-    target = baseline["accuracy"]
-    none = dict.fromkeys(("seconds", "baseline_seconds", "wall", "device"))
-    reached, own = (first_reaching(phase["curve"], target) for phase in (finetune, baseline))
-    trained = baseline["epochs"] and math.isfinite(baseline["cost"]) and learned(target, classes)
-    if reached is None or own is None or not trained:
-        return {"target_accuracy": target, **none}
+    target, cost = baseline["accuracy"], baseline["cost"]
+    reached, own = (first_reaching(stage["curve"], target) for stage in (finetune, baseline))
+    trained = baseline["epochs"] and cost is not None and math.isfinite(cost)
+    if reached is None or own is None or not trained or not learned(target, classes):
+        return {
+            "target_accuracy": target,
+            "seconds": None,
+            "baseline_seconds": None,
+            "wall": None,
+            "device": None,
+        }
 
-    def transfer(kind: str) -> float:
+    def transfer(kind: Literal["seconds", "device_seconds"]) -> float:
         # The composition runs on one device: its device seconds are its seconds.
         return subnets_phase[kind] + composed["seconds"] + reached[kind]
 
-    def ratio(kind: str) -> float | None:
+    def ratio(kind: Literal["seconds", "device_seconds"]) -> float | None:
         return own[kind] / transfer(kind) if transfer(kind) > 0 else None
 
     return {
@@ -46,7 +55,7 @@ def speedup(
 
 
 def learned(accuracy: float, classes: int) -> bool:
-    """Whether an accuracy is more than guessing's, by two points.
+    """Return whether an accuracy is at least two points better than guessing.
 
     >>> learned(0.1, classes=10), learned(0.3, classes=10)
     (False, True)
@@ -54,13 +63,16 @@ def learned(accuracy: float, classes: int) -> bool:
     return accuracy >= 1 / classes + 0.02
 
 
-def first_reaching(curve: Sequence[Phase], accuracy: float) -> Phase | None:
-    """The first entry of a curve whose accuracy is at least the given one; None if none is.
+def first_reaching(curve: Sequence[CurveEntry], accuracy: float) -> CurveEntry | None:
+    """Return the first entry of at least this accuracy and a finite cost, or None.
 
-    What has diverged, so that its cost is no number, reaches nothing.
-
-    >>> first_reaching([{"accuracy": 0.4, "cost": 1.5}, {"accuracy": 0.6, "cost": 1.2}], 0.5)
+    >>> def entry(accuracy, cost):
+    ...     return {"accuracy": accuracy, "cost": cost}
+    >>> first_reaching([entry(0.4, 1.5), entry(0.6, math.nan), entry(0.6, 1.2)], 0.5)
     {'accuracy': 0.6, 'cost': 1.2}
     """
-    good = (e for e in curve if e["accuracy"] >= accuracy and math.isfinite(e["cost"]))
-    return next(good, None)
+    for entry in curve:
+        cost = entry["cost"]
+        if entry["accuracy"] >= accuracy and cost is not None and math.isfinite(cost):
+            return entry
+    return None

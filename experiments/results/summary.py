@@ -1,6 +1,6 @@
 """The closing table: what a run measured, for a person to read, on a terminal or in a file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -8,24 +8,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from experiments.results.schema import Composed, GlobalPhase, Results, SubnetsPhase
 from experiments.results.speedup import learned
-
-Results = Mapping[str, Any]
-
-
-def show(results: Results, console: Console, *, asked: str = "auto") -> None:
-    """Print the results: a notice if the data is a stand-in for what was asked for, the table, one
-    sentence at the end.
-    """
-    if results["dataset"] == "digits" != asked:
-        console.print(Panel(Text(STAND_IN), title="stand-in data", width=min(80, console.width)))
-    console.print(table(results))
-    for entry in results["subnets_phase"].get("diverged", ()):
-        then = {"drop": "dropped", "restart": "restarted"}[entry["then"]]
-        console.print(f"sub-network {entry['subnet']} diverged at step {entry['step']}: {then}")
-    console.print(Text(_bounds(results["composed"])))
-    console.print(Text(verdict(results)))
-
 
 STAND_IN = (
     "These figures are for scikit-learn's handwritten digits: they show that everything runs, and "
@@ -33,29 +17,39 @@ STAND_IN = (
 )
 
 
-def table(results: Results) -> Table:
-    """A row for every phase and sub-network."""
-    title = f"{results['dataset']}, subnets {results['subnets']}, seed {results['seed']}"
-    note = (
-        "seconds of training, without evaluation and compilation; device s: times the number of "
-        "physical devices that took part"
-    )
-    made = Table(
-        title=title,
+def show(results: Results, console: Console, *, asked: str = "auto") -> None:
+    """Print the results: a notice if the data is a stand-in for what was asked for, the table, the
+    bounds, and one sentence at the end.
+    """
+    if results["dataset"] == "digits" != asked:
+        console.print(Panel(Text(STAND_IN), title="stand-in data", width=min(80, console.width)))
+    console.print(_table(results))
+    for entry in results["subnets_phase"].get("diverged", ()):
+        then = {"drop": "dropped", "restart": "restarted"}[entry["then"]]
+        console.print(f"sub-network {entry['subnet']} diverged at step {entry['step']}: {then}")
+    console.print(Text(_bounds(results["composed"])))
+    console.print(Text(verdict(results)))
+
+
+def _table(results: Results) -> Table:
+    table = Table(
+        title=f"{results['dataset']}, subnets {results['subnets']}, seed {results['seed']}",
         title_justify="left",
         title_style="bold",
-        caption=note,
+        caption="seconds of training, without evaluation and compilation; device s: times the "
+        "number of physical devices that took part",
         caption_justify="left",
     )
-    made.add_column("phase", no_wrap=True)
-    for name in ("epochs", "accuracy", "cost", "seconds", "device s"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for row in _rows(results):
-        made.add_row(*row)
-    return made
+    table.add_column("stage", no_wrap=True)
+    for name in ("epochs", "accuracy", "loss", "seconds", "device s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(results):
+        table.add_row(*row)
+    return table
 
 
-def _rows(results: Results) -> Iterator[tuple[str, ...]]:
+def rows(results: Results) -> Iterator[tuple[str, ...]]:
+    """Yield the table's rows: each sub-network, composed, fine-tuned, and the baseline if any."""
     subnets, composed = results["subnets_phase"], results["composed"]
     times = str(subnets["epochs"]), *_times(subnets)
     for k, (accuracy, cost) in enumerate(zip(subnets["accuracy"], subnets["cost"], strict=True)):
@@ -63,39 +57,33 @@ def _rows(results: Results) -> Iterator[tuple[str, ...]]:
         yield f"sub-network {k}", epochs, percent(accuracy), nats(cost), *seconds
     seconds = f"{composed['seconds']:.2f}"
     yield "composed", "", percent(composed["accuracy"]), nats(composed["cost"]), seconds, seconds
-    for name, phase in (("fine-tuned", results["finetune"]), ("baseline", results["baseline"])):
-        if name == "baseline" and not phase["epochs"]:
-            continue  # an untrained network is none
-        measured = percent(phase["accuracy"]), nats(phase["cost"])
-        yield name, str(phase["epochs"]), *measured, *_times(phase)
+    for name, stage in (("fine-tuned", results["finetune"]), ("baseline", results["baseline"])):
+        if name == "fine-tuned" or stage["epochs"]:
+            measured = percent(stage["accuracy"]), nats(stage["cost"])
+            yield name, str(stage["epochs"]), *measured, *_times(stage)
 
 
-def _times(phase: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{phase['seconds']:.1f}", f"{phase['device_seconds']:.1f}"
+def _times(stage: SubnetsPhase | GlobalPhase) -> tuple[str, str]:
+    return f"{stage['seconds']:.1f}", f"{stage['device_seconds']:.1f}"
 
 
-def _bounds(composed: Mapping[str, Any]) -> str:
-    """What the theory promises of the composed network beside what was measured."""
-
+def _bounds(composed: Composed) -> str:
     def between(name: str, show: Callable[[Any], str]) -> str:
         return " ≤ ".join(show(composed[key]) for key in (f"{name}_lower", name, f"{name}_upper"))
 
     error = composed["feature_error"]
     return (
         f"composed, between its bounds: accuracy {between('accuracy', percent)}\n"
-        f"                              cost     {between('cost', nats)}\n"
+        f"                              loss     {between('cost', nats)}\n"
         f"composed against sub-networks, largest feature error: "
-        + ("zero or no numbers" if error is None else f"{error:.1e}")
+        + ("all zero, or NaN" if error is None else f"{error:.1e}")
     )
 
 
 def verdict(results: Results) -> str:
-    """What came of it, in one sentence."""
-    subnets, composed, finetune, baseline = (
-        results[name] for name in ("subnets_phase", "composed", "finetune", "baseline")
-    )
-    gain, classes = results["speedup"], results["model"]["classes"]
-    target, wall = gain["target_accuracy"], gain["wall"]
+    """Return the outcome in one sentence."""
+    baseline, gain = results["baseline"], results["speedup"]
+    classes, target = results["model"]["classes"], gain["target_accuracy"]
     if not baseline["epochs"]:
         return "No baseline was trained, so there is nothing to compare with."
     if baseline["cost"] is None:
@@ -105,22 +93,23 @@ def verdict(results: Results) -> str:
             f"The baseline has learned nothing ({percent(target)}, and guessing gives "
             f"{percent(1 / classes)}), so there is nothing to compare with."
         )
-    if wall is None:
-        total = subnets["seconds"] + composed["seconds"] + finetune["seconds"]
-        best = max(entry["accuracy"] for entry in finetune["curve"])
+    if gain["wall"] is None:
+        stages = (results["subnets_phase"], results["composed"], results["finetune"])
+        total = sum(stage["seconds"] for stage in stages)
+        best = max(entry["accuracy"] for entry in results["finetune"]["curve"])
         return (
             f"Not reached: the baseline's {percent(target)} (in {baseline['seconds']:.1f} s); "
             f"sub-networks, composition and fine-tuning came to {percent(best)} in {total:.1f} s."
         )
     return (
         f"Reached the baseline's {percent(target)} in {gain['seconds']:.1f} s, against "
-        f"{gain['baseline_seconds']:.1f} s from scratch: {wall:.2f}× in wall-clock time, "
+        f"{gain['baseline_seconds']:.1f} s from scratch: {gain['wall']:.2f}× in wall-clock time, "
         f"{gain['device']:.2f}× in device time."
     )
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a percentage.
+    """Return a fraction as a percentage.
 
     >>> percent(0.5)
     '50.00 %'
@@ -129,7 +118,7 @@ def percent(fraction: float) -> str:
 
 
 def nats(cost: float | None) -> str:
-    """A cost to four places; a cost that is no number (training diverged) is said so.
+    """Return a cost to four places; None stands for the NaN of a training that diverged.
 
     >>> nats(0.25), nats(None)
     ('0.2500', 'diverged')

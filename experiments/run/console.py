@@ -1,4 +1,4 @@
-"""What a run says while it goes: bars with ETA on a terminal, a line an epoch elsewhere."""
+"""The messages of a run: progress bars on a terminal, and lines anywhere."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ from rich.text import Text
 
 
 class Voice(NamedTuple):
-    """How a run talks.
+    """Two functions.
 
-    * `say`: a line, above the bar if there is one.
-    * `bar`: `with bar(name, steps) as advance`: `advance(step)` says how many steps are done.
+    * `say(line)` prints a line, above the bar if there is one.
+    * `with bar(name, steps) as advance` shows a bar; `advance(step)` sets the steps that are done.
     """
 
     say: Callable[[str], None]
@@ -28,7 +28,7 @@ class Voice(NamedTuple):
 
 
 def voice(console: Console) -> Voice:
-    """A voice on a console; bars only if it is a terminal, nothing at all if it is quiet."""
+    """Return the voice on a console: bars only on a terminal, nothing if it is quiet."""
 
     def say(line: str) -> None:
         console.print(Text(line), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""One run in a workdir at a time, by locks that the system releases when a process dies."""
+"""Locks: one run in a workdir at a time. The system releases them when a process dies."""
 
 import contextlib
 import json
@@ -17,18 +17,18 @@ MAIN = "lock"
 
 @contextlib.contextmanager
 def locked(workdir: Path, member: int | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the workdir's lock, or that of one sub-network's training, as long as the context lasts.
+    """Hold the workdir's lock, or that of one sub-network's training, while the context lasts.
 
-    The sub-networks of one run may be trained at the same time, each by a process of its own; the
-    run as a whole needs the workdir for itself.
+    Different processes may train single sub-networks of one run at the same time. Any other run
+    excludes all others.
 
     Args:
-      workdir: made where it is missing, and removed again if the run leaves nothing in it.
+      workdir: created if missing, and removed again if the run leaves nothing in it.
       member: the only sub-network to be trained; None for the whole run.
-      say: told of a lock that a killed run has left.
+      say: called if a killed run has left a lock.
 
     Raises:
-      WorkdirError: another run holds it; at once.
+      WorkdirError: another run holds the lock.
     """
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     try:
@@ -51,7 +51,7 @@ def locked(workdir: Path, member: int | None, say: Callable[[str], None]) -> Ite
 
 
 def _remove_if_empty(made: list[Path]) -> None:
-    """Folders that hold nothing but locks, the deepest first."""
+    """Remove the folders, the deepest first, if they hold nothing but locks."""
     files = [*made[0].iterdir()] if made and made[0].is_dir() else []
     if all(file.name.startswith(f".{MAIN}") for file in files):
         with contextlib.suppress(OSError):
@@ -69,14 +69,14 @@ def _held(workdir: Path, name: str, say: Callable[[str], None]) -> Iterator[file
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise WorkdirError(
-            f"another run{_described(owner)} is at work in {workdir}. Wait for its end, or give "
+            f"another run{_described(owner)} is using {workdir}. Wait until it ends, or give "
             "another --workdir"
         ) from None
     except OSError as error:
         raise unwritable(workdir, error) from None
     try:
         if owner.exists():
-            say(f"a run{_described(owner)} ended without a word; its lock on {workdir} is void")
+            say(f"a run{_described(owner)} was killed; its lock on {workdir} is ignored")
         owner.write_text(
             json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()})
         )
@@ -84,11 +84,11 @@ def _held(workdir: Path, name: str, say: Callable[[str], None]) -> Iterator[file
     finally:
         with contextlib.suppress(OSError):
             owner.unlink()
-        lock.release()  # the file stays: to remove it could let two others in at once
+        lock.release()  # the file stays: removing it could let two others in at once
 
 
 def _described(owner: Path) -> str:
-    """Who holds a lock, where that can be read."""
+    """Return who holds a lock, in parentheses; "" if that cannot be read."""
     try:
         there = json.loads(owner.read_text())
         return f" (process {there['pid']} on {there['host']}, since {there['since']})"

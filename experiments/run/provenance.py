@@ -1,4 +1,4 @@
-"""What a run ran on and with, for its results."""
+"""The versions, devices and commit of a run, for its results."""
 
 import importlib.metadata
 import os
@@ -6,26 +6,22 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from dcjax import training
+from experiments.results.schema import Devices
 from experiments.run.startup import JOBS
 
 
 def versions() -> dict[str, str]:
-    """The versions of what figures depend on."""
+    """Return the versions of the packages that figures depend on."""
     packages = ("dcjax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
-def devices(used: Mapping[str, int]) -> dict[str, Any]:
-    """The devices there are, how many of them each phase used, and how many runs shared them.
-
-    Args:
-      used: the number of devices of each phase.
-    """
+def devices(used: Mapping[str, int]) -> Devices:
+    """Describe the devices; `used` is how many of them each stage used."""
     here = jax.devices()
     return {
         "platform": here[0].platform,
@@ -39,9 +35,9 @@ def devices(used: Mapping[str, int]) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name and its widest vectors, where the system tells.
+    """Return the processor's name and its widest vectors, if the system knows them.
 
-    Virtual machines hide the generation in the name, and with it half of the arithmetic.
+    The name alone does not tell: virtual machines hide the generation.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -53,7 +49,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit that the code is of, with a `+` where it has been changed; nothing if unknown."""
+    """Return the code's commit, with a `+` if the code was changed; "" if unknown."""
     code = [Path(training.__file__).parents[1], Path(__file__).parent]
     git = ["git", "-C", str(code[1])]
     try:

@@ -1,4 +1,4 @@
-"""Ends before the end: SIGINT (Ctrl-C), SIGTERM (a cluster wants its machine back), divergence."""
+"""Signals that stop a run: SIGINT (Ctrl-C), SIGTERM (a cluster wants its machine back)."""
 
 import contextlib
 import signal
@@ -9,22 +9,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop; no `except Exception` may keep it from doing so."""
+    """The run was asked to stop. Not an `Exception`, so that nothing catches it by accident."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-class Diverged(Exception):
-    """A sub-network's numbers are no numbers any more; the message says what can be done."""
-
-
 class Stop:
-    """What has been asked for.
+    """The handler of the signals.
 
-    While `patient` is set the first signal is only noted, so that the step can be ended and saved;
-    otherwise, and the second time, `Stopped` is raised where the program is.
+    While `patient` is set, the first signal is only noted in `asked`, so that the step can end and
+    be saved. Otherwise, and at the second signal, `Stopped` is raised where the program is.
     """
 
     def __init__(self) -> None:
@@ -39,7 +35,7 @@ class Stop:
 
     @contextlib.contextmanager
     def after_this_step(self) -> Iterator[None]:
-        """Be patient within."""
+        """Be patient while the context lasts."""
         self.patient = True
         try:
             yield
@@ -49,7 +45,7 @@ class Stop:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Note the signals while the context lasts."""
+    """Handle the signals while the context lasts."""
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:

@@ -1,4 +1,4 @@
-"""What is set before JAX starts: host devices, memory that stays, compiled programs that stay."""
+"""Settings before JAX starts: host devices, memory that is kept, the compilation cache."""
 
 import contextlib
 import ctypes
@@ -6,20 +6,17 @@ import os
 from pathlib import Path
 
 JOBS = "DCJAX_JOBS"
-"""The environment variable by which a study tells a trial how many share the machine."""
+"""The environment variable with the number of trials of a study that share the machine."""
 
 # mallopt's numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def start_jax(cpu_devices: int) -> None:
-    """Import JAX with as many host devices where it runs on the CPU.
+    """Import JAX, with so many host devices if it runs on the CPU.
 
-    The setting is the CPU backend's alone, and a backend that runs already keeps what it has.
-    Compiled programs are kept in the user's cache (JAX_COMPILATION_CACHE_DIR says where else).
-
-    Args:
-      cpu_devices: the number of host devices.
+    A backend that has started keeps its devices. Compiled programs are kept in the user's cache, or
+    in JAX_COMPILATION_CACHE_DIR.
     """
     keep_memory()
     import jax
@@ -32,14 +29,14 @@ def start_jax(cpu_devices: int) -> None:
 
 
 def keep_memory() -> bool:
-    """Have the C library keep freed memory instead of giving it back to the system.
+    """Make the C library keep freed memory instead of returning it to the system.
 
-    XLA takes the memory of a step's intermediate results anew at every step on the CPU. With
-    glibc's defaults that is mapped, cleared page by page and unmapped again, all of it at every
-    step. Must come before other threads start.
+    On the CPU, XLA allocates the intermediate results of each step again. With glibc's defaults
+    their memory is mapped, cleared page by page and unmapped at every step. Call this before other
+    threads start.
 
     Returns:
-      Whether the C library can be told (glibc only).
+      Whether the C library has such a setting (only glibc).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:

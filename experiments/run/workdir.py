@@ -1,4 +1,4 @@
-"""The folder of a run: its settings at the start, metrics as it goes, results at the end."""
+"""The folder of a run: its settings at the start, metrics during training, results at the end."""
 
 import contextlib
 import datetime
@@ -9,22 +9,23 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
+from experiments.results.schema import Results
 from experiments.settings.flags import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 
 
 class WorkdirError(Exception):
-    """The folder cannot hold this run; the message says why and what to do."""
+    """The folder cannot take this run; the message says why and what to do."""
 
 
 class Metrics:
-    """The file of metrics; called, it writes a line: the time, and the fields given by their names.
+    """The file of metrics. A call writes a line: the time, and the given fields.
 
-    A run that goes on has lines there of steps that it takes again: `rewind` cuts them off. A
-    position is the file's name and a number of bytes; one of another file says nothing of this one.
+    A run that continues repeats steps that have lines already: `rewind` cuts those off. A position
+    is the file's name and a number of bytes; positions of other files are ignored.
     """
 
     def __init__(self, file: IO[str]):
@@ -39,34 +40,30 @@ class Metrics:
         self._file.flush()  # a run that dies leaves all that it measured
 
     def position(self) -> list[Any]:
-        """Its end."""
+        """Return the position of the end."""
         return [self._name, self._file.tell()]
 
     def pass_over(self, position: Sequence[Any]) -> None:
-        """What is before that position stays."""
+        """Keep what is before that position from now on."""
         if position[0] == self._name:
             self._passed = position[1]
 
     def rewind(self, position: Sequence[Any] | None = None) -> None:
-        """Cut off what is behind that position, or behind the last that was passed over."""
-        own = position is not None and position[0] == self._name
-        target = position[1] if position is not None and own else self._passed
+        """Cut off what is after that position, or after the last that was passed over."""
+        here = position is not None and position[0] == self._name
+        target = position[1] if position is not None and here else self._passed
         if target < self._file.seek(0, os.SEEK_END):
             self._file.truncate(target)
             self._file.seek(0, os.SEEK_END)
 
 
-def finished(
-    workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False
-) -> dict[str, Any] | None:
-    """The results of the run of these settings that the folder holds; None if it can take the run.
-
-    An unfinished run of the same settings is no obstacle: it goes on.
+def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Results | None:
+    """Return the results if the folder holds a finished run; None if it can start or continue one.
 
     Args:
-      workdir: the folder; need not exist, and is left as it is.
+      workdir: the folder, which need not exist; it is not changed.
       settings: plain values by the names of their flags.
-      fresh: whether a run that the folder holds, of any settings, does not count.
+      fresh: whether to ignore a run that the folder holds.
 
     Raises:
       WorkdirError: the folder holds another run, or cannot be written.
@@ -79,18 +76,16 @@ def finished(
         raise WorkdirError(
             f"the workdir {workdir} holds a run of other settings:\n"
             + "\n".join(f"  {line}" for line in difference)
-            + "\nGive another --workdir, repeat those settings, or start anew with --fresh"
+            + "\nGive another --workdir, repeat those settings, or start again with --fresh"
         )
-    else:
-        results = _read(workdir / RESULTS)
-        if results is not None:
-            return results
+    elif (results := _read(workdir / RESULTS)) is not None:
+        return cast(Results, results)
     probe(workdir)
     return None
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The settings in which two runs differ, a line each with both values.
+    """Return the settings in which two runs differ, a line each with both values.
 
     >>> differences({"seed": 0, "width": 32}, {"seed": 1, "width": 32})
     ['--seed: 0 there, 1 here']
@@ -104,9 +99,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def probe(workdir: Path) -> None:
-    """Make sure that the folder can be made and written, by doing both; leaves no trace.
+    """Check that the folder can be made and written, by doing both; leave no trace.
 
-    Permission bits say too little (root, read-only mounts, quotas), so a file is really written.
+    Permission bits do not tell enough (root, read-only mounts, quotas).
     """
     made: list[Path] = []
     try:
@@ -117,29 +112,27 @@ def probe(workdir: Path) -> None:
     except OSError as error:
         raise unwritable(workdir, error) from None
     finally:
-        for folder in made:  # the deepest first; one that another process has filled stays
+        for folder in made:  # the deepest first; a folder that another process filled stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def unwritable(workdir: Path, error: OSError) -> WorkdirError:
-    """The error that says so."""
+    """Return the error for a folder that cannot be written."""
     why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-    return WorkdirError(
-        f"the workdir {workdir} cannot be written: {why}. Give a folder of your own with --workdir"
-    )
+    return WorkdirError(f"the workdir {workdir} cannot be written: {why}. Give another --workdir")
 
 
 @contextlib.contextmanager
 def opened(
     workdir: Path, settings: Mapping[str, Any], member: int | None = None
 ) -> Iterator[Metrics]:
-    """Begin a run in the folder, or go on: leave its settings, and give what logs metrics.
+    """Begin or continue a run in the folder: write its settings, and open its metrics.
 
     Args:
-      workdir: made where it is missing.
+      workdir: created if missing.
       settings: plain values by the names of their flags.
-      member: the only sub-network to be trained, whose metrics have a file of their own.
+      member: the only sub-network to be trained; its metrics have a separate file.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / SETTINGS, settings)
@@ -149,28 +142,27 @@ def opened(
 
 
 def clear(workdir: Path) -> None:
-    """Delete what a run has left in its folder, and nothing else."""
+    """Delete the files of a run from its folder, and nothing else."""
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     parts = workdir.glob(".*.json.*.part")
     for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl"), *parts):
         file.unlink(missing_ok=True)
 
 
-def finish(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave a run's results in its folder, and give them as they stand there."""
+def finish(workdir: Path, results: Results) -> None:
+    """Write a run's results into its folder."""
     _write(workdir / RESULTS, results)
-    return _read(workdir / RESULTS) or {}
 
 
-def plain(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Results as they would stand in their file."""
+def plain(results: Results) -> Results:
+    """Return results as they are read back from their file: None for NaN and infinity."""
     return json.loads(_dumps(results))
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON to a file that appears whole or not at all."""
     text = _dumps(values, indent=2) + "\n"
-    # Sub-networks that are trained by processes of their own leave the same settings at once.
+    # Processes that train one sub-network each write the same settings at the same time.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(part, "w", encoding="utf-8") as file:
         file.write(text)
@@ -184,7 +176,7 @@ def _dumps(values: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The value with null for what JSON has no number for: nan and infinity."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, Mapping):
         return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -193,7 +185,7 @@ def _strict(value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file."""
+    """Return the JSON object in a file; None if there is no such file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -209,15 +201,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _remedy(damaged: Path) -> str:
     if damaged.name == RESULTS:
-        return "Delete that file: the same command makes it again from the checkpoints"
-    return "Give another --workdir, or --fresh to delete what it holds and start anew"
+        return "Delete that file: the same command writes it again from the checkpoints"
+    return "Give another --workdir, or --fresh to delete the run and start again"
 
 
 def _refuse_strangers(workdir: Path) -> None:
-    """Never write over files of these names that something else has left."""
+    """Refuse to overwrite files of these names that are not from a run."""
     strangers = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
     if strangers:
         raise WorkdirError(
-            f"the workdir {workdir} holds {' and '.join(strangers)} without {SETTINGS}, which says "
-            f"what made them. Give another --workdir or move them away"
+            f"the workdir {workdir} holds {' and '.join(strangers)} without {SETTINGS}, so they "
+            "are not from a run. Give another --workdir or move them away"
         )

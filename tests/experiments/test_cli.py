@@ -268,7 +268,7 @@ def test_a_subnetwork_that_is_not_kept_is_no_success(capsys, tmp_path, monkeypat
     folder = tmp_path / "run"
     args = [*TINY, "--workdir", str(folder), "--only-subnet", "1"]
     assert cli.main(PROGRAM, args) == cli.LOST
-    assert "sub-network 1 is trained, and its end is not kept" in capsys.readouterr().err
+    assert "sub-network 1 is trained, but could not be saved" in capsys.readouterr().err
     monkeypatch.undo()
     assert cli.main(PROGRAM, args) == cli.OK
     assert "sub-network 1 is trained; the command without" in capsys.readouterr().err

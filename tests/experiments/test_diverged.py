@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
 def poisoned(monkeypatch):
     """Sub-network BAD gets images of nan in its step number STEP, as long as its key is its own."""
     made, keys = factory.recipe, []
-    train = subnetworks.phases.train
+    train = stage.train
 
     def remember(plan, *args):
         if plan.name == subnetworks.TOGETHER:
@@ -82,7 +82,7 @@ def test_stop_says_which_and_where_and_how_to_go_on(poisoned, alone, tmp_path, c
     args = [*TINY, "--workdir", str(tmp_path)]
     assert cli.main(PROGRAM, args) == cli.DIVERGED
     said = capsys.readouterr().err
-    assert f"diverged: sub-network {BAD} at step {STEP}: the loss is no number" in said
+    assert f"diverged: sub-network {BAD} at step {STEP}: the loss became NaN" in said
     assert "--on-diverged restart" in said
     assert not (tmp_path / "results.json").exists()
     assert state(tmp_path, "subnets")[0] == 4  # the end of the epoch before
@@ -97,9 +97,9 @@ def test_restart_takes_the_last_good_state(every, poisoned, alone, tmp_path, cap
     assert cli.main(PROGRAM, args) == cli.OK
     out, err = capsys.readouterr()
     assert f"sub-network {BAD} diverged at step {STEP}" in err
-    assert f"sub-network {BAD} again, at half the rate: 0.05" in err
+    assert f"sub-network {BAD} again, at half the learning rate: 0.05" in err
     good = 5 if every else 4
-    assert f"sub-networks {BAD}: goes on from step {good}" in err
+    assert f"sub-networks {BAD}: continues from step {good}" in err
     assert f"diverged at step {STEP}: restarted" in out
     assert_others_are_untouched(tmp_path, alone)
     step, leaves = state(tmp_path, f"subnet-{BAD}-restart1")

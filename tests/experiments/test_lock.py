@@ -36,7 +36,7 @@ def test_a_lock_that_a_killed_run_left_is_void_and_said_so(tmp_path):
     said = []
     with hold(tmp_path, said=said):
         assert json.loads(owner.read_text())["pid"] == os.getpid()
-    assert "(process 123 on there, since yesterday) ended without a word" in said[0]
+    assert "(process 123 on there, since yesterday) was killed" in said[0]
     assert not owner.exists()
 
 
@@ -45,7 +45,7 @@ def test_an_owner_that_cannot_be_read_is_left_out(text, tmp_path):
     lock = filelock.FileLock(tmp_path / ".lock")
     lock.acquire()
     (tmp_path / ".lock.owner.json").write_text(text)
-    with pytest.raises(WorkdirError, match="another run is at work in"), hold(tmp_path):
+    with pytest.raises(WorkdirError, match="another run is using"), hold(tmp_path):
         pass
     lock.release()
 

@@ -143,10 +143,10 @@ def test_stopped_in_every_phase_it_ends_as_if_left_alone(begin, finish, alone, t
         assert process.returncode == code, said
         if number != signal.SIGKILL:
             name = signal.Signals(number).name
-            assert said.splitlines()[-1].endswith(f"stopped by {name}; the same command goes on")
+            assert said.splitlines()[-1].endswith(f"stopped by {name}; the same command continues")
     said = finish(folder)
-    assert "ended without a word" in said
-    assert "baseline: goes on from step" in said
+    assert "was killed" in said
+    assert "baseline: continues from step" in said
     assert "sub-networks: " not in said  # neither trained nor composed again
     assert_same(folder, alone)
     assert metrics(folder) == metrics(alone)

@@ -27,9 +27,7 @@ def whole(**recipe):
 
 def test_data_parallel_refuses_stacked_variables():
     stacked = dcjax.init(Plain(), 2, jax.random.key(0), np.zeros((1, 5), np.float32))
-    with pytest.raises(
-        ValueError, match=r"those of 2 stacked sub-networks; compose them"
-    ):
+    with pytest.raises(ValueError, match=r"those of 2 stacked sub-networks; compose them"):
         whole(train_kwargs={}).start(stacked, jax.random.key(1))
 
 
