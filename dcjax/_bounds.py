@@ -1,4 +1,4 @@
-"""What the sub-networks' logits say of the composed network's cost and accuracy."""
+"""Bounds on the composed network's cost and accuracy from the sub-networks' logits."""
 
 import math
 from typing import Any, NamedTuple
@@ -18,16 +18,16 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 class Bounds(NamedTuple):
-    """Cost and accuracy of the mean logits, between bounds from the sub-networks: float32 scalars.
+    """Cost and accuracy of the mean logits, with bounds from the sub-networks: float32 scalars.
 
     Attributes:
         cost: Mean cross entropy of the mean logits, in nats.
-        cost_upper: The bound above it.
-        cost_lower: The bound below it.
+        cost_upper: Upper bound on the cost.
+        cost_lower: Lower bound on the cost.
         accuracy: Fraction of samples that the mean logits classify rightly; ties go to the first
             class.
-        accuracy_lower: The bound below it.
-        accuracy_upper: The bound above it.
+        accuracy_lower: Lower bound on the accuracy.
+        accuracy_upper: Upper bound on the accuracy.
     """
 
     cost: Float[Array, ""]
@@ -39,22 +39,22 @@ class Bounds(NamedTuple):
 
 
 class BoundsSums(NamedTuple):
-    """Sums over samples, of which `bounds_finish` makes `Bounds`; `BoundsSums()` are empty.
+    """Sums over samples, from which `bounds_finish` makes `Bounds`; `BoundsSums()` is empty.
 
     The sums of two parts of a data set add up leaf by leaf: `jax.tree.map(jnp.add, a, b)`, or
     `jax.lax.psum` over devices.
 
     Attributes:
-        samples: Number of samples, an int32 as all counts (so up to 2³¹ − 1).
-        cost: Sum of the costs, float32, in nats, as the two sums of its bounds.
+        samples: Number of samples. All counts are int32, so at most 2³¹ − 1.
+        cost: Sum of the costs. All costs are float32, in nats.
         cost_upper: Sum of the upper bounds.
         cost_lower: Sum of the lower bounds.
         right: Number of samples that the mean logits classify rightly.
-        right_lower: Number of those that are so by the sub-networks' agreement.
-        right_upper: Number of those that are not wrong by the sub-networks' agreement.
-        cost_rest: What rounding has left out of `cost`, to be added to it; float32.
-        cost_upper_rest: Of `cost_upper`.
-        cost_lower_rest: Of `cost_lower`.
+        right_lower: Number of samples that are right because the sub-networks agree.
+        right_upper: Number of samples that are not wrong because the sub-networks agree.
+        cost_rest: The rounding error of `cost`, to be added to it.
+        cost_upper_rest: The rounding error of `cost_upper`.
+        cost_lower_rest: The rounding error of `cost_lower`.
     """
 
     samples: ArrayLike = np.int32(0)
@@ -97,36 +97,36 @@ def bounds(
     * a sample on which every sub-network prefers (z_kc ≥ z_ky) one same wrong class, and z̄
       strictly, is classified wrongly.
 
-    All is computed in float32 from s and the margins, so logits of ±10⁴ are fine; other dtypes are
-    converted. Every bound leaves a margin for rounding, so that it holds for the computed values
-    too, and for those of any other order of summation: K + C + 8 units of float32's rounding of the
-    logits for the cost, K + 4 for a class to be preferred in the accuracy's, and a fraction of
-    samples that float32 cannot hold is rounded outward. A composed network that rounds its features
-    more, as in bfloat16, may differ by more than that margin.
+    Everything is computed in float32 from s and the margins, so logits of ±10⁴ are fine; other
+    dtypes are converted. Every bound leaves a margin for rounding, so it holds for the computed
+    values in any order of summation: K + C + 8 units of float32's rounding of the logits for the
+    cost, K + 4 units for a preferred class in the accuracy; a fraction that float32 cannot hold is
+    rounded outward. A composed network that rounds its features more, as in bfloat16, may differ by
+    more than that margin.
 
-    Logits of −∞ at a wrong class (one that is masked) are fine. A sample with a NaN, or with −∞ at
-    its own class, gives no useful cost (NaN or ∞) to the means; with a NaN it counts as classified
-    wrongly, and the bounds on accuracy hold.
+    Logits of −∞ at a wrong class (a masked class) are fine. A sample with a NaN, or with −∞ at its
+    class, makes the mean cost NaN or ∞. With a NaN it counts as classified wrongly, and the bounds
+    on accuracy hold.
 
     Args:
         logits: (K, N, C), K sub-networks' logits of N samples and C classes.
         labels: (N,), integers in [0, C). Under `jit` they cannot be checked: one outside makes the
             costs NaN and counts as classified wrongly.
-        weights: (K,), non-negative with sum 1, of a head that weights the sub-networks; one of
-            weight 0 counts for nothing. The default is 1/K each.
+        weights: (K,), non-negative with sum 1, the head's weights; a sub-network of weight 0 is
+            ignored. The default is 1/K each.
 
     Returns:
         Means over the N samples.
 
     Raises:
-        TypeError: Logits are no real numbers, or labels no integers.
+        TypeError: Logits are not real numbers, or labels not integers.
         ValueError: Shapes do not fit or are empty, a label is out of range, or the weights are not
             convex.
 
     References:
         L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, doi 10.1553/etna_vol56s157,
-        states bounds on cost and accuracy by the sub-networks' values; the derivations here are our
-        own.
+        states bounds on cost and accuracy by the sub-networks' values; the derivations here are
+        ours.
 
     >>> logits = jnp.array([[[2.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [0.0, 3.0]]])
     >>> found = bounds(logits, jnp.array([0, 0]))
@@ -151,18 +151,17 @@ def bounds_update(
     Pure: it jits, and is the step of a `jax.lax.scan`.
 
     Args:
-        sums: Those of the batches before; `BoundsSums()` to begin with.
+        sums: The sums of the previous batches; `BoundsSums()` at first.
         logits: As in `bounds`.
         labels: As in `bounds`.
         weights: As in `bounds`, the same for all batches.
-        mask: (N,), false for the samples that only fill the batch up: they are left out, whatever
-            their logits and labels are.
+        mask: (N,), false for samples that only fill the batch: they are ignored.
 
     Returns:
-        The sums with the batch in.
+        The sums including the batch.
 
     Raises:
-        TypeError: As in `bounds`, or the mask is not boolean, or `sums` are no `BoundsSums`.
+        TypeError: As in `bounds`, or the mask is not boolean, or `sums` is not a `BoundsSums`.
         ValueError: As in `bounds`, or the mask's shape does not fit.
 
     >>> sums = BoundsSums()
@@ -182,16 +181,16 @@ def bounds_update(
 
 
 def bounds_finish(sums: BoundsSums) -> Bounds:
-    """The bounds of all samples that `bounds_update` has summed up.
+    """Return the bounds of all samples that `bounds_update` has added.
 
     Args:
         sums: The sums of all batches.
 
     Returns:
-        Means over the samples. Under `jit`, NaN for none.
+        Means over the samples. Under `jit`, NaN without samples.
 
     Raises:
-        TypeError: `sums` are no `BoundsSums` of counts and costs.
+        TypeError: `sums` is not a `BoundsSums` of counts and costs.
         ValueError: There are no samples, or the counts have overflowed.
 
     >>> bounds_finish(BoundsSums())
@@ -214,7 +213,7 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
 def _fraction(
     count: Int[Array, ""], samples: Int[Array, ""], nudge: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """count / samples; where float32 cannot hold it exactly, moved by `nudge` of it."""
+    """Return count / samples, moved by the factor 1 + `nudge` if float32 cannot hold it."""
     divisor = jnp.maximum(jnp.gcd(count, samples), 1)
     numerator, denominator = count // divisor, samples // divisor
     exact = (denominator & (denominator - 1) == 0) & (numerator <= 2**24)
@@ -230,7 +229,7 @@ def _add(
     weights: Float[Array, " K"],
     kept: Bool[Array, " N"],
 ) -> BoundsSums:
-    """`bounds_update` without its checks and defaults."""
+    """Add a batch to the sums, without checks."""
     batch = _per_sample(
         logits.astype(jnp.float32),
         labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32),
@@ -244,7 +243,7 @@ def _add(
         added[name] = new = total + part
         if name in _COUNTS:
             continue
-        # Over many batches the rounding errors would leave the bounds' margin: they are kept.
+        # Over many batches rounding errors would exceed the bounds' margin, so they are kept.
         lost = (total - (new - (new - total))) + (part - (new - total))
         rest = getattr(sums, f"{name}_rest")
         added[f"{name}_rest"] = rest + jnp.where(jnp.isfinite(new), lost, 0)
@@ -254,7 +253,7 @@ def _add(
 def _per_sample(
     logits: Float[Array, "K N C"], labels: Integer[Array, " N"], weights: Float[Array, " K"]
 ) -> BoundsSums:
-    """Every sample's costs and verdicts, (N,) each."""
+    """Compute every sample's costs and verdicts, (N,) each."""
     own = jnp.arange(logits.shape[-1], dtype=labels.dtype) == labels[:, None]
     sizes = _mean(weights, jnp.abs(logits))
     sizes = jnp.where(jnp.isfinite(sizes), sizes, 0)  # the margin of a masked class is exact
@@ -272,7 +271,7 @@ def _costs(
     weights: Float[Array, " K"],
     sizes: Float[Array, "N C"],
 ) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
-    """Cost, upper and lower bound: log(1 + exp s) of s̄ and of its bounds, as `bounds` has them."""
+    """Compute cost, upper and lower bound: log(1 + exp s) of s̄ and of its bounds."""
     subnets, _, classes = logits.shape
     # Rounding errors of sums over sub-networks and classes, of differences, exp and log.
     rounding = (subnets + classes + 8) * _EPSILON * (1 + sizes)
@@ -293,8 +292,8 @@ def _verdicts(
     weights: Float[Array, " K"],
     sizes: Float[Array, "N C"],
 ) -> tuple[Bool[Array, " N"], Bool[Array, " N"], Bool[Array, " N"]]:
-    """Whether the mean is right; surely right; and not surely wrong, by agreement."""
-    # Rounding errors of sums over sub-networks, and of differences so small that they are flushed.
+    """Tell whether the mean is right, right by agreement, and not wrong by agreement."""
+    # Rounding errors of sums over sub-networks, and of differences that are flushed to zero.
     rounding = (len(logits) + 4) * _EPSILON * sizes + _TINY
     margins = _own_logit(logits, own) - logits
     mean_margins = _mean(weights, margins)
@@ -309,24 +308,24 @@ def _verdicts(
 
 
 def _mean(weights: Float[Array, " K"], values: Float[Array, "K ..."]) -> Float[Array, "..."]:
-    """The weighted mean over the sub-networks; one of weight 0 is left out, whatever it has."""
+    """Return the weighted mean over the sub-networks; weight 0 excludes even a NaN."""
     weights = weights.reshape(-1, *[1] * (values.ndim - 1))
     return jnp.where(weights > 0, weights * values, 0).sum(0)
 
 
 def _own_logit(logits: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Float[Array, "... N 1"]:
-    """The logit of a sample's own class; NaN where the label is no class."""
+    """Return the logit of each sample's class; NaN if the label is not a class."""
     logit = jnp.where(own, logits, 0).sum(-1, keepdims=True)
     return jnp.where(own.any(-1, keepdims=True), logit, jnp.nan)
 
 
 def _log_odds(values: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Float[Array, "... N"]:
-    """The logarithm of the sum of exponentials over the classes that are not the sample's own."""
+    """Return the log of the sum of exponentials over the other classes."""
     return jax.nn.logsumexp(values, axis=-1, where=~own)
 
 
 def _is_right(logits: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Bool[Array, "... N"]:
-    """Whether the sample's own class is the first of those with the largest logit; not with NaN."""
+    """Tell whether the sample's class is the first with the largest logit; false with a NaN."""
     logit = _own_logit(logits, own)
     earlier = jnp.cumsum(own, axis=-1) == 0
     return jnp.where(earlier, logits < logit, logits <= logit).all(-1)
@@ -335,12 +334,12 @@ def _is_right(logits: Float[Array, "... N C"], own: Bool[Array, "N C"]) -> Bool[
 def _check(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, mask: ArrayLike | None
 ) -> None:
-    """Raise for what `bounds` cannot take, as far as it is known."""
+    """Refuse arguments that `bounds` cannot take; traced values pass."""
     shape = jnp.shape(logits)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(
-            f"bounds takes logits (K, N, C) of K sub-networks, N samples and C classes, none of "
-            f"them 0; got shape {shape}. For one network's logits (N, C), give logits[None]"
+            "expected logits (K, N, C) of K sub-networks, N samples and C classes, all at least 1; "
+            f"got shape {shape}. For one network's logits (N, C), give logits[None]"
         )
     if jnp.issubdtype(jnp.result_type(logits), jnp.complexfloating):
         raise TypeError(f"bounds: logits must be real, got {jnp.result_type(logits)}")
@@ -354,29 +353,27 @@ def _check(
 
 
 def _labels(labels: Any) -> Array:
-    """Labels as JAX holds them; those beyond its integers stay out of range."""
+    """Return labels as a JAX array; labels beyond int32 stay out of range."""
     if isinstance(labels, (np.ndarray, np.generic)) and labels.dtype.kind in "iu":
         labels = np.clip(labels, -1, np.iinfo(np.int32).max).astype(np.int32)
     return array_of("bounds: labels", labels)
 
 
 def _check_sums(sums: Any) -> None:
-    """Raise unless they are scalars, counts and costs."""
+    """Refuse anything but scalar counts and costs."""
     if not isinstance(sums, BoundsSums):
-        raise TypeError(
-            f"sums are dcjax.BoundsSums, as bounds_update returns them, got {shown(sums)}"
-        )
+        raise TypeError(f"sums must be a dcjax.BoundsSums from bounds_update, got {shown(sums)}")
     wrong = []
     for name, value in sums._asdict().items():
         kind = jnp.floating if name.startswith("cost") else jnp.integer
         if array_fault(value) or jnp.shape(value) or not jnp.issubdtype(dtype_of(value), kind):
             wrong.append(f"{name} must be one {kind.__name__}, got {shown(value)}")
     if wrong:
-        raise TypeError("these are no dcjax.BoundsSums:\n  " + "\n  ".join(wrong))
+        raise TypeError("this is not a valid dcjax.BoundsSums:\n  " + "\n  ".join(wrong))
 
 
 def _check_counts(sums: BoundsSums) -> None:
-    """Raise where there is nothing to take the means of, if the counts are known."""
+    """Refuse sums without samples, and counts that have overflowed; traced counts pass."""
     counts = (sums.samples, sums.right, sums.right_lower, sums.right_upper)
     if not all(map(is_known, counts)):
         return
@@ -385,13 +382,13 @@ def _check_counts(sums: BoundsSums) -> None:
         raise ValueError("no samples to take the means of: add a batch with bounds_update first")
     if not all(0 <= count <= samples for count in right):
         raise ValueError(
-            f"of {samples} samples {right} are right, which cannot be: counts are int32, so that "
-            "sums are of at most 2³¹ − 1 samples"
+            f"{right} of {samples} samples are right, which cannot be: counts are int32 and hold "
+            "at most 2³¹ − 1 samples"
         )
 
 
 def _check_vector(name: str, x: ArrayLike, length: int, kind: type) -> None:
-    """Raise unless x is a vector of that length and kind of numbers."""
+    """Refuse anything but a vector of that length and kind of numbers."""
     if not jnp.issubdtype(jnp.result_type(x), kind):
         raise TypeError(f"bounds: {name} must be {kind.__name__}, got {jnp.result_type(x)}")
     if jnp.shape(x) != (length,):
@@ -399,7 +396,7 @@ def _check_vector(name: str, x: ArrayLike, length: int, kind: type) -> None:
 
 
 def _check_labels(labels: ArrayLike, classes: int, mask: ArrayLike | None) -> None:
-    """Raise where a label that counts is not a class, if the labels are known."""
+    """Refuse labels that are not classes, except where masked; traced labels pass."""
     if not (is_known(labels) and is_known(mask)):
         return
     values = np.asarray(labels)[... if mask is None else np.asarray(mask)]

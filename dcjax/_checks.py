@@ -1,4 +1,4 @@
-"""What public functions are given: whole numbers, arrays, keys and trees of arrays."""
+"""Checks of arguments: integers, arrays, random keys, and trees of arrays."""
 
 import operator
 import reprlib
@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from dcjax._layout.layout import Path, path_of
 
-PyTree = Any
-
 
 def whole_number(x: Any) -> int | None:
-    """x as an int; None for what is none, truth values among them."""
+    """Return x as an int, or None if it is not an integer (bools are not)."""
     if isinstance(x, (bool, np.bool_)):
         return None
     try:
@@ -27,26 +25,26 @@ def whole_number(x: Any) -> int | None:
 
 
 def check_subnets(subnets: Any) -> int:
-    """K as an int of at least 1; a `ValueError` or `TypeError` that says what it is otherwise."""
+    """Return K as an int; raise unless it is an integer of at least 1."""
     count = whole_number(subnets)
     if count is None:
-        raise TypeError(f"the number of sub-networks is an int, got {subnets!r}")
+        raise TypeError(f"the number of sub-networks must be an int, got {subnets!r}")
     if count < 1:
-        raise ValueError(f"the number of sub-networks is at least 1, got {count}")
+        raise ValueError(f"the number of sub-networks must be at least 1, got {count}")
     return count
 
 
 def array_fault(x: Any, *, abstract: bool = False) -> str:
-    """What is wrong with an array that JAX is to compute with, as a verb's phrase; or nothing.
+    """Say why JAX cannot compute with x, as a verb phrase; return "" if it can.
 
-    With `abstract` only shapes and dtypes are needed.
+    With `abstract` a shape and a dtype are enough.
     """
     if isinstance(x, jax.Array):
         deleted = not abstract and not isinstance(x, Tracer) and x.is_deleted()
         return "is deleted: a jitted function was given it to donate" if deleted else ""
     if abstract and hasattr(x, "shape") and hasattr(x, "dtype"):
         known = isinstance(x.shape, tuple) and None not in map(whole_number, x.shape)
-        return "" if known and _is_number(x.dtype) else f"is {shown(x)}, no array of numbers"
+        return "" if known and _is_number(x.dtype) else f"is {shown(x)}, not an array of numbers"
     if isinstance(x, jax.ShapeDtypeStruct):
         return "is a jax.ShapeDtypeStruct, which has no values (jax.eval_shape takes those)"
     if isinstance(x, np.ma.MaskedArray):
@@ -54,14 +52,14 @@ def array_fault(x: Any, *, abstract: bool = False) -> str:
     if isinstance(x, (np.ndarray, np.generic, int, float, complex)):
         array = np.asarray(x)
         if not _is_number(array.dtype):
-            return f"is an array of {array.dtype}, no numbers"
+            return f"is an array of {array.dtype}, not of numbers"
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return "" if _fits(array, dtype) else f"has numbers beyond JAX's {dtype}"
-    return "" if hasattr(x, "__jax_array__") else f"is {shown(x)}, no array"
+    return "" if hasattr(x, "__jax_array__") else f"is {shown(x)}, not an array"
 
 
 def array_of(name: str, x: Any) -> Array:
-    """Numbers in an array or in (nested) sequences, as JAX holds them; else a `TypeError`."""
+    """Return numbers in an array or in nested sequences as a JAX array."""
     given = x
     if not isinstance(x, (jax.Array, np.ndarray, np.generic, int, float, complex)):
         try:
@@ -78,13 +76,13 @@ def array_of(name: str, x: Any) -> Array:
 
 
 def dtype_of(leaf: Any) -> Any:
-    """The dtype that a leaf has in JAX."""
+    """Return the dtype that a leaf has in JAX."""
     own = isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
     return leaf.dtype if own else jnp.result_type(leaf)
 
 
 def same_kind(a: Any, b: Any) -> bool:
-    """Whether both dtypes are of floats, of integers, of truth values, …."""
+    """Tell whether both dtypes are floats, or integers, or bools, and so on."""
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_, jax.dtypes.prng_key)
     return any(jnp.issubdtype(a, kind) and jnp.issubdtype(b, kind) for kind in kinds)
 
@@ -92,16 +90,16 @@ def same_kind(a: Any, b: Any) -> bool:
 def leaves_of(
     tree: PyTree, what: str, is_leaf: Callable[[Any], bool] | None = None
 ) -> dict[Path, Any]:
-    """A tree's leaves by their paths; a `TypeError` where it is no tree."""
+    """Return a tree's leaves by their paths; raise `TypeError` if it cannot be read."""
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    except Exception as error:  # keys that cannot be sorted, a container's own complaint
+    except Exception as error:  # such as keys that cannot be sorted
         raise TypeError(f"the {what} cannot be read as a pytree: {error}") from error
     return {path_of(path): leaf for path, leaf in leaves}
 
 
 def check_key(key: Any, remedy: str) -> None:
-    """A `TypeError` unless it is one random key, typed or raw."""
+    """Refuse anything but one random key, typed or raw."""
     shape = None
     if isinstance(key, (jax.Array, np.ndarray)):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -110,19 +108,19 @@ def check_key(key: Any, remedy: str) -> None:
             shape = jax.eval_shape(jax.random.PRNGKey, 0).shape
     if shape is None or key.shape != shape or array_fault(key):
         raise TypeError(
-            f"key is a random key such as jax.random.key(0), got {shown(key)}; {remedy}"
+            f"key must be a random key such as jax.random.key(0), got {shown(key)}; {remedy}"
         )
 
 
 def shown(x: Any) -> str:
-    """x for a message: its type, and what fits of the rest."""
+    """Describe x in a message: its type, and its shape and dtype or a short repr."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{type(x).__name__} of shape {x.shape} and dtype {x.dtype}"
     return f"{type(x).__name__} {reprlib.repr(x)}"
 
 
 def _is_number(dtype: Any) -> bool:
-    """Whether JAX computes with it: numbers, truth values, random keys."""
+    """Tell whether JAX computes with the dtype: numbers, bools, random keys."""
     try:
         kinds = (np.number, np.bool_, jax.dtypes.prng_key)
         return any(jnp.issubdtype(dtype, kind) for kind in kinds)
@@ -131,7 +129,7 @@ def _is_number(dtype: Any) -> bool:
 
 
 def _fits(array: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether no integer is cut and no float overflows, where JAX has 32 bits for 64."""
+    """Tell whether JAX's 32 bits hold the array: integers exactly, floats without overflow."""
     if dtype == array.dtype:
         return True
     with np.errstate(over="ignore", under="ignore"):

@@ -72,7 +72,7 @@ def test_fields_that_carry_width():
         (TypeError, "its fields are blocks, stem", lambda: dcjax.decompose(Two(), 2)),
         (TypeError, "a width", lambda: dcjax.decompose(Two(stem=1.5), 2, "stem")),
         (ValueError, "at least 1, got 0", lambda: dcjax.decompose(LeNet(4), 0)),
-        (TypeError, "is an int, got 'four'", lambda: dcjax.decompose(LeNet(4), "four")),
+        (TypeError, "must be an int, got 'four'", lambda: dcjax.decompose(LeNet(4), "four")),
         (TypeError, "an instance", lambda: dcjax.decompose(LeNet, 2)),
         (TypeError, "keyword arguments", lambda: dcjax.layout(LeNet(4), 2, {"x": 1})),
         (TypeError, "random key", lambda: dcjax.init(LeNet(4), 2, 0, images((1, 8, 8, 3)))),

@@ -203,16 +203,16 @@ def test_powers_are_measured_and_not_guessed_from_names(optimizer, power):
     [
         (optax.adagrad(0.1), "does not start from zero"),
         (optax.contrib.schedule_free_sgd(0.1), "does not start from zero"),
-        (optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9)), "no power"),
-        (optax.lars(0.1), "no power"),
+        (optax.chain(optax.clip_by_global_norm(0.5), optax.trace(0.9)), "a power of"),
+        (optax.lars(0.1), "a power of"),
         (optax.MultiSteps(optax.adam(0.1), 32), "stays zero"),
-        (optax.chain(optax.clip_by_global_norm(0.01), optax.trace(0.9)), "no power"),
-        (optax.chain(optax.clip(5e-3), optax.trace(0.9)), "no power"),
-        (optax.chain(optax.normalize_by_update_norm(), optax.trace(0.9)), "no power|of other"),
+        (optax.chain(optax.clip_by_global_norm(0.01), optax.trace(0.9)), "a power of"),
+        (optax.chain(optax.clip(5e-3), optax.trace(0.9)), "a power of"),
+        (optax.chain(optax.normalize_by_update_norm(), optax.trace(0.9)), "a power of|of other"),
         (optax.chain(optax.clip_by_block_rms(1e-6), optax.trace(0.9)), "of other"),
-        (optax.rmsprop(0.1, momentum=0.9), "no power"),  # below 1e-4, where its epsilon counts
+        (optax.rmsprop(0.1, momentum=0.9), "a power of"),  # below 1e-4, where its epsilon counts
         (optax.novograd(0.1), "of other|belongs to a parameter"),
-        (optax.adafactor(0.1, momentum=0.9), "no power"),
+        (optax.adafactor(0.1, momentum=0.9), "a power of"),
     ],
 )
 def test_what_is_no_power_of_the_gradients_is_refused(optimizer, words):
@@ -272,7 +272,7 @@ def test_arrays_of_another_kind_are_refused():
     for change, words in [
         (lambda leaf: leaf.astype(jnp.int32), "expected float32, got int32"),
         (lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), "has no values"),
-        (lambda leaf: np.full(leaf.shape, "a"), "no numbers"),
+        (lambda leaf: np.full(leaf.shape, "a"), "not of numbers"),
     ]:
         with pytest.raises(ValueError, match=words):
             dcjax.compose_opt_state(optimizer, jax.tree.map(change, state), params)

@@ -1,4 +1,4 @@
-"""Composing sub-networks into the global network, and its inverse."""
+"""Compose sub-networks into the global network; extract them again."""
 
 import functools
 import zlib
@@ -8,15 +8,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from dcjax._checks import array_fault, array_of, check_key, dtype_of, leaves_of, same_kind, shown
-from dcjax._compose.head_weights import is_known, shares_of
+from dcjax._compose.head_weights import head_weights_of, is_known
 from dcjax._compose.leaf import compose_leaf, extract_leaf
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout, LeafLayout, Path, path_of
 
-PyTree = Any
 Initializer = Callable[[Key[Array, ""], tuple[int, ...], Any], Array]
 
 
@@ -31,44 +30,43 @@ def compose(
     off_diagonal_scale: float = 1.0,
     key: Key[Array, ""] | None = None,
 ) -> PyTree:
-    """The global network's variables from K sub-networks' variables.
+    """Return the global network's variables from K sub-networks' variables.
 
-    Sub-network k's kernel W_k of every layer becomes the k-th block of a block-diagonal kernel,
-    biases, normalisation parameters and running statistics are concatenated (both in the order that
-    the layout says), so that every feature map of the global network is made of the sub-networks'
-    feature maps. The head's kernel is the concatenation of w_k·(the heads' kernels) and its bias
-    the sum of w_k·(their biases), so that the global logits are Σ_k w_k z_k, with w_k = 1/K unless
-    told otherwise. A pure function of its arrays: it jits, differentiates, vmaps, and keeps dtypes.
-    Leaves that the logits do not depend on, that are no floating-point numbers and do not grow
-    (counters) are sub-network 0's.
+    Sub-network k's kernel of every layer becomes the k-th block of a block-diagonal kernel. Biases,
+    normalisation parameters and running statistics are concatenated. Both follow the order in the
+    layout, so every feature map of the global network consists of the sub-networks' feature maps.
+    The head's kernel concatenates w_k times the heads' kernels, and its bias is the sum of w_k
+    times their biases, so the global logits are Σ_k w_k z_k, with w_k = 1/K by default. Integer
+    leaves that do not grow and that the logits do not depend on (counters) are sub-network 0's.
+
+    A pure function of its arrays: it jits, differentiates, vmaps, and keeps dtypes.
 
     Args:
       params: what `init`, `stack` or training returned: a `Stacked`, a collection of it
         (`stacked["params"]`), or a pytree with such nodes at any depth. With `like`, any pytree of
         arrays with the leading axis K.
       like: the layout (or a `Stacked` that has it) of a plain pytree.
-      into: variables of the global network, with the same paths. Their off-diagonal blocks are
-        kept, and the sub-networks' blocks written over the others; without it the off-diagonal
-        blocks are zero.
-      head: `"mean"`: the global logits are the sub-networks' mean, to which the bounds apply;
-        `"sum"`: the merging layer gives the sub-networks' sum, so the same classes with less doubt
-        (what is added behind that layer is added once, not K times).
+      into: variables of the global network, with the same paths. Their off-diagonal blocks stay;
+        the sub-networks' blocks replace the diagonal ones. Without it off-diagonal blocks are zero.
+      head: `"mean"`: the global logits are the sub-networks' mean, and the bounds hold. `"sum"`:
+        the merging layer gives the sub-networks' sum: the same classes, with higher confidence
+        (a term added behind that layer is added once, not K times).
       weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too.
-      off_diagonal: what connects different sub-networks: `"zeros"`, which keeps the composed
-        network exact, or an initialiser such as `jax.nn.initializers.he_normal()`, called for the
-        global leaf's shape, so that its fan-in is the global layer's.
-      off_diagonal_scale: a factor of the initialiser's values.
-      key: the initialiser's random key; each leaf's is folded with the leaf's path.
+      off_diagonal: the blocks between different sub-networks: `"zeros"`, which keeps the composed
+        network exact, or an initialiser such as `jax.nn.initializers.he_normal()`, which is called
+        with the global leaf's shape and so uses the global layer's fan-in.
+      off_diagonal_scale: a factor on the initialiser's values.
+      key: the initialiser's random key; the path of each leaf is folded in.
 
     Returns:
       The global network's variables: the same structure, without the stacked nodes.
 
     Raises:
-      ValueError: `params` has no layout (remedy: `like`), or structures, shapes or dtypes disagree,
-        or a leaf is no array of numbers, or one of integers that would have to be averaged or
-        divided; lists every disagreement. The weights are not convex (under `jit` that cannot be
-        seen), or go with `head="sum"`; an initialiser goes without a key, or with `into`.
-      TypeError: an argument is of another kind.
+      ValueError: `params` has no layout (remedy: `like`). Structures, shapes or dtypes disagree, a
+        leaf is not an array of numbers, or integers would have to be averaged or divided: the
+        message lists every such leaf. The weights are not convex (not checked under `jit`) or go
+        with `head="sum"`. An initialiser comes without a key, or with `into`.
+      TypeError: an argument has the wrong type.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -79,7 +77,7 @@ def compose(
     >>> trusted = dcjax.compose(stacked, weights=jax.numpy.array([0.4, 0.3, 0.2, 0.1]))
 
     References:
-      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, composes by the mean; the other
+      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, composes by the mean. The other
       heads and the initialised off-diagonal blocks are ours.
     """
     if like is not None:
@@ -88,7 +86,7 @@ def compose(
     fill = _filling(off_diagonal, off_diagonal_scale, key, into)
 
     def node(stacked: Stacked, *into: PyTree) -> PyTree:
-        return _compose_node(stacked, into, shares_of(head, weights, len(stacked)), fill)
+        return _compose_node(stacked, into, head_weights_of(head, weights, len(stacked)), fill)
 
     nodes, structure = jax.tree.flatten(params, is_leaf=_is_stacked)
     wide = [] if into is None else [_below(structure, into)]
@@ -102,27 +100,27 @@ def extract(
     head: Literal["mean", "sum"] = "mean",
     weights: Float[Array, " K"] | None = None,
 ) -> Stacked:
-    """The sub-networks in a global network: the inverse of `compose`.
+    """Return the sub-networks in a global network: the inverse of `compose`.
 
-    Every sub-network gets its diagonal blocks and the head's bias, and K times its part of the
-    head's kernel, so that `compose(extract(v, like=l))` is v with its off-diagonal blocks set to
-    zero. A pure function of its arrays, which keeps dtypes.
+    Every sub-network gets its diagonal blocks, the head's bias, and K times its part of the head's
+    kernel, so `compose(extract(v, like=l))` is v with its off-diagonal blocks set to zero. A pure
+    function of its arrays, which keeps dtypes.
 
     Args:
-      variables: the global network's variables, or a collection of them with the layout of it.
-      like: the layout, or a `Stacked` that has it.
-      head: how the head merges, as in `compose`; for a sum, each gets its part as it is, and 1/K of
-        the bias.
-      weights: those it was composed with, all positive: each gets 1/w_k times its part.
+      variables: the global network's variables, or one collection of them.
+      like: the layout of `variables`, or a `Stacked` that has it.
+      head: how the head merges, as in `compose`; for a sum each sub-network gets its part unchanged
+        and 1/K of the bias.
+      weights: the weights it was composed with, all positive: each part is divided by w_k.
 
     Returns:
       The K sub-networks' variables, a `Stacked`.
 
     Raises:
-      ValueError: structure or shapes disagree with the layout, or a leaf is no array of numbers, or
-        one of integers that would have to be divided; lists every disagreement. A weight is 0, so
-        that the sub-network's head is lost.
-      TypeError: an argument is of another kind.
+      ValueError: structure or shapes disagree with the layout, a leaf is not an array of numbers,
+        or integers would have to be divided: the message lists every such leaf. A weight is 0, and
+        that sub-network's head is lost.
+      TypeError: an argument has the wrong type.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -132,14 +130,14 @@ def extract(
     True
     """
     layout = layout_of(like)
-    shares = shares_of(head, weights, layout.subnets, positive=True)
+    head_weights = head_weights_of(head, weights, layout.subnets, positive=True)
     _check_kinds(check_shapes(variables, layout.global_shapes, "global network"), layout)
 
-    return Stacked(_extract_tree(variables, shares, layout=layout), layout)
+    return Stacked(_extract_tree(variables, head_weights, layout=layout), layout)
 
 
 def layout_of(like: Layout | Stacked) -> Layout:
-    """The layout that `like` is or has."""
+    """Return the layout that `like` is or has."""
     layout = like.layout if isinstance(like, Stacked) else like
     if isinstance(layout, Layout):
         return layout
@@ -159,7 +157,7 @@ def _require_layouts(params: PyTree) -> None:
             layout_of(node)
     if plain or not nodes:
         raise ValueError(
-            "compose needs the layout, and these arrays have none: "
+            "compose needs the layout, and these arrays do not have one: "
             f"{', '.join(plain[:5]) or '(an empty tree)'}{', …' if len(plain) > 5 else ''}. Pass "
             "what dcjax.init or dcjax.stack returned, or name the layout: "
             "dcjax.compose(params, like=dcjax.layout(network, K, x))"
@@ -167,23 +165,23 @@ def _require_layouts(params: PyTree) -> None:
 
 
 def _below(structure: Any, into: PyTree) -> list[PyTree]:
-    """What `into` has in the place of every `Stacked`."""
+    """Return the subtree of `into` in the place of every `Stacked`."""
     try:
         return structure.flatten_up_to(into)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            "into= must be built as params are, with the global network's variables in the place "
-            f"of each Stacked: {error}"
+            "into= must have the structure of params, with the global network's variables in the "
+            f"place of each Stacked: {error}"
         ) from error
 
 
 def _compose_node(
     stacked: Stacked,
     given: tuple[PyTree, ...],
-    shares: Float[Array, " K"],
+    head_weights: Float[Array, " K"],
     fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
 ) -> PyTree:
-    """The global network's variables, written into those that are given, if any are."""
+    """Compose one `Stacked`, into given variables if there are any."""
     layout = stacked.layout
     check_stack(stacked.tree, layout)
 
@@ -191,7 +189,7 @@ def _compose_node(
     if given:
         found = check_shapes(given[0], layout.global_shapes, "global network (into=)")
         check_dtypes([stacked.tree, given[0]], ["the sub-networks", "into="])
-        # The same paths may be in other containers: a FrozenDict, a state that was restored.
+        # The same paths may be in other containers, such as a FrozenDict.
         into = jax.tree_util.tree_map_with_path(lambda p, _: found[path_of(p)], stacked.tree)
     elif fill is not None:
 
@@ -201,18 +199,19 @@ def _compose_node(
             return fill(own, layout.global_shapes[own], leaf.dtype) if has_them else None
 
         into = jax.tree_util.tree_map_with_path(filled, stacked.tree)
-    return _compose_tree(stacked.tree, into, shares, layout=layout)
+    return _compose_tree(stacked.tree, into, head_weights, layout=layout)
 
 
-# One program for all leaves: a call for each would take longer than the copying.
+# One program for all leaves: a call for each leaf would take longer than copying it.
 @functools.partial(jax.jit, static_argnames="layout")
 def _compose_tree(
-    tree: PyTree, into: PyTree, shares: Float[Array, " K"], *, layout: Layout
+    tree: PyTree, into: PyTree, head_weights: Float[Array, " K"], *, layout: Layout
 ) -> PyTree:
     def at(path: Any, leaf: Array, old: Array | None) -> Array:
         rule = layout.by_path[path_of(path)]
-        own, factors = _own(shares, rule), shares if rule.head else None
-        return compose_leaf(leaf, old, own, factors, layout=rule, subnets=layout.subnets)
+        merge = _merge_weights(head_weights, rule)
+        factors = head_weights if rule.head else None
+        return compose_leaf(leaf, old, merge, factors, layout=rule, subnets=layout.subnets)
 
     if into is None:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: at(path, leaf, None), tree)
@@ -220,17 +219,19 @@ def _compose_tree(
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _extract_tree(variables: PyTree, shares: Float[Array, " K"], *, layout: Layout) -> PyTree:
+def _extract_tree(variables: PyTree, head_weights: Float[Array, " K"], *, layout: Layout) -> PyTree:
     def at(path: Any, leaf: Array) -> Array:
         rule = layout.by_path[path_of(path)]
-        return extract_leaf(leaf, _own(shares, rule), layout=rule, subnets=layout.subnets)
+        return extract_leaf(
+            leaf, _merge_weights(head_weights, rule), layout=rule, subnets=layout.subnets
+        )
 
     return jax.tree_util.tree_map_with_path(at, variables)
 
 
-def _own(shares: Float[Array, " K"], rule: LeafLayout) -> Float[Array, " K"]:
-    """A leaf's shares: what the logits do not depend on is averaged, whatever the head does."""
-    return shares if rule.used else jnp.full_like(shares, 1 / len(shares))
+def _merge_weights(head_weights: Float[Array, " K"], rule: LeafLayout) -> Float[Array, " K"]:
+    """Return the weights that merge a leaf: plain means where the logits do not depend on it."""
+    return head_weights if rule.used else jnp.full_like(head_weights, 1 / len(head_weights))
 
 
 def _filling(
@@ -239,30 +240,30 @@ def _filling(
     key: Key[Array, ""] | None,
     into: PyTree,
 ) -> Callable[[Path, tuple[int, ...], Any], Array] | None:
-    """What makes the off-diagonal entries, where they are not zero."""
+    """Return the function that fills off-diagonal entries, or None if they are zero."""
     if isinstance(off_diagonal, str):
         if off_diagonal != "zeros":
             raise ValueError(
-                f'off_diagonal is "zeros" or an initialiser, got {off_diagonal!r}; for example '
-                "off_diagonal=jax.nn.initializers.he_normal(), key=jax.random.key(0)"
+                f'expected off_diagonal="zeros" or an initialiser, got {off_diagonal!r}; for '
+                "example off_diagonal=jax.nn.initializers.he_normal(), key=jax.random.key(0)"
             )
         return None
     if not callable(off_diagonal):
         raise TypeError(
-            "off_diagonal is an initialiser (key, shape, dtype) -> array, such as "
+            "off_diagonal must be an initialiser (key, shape, dtype) -> array, such as "
             f"jax.nn.initializers.he_normal(), got {off_diagonal!r}"
         )
     if into is not None:
-        raise ValueError("into= keeps its own off-diagonal blocks: leave off_diagonal= out")
+        raise ValueError("into= keeps the off-diagonal blocks it has: leave off_diagonal= out")
     if key is None:
         raise ValueError("an off-diagonal initialiser needs key=, such as jax.random.key(0)")
     check_key(key, "an off-diagonal initialiser draws from it")
     factor = array_of("off_diagonal_scale", scale)
     real = jnp.issubdtype(factor.dtype, jnp.floating) or jnp.issubdtype(factor.dtype, jnp.integer)
     if factor.shape or not real:
-        raise TypeError(f"off_diagonal_scale is a real number, got {shown(scale)}")
+        raise TypeError(f"off_diagonal_scale must be a real number, got {shown(scale)}")
     if is_known(factor) and not jnp.isfinite(factor):
-        raise ValueError(f"off_diagonal_scale is a finite number, got {scale}")
+        raise ValueError(f"off_diagonal_scale must be finite, got {scale}")
 
     def fill(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
         own = jax.random.fold_in(key, np.uint32(zlib.crc32("/".join(path).encode())))
@@ -281,7 +282,7 @@ def _filling(
 
 
 def check_stack(tree: PyTree, layout: Layout, *, abstract: bool = False) -> None:
-    """A `ValueError` that lists every leaf which is no stack of sub-networks' leaves."""
+    """Refuse a tree with leaves that are not stacks of K sub-networks' leaves; list them."""
     what = f"stack of {layout.subnets} sub-networks"
     _check_kinds(check_shapes(tree, layout.stack_shapes, what, abstract=abstract), layout)
 
@@ -289,15 +290,16 @@ def check_stack(tree: PyTree, layout: Layout, *, abstract: bool = False) -> None
 def check_shapes(
     tree: PyTree, expected: Mapping[Path, tuple[int, ...]], what: str, *, abstract: bool = False
 ) -> dict[Path, Any]:
-    """The leaves by their paths.
+    """Return the leaves by their paths.
 
     Raises:
-      ValueError: lists every leaf which is missing, unknown, of another shape, or no array.
+      ValueError: leaves are missing, unknown, of another shape, or not arrays; lists them all.
     """
     got = leaves_of(tree, what)
     wrong = [f"{_name(p)}: missing" for p in expected if p not in got]
     faults = []
-    for path, leaf in got.items():  # once each: hashing paths is a good part of a small network's
+    # Each path is hashed once: hashing takes most of the time for a small network.
+    for path, leaf in got.items():
         if (shape := expected.get(path)) is None:
             wrong.append(f"{_name(path)}: not in the layout")
         elif fault := array_fault(leaf, abstract=abstract):
@@ -306,12 +308,12 @@ def check_shapes(
             faults.append(f"{_name(path)}: expected shape {shape}, got {found}")
     wrong += faults
     if wrong:
-        raise ValueError(f"this is no {what} of that layout:\n  " + "\n  ".join(wrong))
+        raise ValueError(f"this does not fit the layout of a {what}:\n  " + "\n  ".join(wrong))
     return got
 
 
 def _check_kinds(leaves: Mapping[Path, Any], layout: Layout) -> None:
-    """A `ValueError` for integers without a mean or a K-th part, and for keys side by side."""
+    """Refuse integers that need a mean or a division by K, and random keys side by side."""
     if layout.subnets == 1:
         return
     dtypes = {path: dtype_of(leaf) for path, leaf in leaves.items()}
@@ -322,7 +324,9 @@ def _check_kinds(leaves: Mapping[Path, Any], layout: Layout) -> None:
             continue
         rule = layout.by_path[path]
         if rule.used and (rule.head or rule.has_shared):
-            wrong.append(f"{_name(path)}: {dtype}, but the logits need its mean or its K-th part")
+            wrong.append(
+                f"{_name(path)}: {dtype}, but the logits need its mean or its quotient by K"
+            )
         elif jnp.issubdtype(dtype, jax.dtypes.prng_key) and not rule.is_mean:
             wrong.append(f"{_name(path)}: random keys, which cannot stand side by side")
     if wrong:
@@ -334,7 +338,7 @@ def _check_kinds(leaves: Mapping[Path, Any], layout: Layout) -> None:
 
 
 def check_dtypes(trees: list[PyTree], names: list[str]) -> None:
-    """A `ValueError` that lists every leaf whose dtype is not the same in all trees."""
+    """Refuse trees in which a leaf has different dtypes; list every such leaf."""
     tables = [
         {path_of(p): dtype_of(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in trees

@@ -1,4 +1,4 @@
-"""The power of the gradients in every array of an optimiser's state, measured by running it."""
+"""The power of the gradients in every array of an optimiser's state, found by running it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,31 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from dcjax._checks import leaves_of
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout, Path, path_of
 
-PyTree = Any
 Factors = Callable[[int], Any]
-"""From a leaf's number to what its gradient is multiplied by: a number, or one for each entry."""
+"""A function from a leaf's number to the factor on its gradient: a number, or one an entry."""
 
-# Gradients of the probe, one a step; more steps than gradients are usually accumulated for.
+# The probe's gradients, one a step: more steps than people accumulate gradients for.
 _PROBE = (1.0, -0.5, 2.0, 1.5, -1.0, 0.5, 1.0, 3.0, -2.0, 1.0)
 _FACTOR = 64.0
 
 
 class _Probe(NamedTuple):
-    """Parameters of one value throughout, and what the gradients of `_PROBE` are multiplied by."""
+    """The value of all parameters, and the factor on the gradients of `_PROBE`."""
 
     parameters: float
     gradients: float
 
 
-# Pairs of which the second has gradients `_FACTOR` times as large. With parameters of zero (so that
-# weight decay, which is no gradient, is none) over many sizes, so that limits show; with parameters
-# of one, so that what starts as a copy of them shows; and with parameters as many times as large,
-# so that what is in proportion to them shows, and decay that is added to the gradients passes.
+# In each pair the second probe has gradients `_FACTOR` times as large. Zero parameters turn weight
+# decay off, and many sizes reveal clipping. Parameters of one reveal copies of them. Parameters
+# that grow with the gradients reveal proportions to them, and let decay in the gradients pass.
 _PAIRS = (
     (_Probe(0.0, _FACTOR**-3), _Probe(0.0, _FACTOR**-2)),
     (_Probe(0.0, _FACTOR**-2), _Probe(0.0, _FACTOR**-1)),
@@ -44,20 +43,20 @@ _PAIRS = (
 
 
 def parameter_of(path: Path, layout: Layout) -> Path | None:
-    """The path of the parameter that ends this one."""
+    """Return the parameter's path with which this path ends, or None."""
     return next((path[i:] for i in range(len(path)) if path[i:] in layout.by_path), None)
 
 
 def _evenly(leaf: int) -> float:
-    """The gradients as they are."""
+    """Leave the gradients as they are."""
     return 1.0
 
 
 def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[int | str]:
-    """The power of the gradients in every array of the state, or why there is none.
+    """Return the power of the gradients in every array of the state, or the reason against one.
 
-    Measured on parameters with axes of two entries: by gradients and multiples of them; and by
-    multiples of some entries alone, which must leave the state of the others as it is.
+    The optimiser runs on parameters with axes of two entries. It gets gradients and multiples of
+    them, then multiples of some entries alone, which must not change the state of the others.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params.tree)
     paths = [path_of(path) for path, _ in leaves]
@@ -102,7 +101,7 @@ def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[
 
 
 def _patterns(shapes: Sequence[tuple[int, ...]]) -> list[Factors]:
-    """Factors of the gradients: of some leaves (any two differ in one), or of an entry of each."""
+    """Return factors for some leaves (any two leaves differ in one), and for an entry of each."""
 
     def of_leaves(bit: int, value: int) -> Factors:
         return lambda i: _FACTOR if i >> bit & 1 == value else 1.0
@@ -117,7 +116,7 @@ def _patterns(shapes: Sequence[tuple[int, ...]]) -> list[Factors]:
 
 
 def _same(one: Sequence[Any], other: Sequence[Any], where: np.ndarray) -> bool:
-    """Whether the arrays of all steps agree in these entries, if they have any such."""
+    """Tell whether the arrays of all steps agree in these entries, if their shape has them."""
     return all(
         np.shape(a) != where.shape or np.allclose(a[where], b[where], rtol=1e-3)
         for a, b in zip(one, other, strict=True)
@@ -125,26 +124,26 @@ def _same(one: Sequence[Any], other: Sequence[Any], where: np.ndarray) -> bool:
 
 
 def _power(first: Any, runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> int | str:
-    """The one power that explains all, or why there is none."""
+    """Return the one power that explains all runs, or the reason against one."""
     if not jnp.issubdtype(jnp.result_type(first), jnp.inexact):
         return 0
     if np.any(np.asarray(first) != 0):
-        return "it does not start from zero, so that it is no average of gradients alone"
+        return "it does not start from zero, so it is not an average of gradients alone"
     found = set()
     for low, high in runs:
         for a, b in zip(map(_magnitude, low), map(_magnitude, high), strict=True):
             if a > 0 and b > 0:
                 found.add(math.log(b / a, _FACTOR))
     if not found:
-        return f"it stays zero for {len(_PROBE)} steps, so that it is not known what it holds"
+        return f"it stays zero for {len(_PROBE)} steps, so its power cannot be measured"
     power = round(min(found))
     if max(abs(value - power) for value in found) > 0.05:
-        return "it is no power of the gradients"
+        return "it does not grow as a power of the gradients"
     return power
 
 
 def _magnitude(leaf: Any) -> float:
-    """The largest entry; of what is no real number (counts, keys), nothing."""
+    """Return the largest magnitude; 0 for counts and keys."""
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return 0.0
     kind = np.complex128 if np.iscomplexobj(leaf) else np.float64

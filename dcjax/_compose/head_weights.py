@@ -1,4 +1,4 @@
-"""The sub-networks' shares of the merged logits: one each of K, all of a sum, or weights."""
+"""The head's weights w_k: the composed logits are Σ_k w_k z_k, with w_k = 1/K for the mean."""
 
 from typing import Any, Literal
 
@@ -10,39 +10,40 @@ from jaxtyping import Array, Float
 from dcjax._checks import array_of, shown
 
 
-def shares_of(
+def head_weights_of(
     head: Literal["mean", "sum"],
     weights: Float[Array, " K"] | None,
     subnets: int,
     *,
     positive: bool = False,
 ) -> Any:
-    """The factors w_k of the global logits Σ_k w_k z_k, shape (K,).
+    """Return the weights w_k of the global logits Σ_k w_k z_k, shape (K,).
 
     Raises:
-      ValueError: another `head`, weights with a sum, or weights that are not convex; with
-        `positive`, weights of 0.
+      ValueError: `head` is unknown or a sum with weights, or the weights are not convex, or, with
+        `positive`, one of them is 0.
     """
     if not isinstance(head, str) or head not in ("mean", "sum"):
         raise ValueError(
-            f'head is "mean" or "sum", got {shown(head)}; a weighted mean takes weights='
+            f'expected head="mean" or "sum", got {shown(head)}; for a weighted mean give weights='
         )
     if weights is None:
-        # JAX's widest float, so that float64 leaves do not meet a rounded 1/K.
+        # JAX's widest float: a float64 leaf must not be divided by a float32 K.
         return np.full(subnets, 1 / subnets if head == "mean" else 1.0, jnp.result_type(float))
     if head == "sum":
-        raise ValueError('weights= are those of a mean: leave head="sum" out')
+        raise ValueError('weights= belong to a mean: leave head="sum" out')
     weights = array_of("weights", weights)
     check_weights("weights", weights, subnets)
     if positive and is_known(weights) and not np.all(np.asarray(weights) > 0):
         raise ValueError(
-            f"a sub-network of weight 0 has left nothing in the head, got {np.asarray(weights)}"
+            "the head of a sub-network with weight 0 cannot be extracted, got weights "
+            f"{np.asarray(weights)}"
         )
     return weights
 
 
 def check_weights(name: str, weights: Any, subnets: int) -> None:
-    """Raise unless they are K numbers of a convex combination, as far as they are known."""
+    """Refuse anything but K convex weights; traced values pass."""
     if not jnp.issubdtype(jnp.result_type(weights), jnp.floating):
         raise TypeError(f"{name} must be floating, got {jnp.result_type(weights)}")
     if jnp.shape(weights) != (subnets,):
@@ -55,5 +56,5 @@ def check_weights(name: str, weights: Any, subnets: int) -> None:
 
 
 def is_known(x: Any) -> bool:
-    """Whether x can be looked at: not while JAX traces it, nor where other hosts have parts."""
+    """Tell whether x has values here: JAX is not tracing it, and no other process holds parts."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)

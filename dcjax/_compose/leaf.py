@@ -1,4 +1,4 @@
-"""One leaf: the blocks that a global leaf is made of, and copying them in and out."""
+"""One leaf: the blocks of a global leaf, and the copies in and out."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from dcjax._layout.layout import LeafLayout
 
 
 class Block(NamedTuple):
-    """A rectangle of entries: whose it is, its place in a sub-network's leaf and the global one."""
+    """A rectangle of entries: its sub-network, its place in that leaf and in the global leaf."""
 
     subnet: int | None  # None: shared by all, the mean
     narrow: tuple[slice, ...]
@@ -21,7 +21,7 @@ class Block(NamedTuple):
 
 
 def blocks(layout: LeafLayout, subnets: int) -> Iterator[Block]:
-    """The rectangles of a leaf, in its factored shape (`_factored`)."""
+    """Yield the rectangles of a leaf, in its factored shape (`_factored`)."""
     for runs in itertools.product(*(order.spans(subnets) for order in layout.axes)):
         owners = [None] if all(run.shared for run, _, _ in runs) else range(subnets)
         for k in owners:
@@ -40,26 +40,26 @@ def blocks(layout: LeafLayout, subnets: int) -> Iterator[Block]:
 def compose_leaf(
     stacked: Array,
     into: Array | None,
-    shares: Float[Array, " K"],
+    head_weights: Float[Array, " K"],
     factors: Float[Array, " K"] | None,
     *,
     layout: LeafLayout,
     subnets: int,
 ) -> Array:
-    """One global leaf: every sub-network's blocks written into zeros, or into the old leaf.
+    """Write every sub-network's blocks into zeros, or into an old global leaf.
 
-    Sub-network k's blocks are multiplied by `factors[k]`, if there are factors; what is shared is
-    the sum of the sub-networks' entries times `shares[k]`.
+    `factors[k]`, if given, multiplies sub-network k's blocks: this is where the head's kernel is
+    divided by K. Shared entries are the sum of the sub-networks' entries times `head_weights[k]`.
     """
     if layout.is_mean:
-        return _merged(stacked, shares)
+        return _merged(stacked, head_weights)
     shape = layout.global_shape(subnets)
     parts = stacked.reshape(subnets, *_factored(layout, layout.narrow_shape))
     out = jnp.zeros(shape, stacked.dtype) if into is None else into
     out = out.reshape(_factored(layout, shape))
     for block in blocks(layout, subnets):
         if block.subnet is None:
-            part = _merged(parts[(slice(None), *block.narrow)], shares)
+            part = _merged(parts[(slice(None), *block.narrow)], head_weights)
         else:
             part = parts[(block.subnet, *block.narrow)]
             if factors is not None:
@@ -70,10 +70,10 @@ def compose_leaf(
 
 @functools.partial(jax.jit, static_argnames=("layout", "subnets"))
 def extract_leaf(
-    leaf: Array, shares: Float[Array, " K"], *, layout: LeafLayout, subnets: int
+    leaf: Array, head_weights: Float[Array, " K"], *, layout: LeafLayout, subnets: int
 ) -> Array:
-    """One stacked leaf from a global one, the inverse of `compose_leaf`."""
-    whole = jnp.sum(shares)
+    """Return a stacked leaf from a global one, the inverse of `compose_leaf`."""
+    whole = jnp.sum(head_weights)
     if layout.is_mean:
         return jnp.broadcast_to(_divided(leaf, whole), (subnets, *leaf.shape))
     if 0 in layout.narrow_shape:  # an axis without entries has no blocks
@@ -85,15 +85,15 @@ def extract_leaf(
         if block.subnet is None:
             part = _divided(part, whole)
         elif layout.head:
-            part = _divided(part, shares[block.subnet])
+            part = _divided(part, head_weights[block.subnet])
         for own in parts if block.subnet is None else [parts[block.subnet]]:
             own.append(part)
-    # Not written into zeros as in `compose_leaf`: nothing but the blocks is in a narrow leaf.
+    # A narrow leaf consists of its blocks alone, so joining them needs no zeros.
     return jnp.stack([_joined(own, layout).reshape(layout.narrow_shape) for own in parts])
 
 
 def _joined(parts: list[Array], layout: LeafLayout) -> Array:
-    """A sub-network's leaf in its factored shape, from its rectangles in the order of `blocks`."""
+    """Join a sub-network's rectangles, in the order of `blocks`, to its factored leaf."""
     axis = len(_factored(layout, layout.narrow_shape))
     for order in reversed(layout.axes):
         axis -= 1
@@ -104,8 +104,8 @@ def _joined(parts: list[Array], layout: LeafLayout) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "subnets"))
-def spread_leaf(narrow: Array, *, layout: LeafLayout, subnets: int) -> Array:
-    """A sub-network's leaf in every block of the global leaf, off the diagonal too."""
+def tile_blocks(narrow: Array, *, layout: LeafLayout, subnets: int) -> Array:
+    """Repeat a sub-network's leaf in every block of the global leaf, off the diagonal too."""
     wide = narrow
     for i, order in enumerate(layout.axes):
         if not order.is_shared:
@@ -114,18 +114,18 @@ def spread_leaf(narrow: Array, *, layout: LeafLayout, subnets: int) -> Array:
 
 
 def _factored(layout: LeafLayout, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which an axis of repeated runs is two: the repeats, and one period."""
+    """Return the shape that splits an axis of repeated runs in two: repeats, and one period."""
     shape: list[int] = []
     for order, size in zip(layout.axes, sizes, strict=True):
         shape += [order.repeat, size // order.repeat] if order.repeat > 1 else [size]
     return tuple(shape)
 
 
-def _merged(parts: Array, shares: Float[Array, " K"]) -> Array:
-    """The weighted sum over the sub-networks; of what has none (counters, keys), the first."""
+def _merged(parts: Array, head_weights: Float[Array, " K"]) -> Array:
+    """Return the weighted sum over the sub-networks; for counters and keys, sub-network 0's."""
     if not jnp.issubdtype(parts.dtype, jnp.inexact):
         return parts[0]
-    weights = shares.reshape(-1, *[1] * (parts.ndim - 1))
+    weights = head_weights.reshape(-1, *[1] * (parts.ndim - 1))
     return jnp.sum(parts * weights, axis=0).astype(parts.dtype)
 
 

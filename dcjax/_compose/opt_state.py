@@ -1,4 +1,4 @@
-"""Composing the sub-networks' optimiser states into the global network's."""
+"""Compose the sub-networks' optimiser states into the global network's."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,17 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dcjax._checks import array_fault, dtype_of, leaves_of, same_kind
 from dcjax._compose.compose import check_stack, compose, layout_of
 from dcjax._compose.gradient_powers import parameter_of, powers_of
-from dcjax._compose.head_weights import shares_of
-from dcjax._compose.leaf import compose_leaf, spread_leaf
+from dcjax._compose.head_weights import head_weights_of
+from dcjax._compose.leaf import compose_leaf, tile_blocks
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout, LeafLayout, Path
-
-PyTree = Any
 
 
 def compose_opt_state(
@@ -26,45 +24,45 @@ def compose_opt_state(
     *,
     weights: Float[Array, " K"] | None = None,
 ) -> PyTree:
-    """The global network's optimiser state from the K sub-networks' states.
+    """Return the global network's optimiser state from the K sub-networks' states.
 
-    Not the parameters' map. With the logits z̄ = Σ_k w_k z_k, where the sub-networks agree the
-    gradient of the global cost is w_k times sub-network k's own in the body (its blocks reach the
-    cost through w_k z_k), and equal to it in the head (whose blocks hold w_k already). A part of
-    the state that grows as the p-th power of the gradients (p = 1 for momenta, 2 for Adam's second
-    moments) is therefore composed with the factor w_k^p in the body and 1 in the head; what all
-    share (the head's bias) gets Σ_k w_k times the sub-networks' own. p is measured, for each part,
-    by running the optimiser on gradients of 2e-6 to 200 and on multiples of them.
+    The state does not compose as the parameters do. With logits z̄ = Σ_k w_k z_k, and where the
+    sub-networks agree, the gradient of the global loss is w_k times sub-network k's gradient in the
+    body (its blocks reach the loss through w_k z_k), and equal to it in the head (whose blocks hold
+    w_k already). An array that grows as the p-th power of the gradients (p = 1 for momenta, 2 for
+    Adam's second moments) is composed with the factor w_k^p in the body and 1 in the head; the
+    head's bias gets Σ_k w_k times the sub-networks' arrays. p is measured for each array by running
+    the optimiser on gradients of 2e-6 to 200 and on multiples of them.
 
-    Off the diagonal first moments are zero, for the gradients there have no past. Zero second
-    moments beside a large count would make Adam's first step there (1 − β₁)/√(1 − β₂) = 3.2 times
-    the rate for its defaults: where p = 2 they are filled with the mean of the sub-networks' (times
-    w_k²) in the same place of their blocks, which is exact where all sub-networks are equal.
+    First moments off the diagonal are zero: the gradients there have no past. Zero second moments
+    beside a large count would make Adam's first step there (1 − β₁)/√(1 − β₂) = 3.2 times the
+    learning rate for its defaults. So where p = 2, off-diagonal blocks are filled with the mean of
+    the sub-networks' blocks (times w_k²), which is exact if all sub-networks are equal.
 
-    Weight decay that is added to the gradients before a momentum counts as part of them. To start
-    the optimiser anew instead: `optimizer.init(dcjax.compose(params))`; do so too after
-    `compose(head="sum")`, whose gradients have nothing to do with the sub-networks'.
+    Weight decay that is added to the gradients before a momentum counts as gradient. To start the
+    optimiser anew instead, call `optimizer.init(dcjax.compose(params))`. Do so after
+    `compose(head="sum")`, whose gradients are not multiples of the sub-networks'.
 
     Args:
       optimizer: the optax optimiser that made the state, with any states within it.
-      opt_state: its state for the sub-networks: `optimizer.init(params)`, or one for each of them,
-        stacked, as `jax.vmap(optimizer.init)(params)` and `dcjax.training` make them. Counts and
-        what else is no array of a parameter's shape are then sub-network 0's, of real numbers the
-        mean.
-      params: the sub-networks' parameters that are trained, `stacked["params"]`; only shapes count.
-      weights: those that the head is composed with; 1/K each by default.
+      opt_state: its state for the sub-networks: `optimizer.init(params)`, or K states stacked, as
+        `jax.vmap(optimizer.init)(params)` and `dcjax.training` make them. Of K stacked arrays that
+        do not have a parameter's shape, real numbers are averaged; counts are sub-network 0's.
+      params: the sub-networks' trained parameters, `stacked["params"]`; only shapes matter.
+      weights: the weights that the head is composed with; 1/K each by default.
 
     Returns:
       The state for `dcjax.compose(params)`, of the structure, shapes and dtypes that the
       optimiser's `init` gives.
 
     Raises:
-      TypeError: `params` is no `Stacked`, or `optimizer` no optax optimiser.
-      ValueError: the state is not one of this optimiser and these parameters, or a part of it is no
-        power of the gradients (copies of parameters, as in schedule-free methods; sums that do not
-        start from zero, as Adagrad's; momenta of what is clipped, or divided by something beside an
-        epsilon that counts, as in RMSprop with a momentum) or depends on those of other entries
-        (gradients normalised or clipped by their norm); lists every such part.
+      TypeError: `params` is not a `Stacked`, or `optimizer` not an optax optimiser.
+      ValueError: the state does not belong to this optimiser and these parameters. Or an array does
+        not grow as a power of the gradients (copies of parameters, as in schedule-free methods;
+        sums that do not start from zero, as Adagrad's; momenta of clipped gradients, or of
+        gradients divided by a root with an epsilon that matters, as in RMSprop with momentum), or
+        depends on the gradients of other entries (normalised or clipped by their norm). The
+        message lists every such array.
 
     >>> import dcjax, jax, optax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -79,7 +77,7 @@ def compose_opt_state(
     """
     if not isinstance(params, Stacked):
         raise TypeError(
-            f"params is a Stacked, such as stacked['params'], got {type(params).__name__}"
+            f"params must be a Stacked, such as stacked['params'], got {type(params).__name__}"
         )
     check_stack(params.tree, layout_of(params), abstract=True)
     keys = [
@@ -88,10 +86,10 @@ def compose_opt_state(
         if jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
     ]
     if keys:
-        raise ValueError(f"params are numbers, which are trained; random keys: {', '.join(keys)}")
+        raise ValueError(f"params must be numbers; these are random keys: {', '.join(keys)}")
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise TypeError(f"optimizer is an optax optimiser, got {type(optimizer).__name__}")
-    shares = shares_of("mean", weights, len(params))
+        raise TypeError(f"optimizer must be an optax optimiser, got {type(optimizer).__name__}")
+    head_weights = head_weights_of("mean", weights, len(params))
     params = jax.eval_shape(lambda params: params, params)
     whole = jax.eval_shape(lambda params: optimizer.init(compose(params)), params)
     expected = leaves_of(whole, "optimiser's own state")
@@ -103,7 +101,7 @@ def compose_opt_state(
             "for the global network: it cannot be composed, start it anew"
         )
     parts = [
-        _Part(
+        _StateArray(
             path,
             new,
             leaves[path],
@@ -123,15 +121,15 @@ def compose_opt_state(
         )
     composed = _composed(
         [jnp.asarray(part.leaf) for part in parts],
-        shares,
-        hows=tuple(part.how for part in parts),
+        head_weights,
+        compositions=tuple(part.composition for part in parts),
         subnets=len(params),
     )
     return jax.tree.unflatten(jax.tree.structure(whole), composed)
 
 
 def _state_leaves(opt_state: PyTree, expected: dict[Path, Any]) -> dict[Path, Any]:
-    """The state's leaves by the paths of the global network's, which has no `Stacked`."""
+    """Return the state's leaves by the paths of the global network's state."""
 
     def is_stacked(node: Any) -> bool:
         return isinstance(node, Stacked)
@@ -159,16 +157,16 @@ def _state_leaves(opt_state: PyTree, expected: dict[Path, Any]) -> dict[Path, An
     return leaves
 
 
-class _Part(NamedTuple):
-    """One array of the state.
+class _StateArray(NamedTuple):
+    """One array of the optimiser's state.
 
     Attributes:
-      path: its place.
+      path: its place in the state.
       new: its shape and dtype for the global network.
-      leaf: the sub-networks'.
-      rule: how the parameter is composed that it belongs to; None if it has not the shape of any.
-      power: of the gradient, or why there is none.
-      of_parameter: whether its path ends with a parameter's, whatever its shape.
+      leaf: the sub-networks' array.
+      rule: how its parameter is composed; None unless it has a parameter's shape.
+      power: of the gradient, or the reason against one.
+      of_parameter: whether its path ends with a parameter's path.
     """
 
     path: Path
@@ -179,7 +177,7 @@ class _Part(NamedTuple):
     of_parameter: bool
 
     def problem(self, subnets: int) -> str:
-        """Why it cannot be composed, or nothing."""
+        """Say why it cannot be composed; return "" if it can."""
         got = jnp.shape(self.leaf)
         if self.rule is not None:
             fitting = [(subnets, *self.rule.narrow_shape)]
@@ -196,13 +194,13 @@ class _Part(NamedTuple):
         return ""
 
     @property
-    def how(self) -> "_How":
-        """How it is composed, once it is known that it can be."""
-        return _How(self.new.shape, self.new.dtype, self.rule, self.power)
+    def composition(self) -> "_Composition":
+        """How it is composed; defined for arrays without a problem."""
+        return _Composition(self.new.shape, self.new.dtype, self.rule, self.power)
 
 
-class _How(NamedTuple):
-    """What an array's composition depends on beside its entries; `_Part` says what they are."""
+class _Composition(NamedTuple):
+    """The static part of a `_StateArray`, from which its composition is compiled."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -210,42 +208,49 @@ class _How(NamedTuple):
     power: int | str
 
 
-# All in one program: each by itself would be one for every shape.
-@functools.partial(jax.jit, static_argnames=("hows", "subnets"))
+# One program for all arrays: one each would compile for every shape.
+@functools.partial(jax.jit, static_argnames=("compositions", "subnets"))
 def _composed(
-    leaves: list[Array], shares: Float[Array, " K"], *, hows: tuple[_How, ...], subnets: int
+    leaves: list[Array],
+    head_weights: Float[Array, " K"],
+    *,
+    compositions: tuple[_Composition, ...],
+    subnets: int,
 ) -> list[Array]:
-    """The global network's arrays."""
+    """Compose all arrays."""
     return [
-        _composed_leaf(leaf, shares, how, subnets) for leaf, how in zip(leaves, hows, strict=True)
+        _composed_leaf(leaf, head_weights, composition, subnets)
+        for leaf, composition in zip(leaves, compositions, strict=True)
     ]
 
 
-def _composed_leaf(leaf: Array, shares: Float[Array, " K"], how: _How, subnets: int) -> Array:
-    rule = how.rule
+def _composed_leaf(
+    leaf: Array, head_weights: Float[Array, " K"], composition: _Composition, subnets: int
+) -> Array:
+    rule = composition.rule
     if rule is None:
-        if leaf.shape == how.shape:
-            return _as(how.dtype, leaf)
+        if leaf.shape == composition.shape:
+            return _as(composition.dtype, leaf)
         real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return _as(how.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
-    assert not isinstance(how.power, str)
-    factors = shares**how.power
+        return _as(composition.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
+    assert not isinstance(composition.power, str)
+    factors = head_weights**composition.power
     old = None
-    if how.power == 2 and rule.has_off_diagonal:
+    if composition.power == 2 and rule.has_off_diagonal:
         mean = jnp.tensordot(factors, leaf, 1).astype(leaf.dtype) / subnets
-        old = spread_leaf(mean, layout=rule, subnets=subnets)
+        old = tile_blocks(mean, layout=rule, subnets=subnets)
     own = None if rule.head else factors
-    whole = compose_leaf(leaf, old, shares, own, layout=rule, subnets=subnets)
-    return whole.astype(how.dtype)
+    whole = compose_leaf(leaf, old, head_weights, own, layout=rule, subnets=subnets)
+    return whole.astype(composition.dtype)
 
 
 def _as(dtype: Any, x: Array) -> Array:
-    """Of another precision where it has to be; random keys have but one."""
+    """Cast x if its dtype differs; random keys cannot be cast."""
     return x if x.dtype == dtype else x.astype(dtype)
 
 
 def _rule(path: Path, shape: tuple[int, ...], layout: Layout) -> LeafLayout | None:
-    """The layout of the parameter whose path ends this one, and whose shape this is."""
+    """Return the layout of the parameter with which the path ends, if the shape is its too."""
     parameter = parameter_of(path, layout)
     rule = None if parameter is None else layout.by_path[parameter]
     return rule if rule and shape == rule.global_shape(layout.subnets) else None

@@ -1,4 +1,4 @@
-"""Between K separate trees of variables and one stacked tree."""
+"""Stack K separate trees of variables; unstack them again."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from dcjax._checks import array_fault, leaves_of, shown
 from dcjax._compose.compose import check_dtypes, layout_of
@@ -13,22 +14,20 @@ from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout
 from dcjax._pytrees import stack_trees
 
-PyTree = Any
-
 
 def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
-    """One stacked tree of K separately trained sub-networks' variables.
+    """Stack K separately trained sub-networks' variables into one tree.
 
     Args:
       variables: K pytrees of one structure, sub-network 0's first.
-      like: the layout of the network they belong to, or a `Stacked` that has it.
+      like: the layout of their network, or a `Stacked` that has it.
 
     Returns:
       A `Stacked`, every leaf with the leading axis K.
 
     Raises:
       ValueError: not K trees, or structures, shapes or dtypes disagree; lists every disagreement.
-      TypeError: `variables` is no sequence of trees, or `like` no layout.
+      TypeError: `variables` is not a sequence of trees, or `like` not a layout.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -52,10 +51,10 @@ def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
 
 
 def unstack(stacked: Stacked) -> list[PyTree]:
-    """The list of the K sub-networks' variables, each a plain pytree.
+    """Return the list of the K sub-networks' variables, each a plain pytree.
 
     Raises:
-      TypeError: it is no `Stacked`.
+      TypeError: `stacked` is not a `Stacked`.
       ValueError: a leaf has another leading axis than K; lists every such leaf.
 
     >>> import dcjax, jax
@@ -69,7 +68,7 @@ def unstack(stacked: Stacked) -> list[PyTree]:
 
 
 def check_stacked(stacked: Any) -> None:
-    """Raise unless it is a `Stacked` of arrays, each with the leading axis K."""
+    """Refuse anything but a `Stacked` of arrays with the leading axis K."""
     if not isinstance(stacked, Stacked):
         raise TypeError(
             "expected a dcjax.Stacked, such as dcjax.init and dcjax.stack return, got "
@@ -84,15 +83,18 @@ def check_stacked(stacked: Any) -> None:
         wrong += [f"{'/'.join(path)} {fault}"] if fault else []
     if wrong:
         raise ValueError(
-            f"this is no stack of {subnets} sub-networks' arrays:\n  " + "\n  ".join(wrong)
+            f"these leaves are not stacks of {subnets} sub-networks' arrays:\n  "
+            + "\n  ".join(wrong)
         )
 
 
 def _sequence(variables: Any, subnets: int) -> list[PyTree]:
-    """The trees of any iterable, and at most one too many."""
-    scalar = hasattr(variables, "shape") and not variables.shape  # iterable only by its type
-    no_trees = scalar or isinstance(variables, (str, bytes, Mapping))
-    if no_trees or not isinstance(variables, Iterable):
+    """Return the trees of any iterable, at most one too many."""
+    scalar = (
+        hasattr(variables, "shape") and not variables.shape
+    )  # its type has __iter__, but iterating raises
+    not_trees = scalar or isinstance(variables, (str, bytes, Mapping))
+    if not_trees or not isinstance(variables, Iterable):
         raise TypeError(
             f"expected a sequence of {subnets} sub-networks' variables, such as [v0, v1, …], got "
             f"{shown(variables)}"
@@ -101,7 +103,7 @@ def _sequence(variables: Any, subnets: int) -> list[PyTree]:
 
 
 def _check_structures(trees: Sequence[PyTree]) -> None:
-    """The same paths may be in other containers."""
+    """Refuse trees with the same paths in different containers."""
     first = jax.tree.structure(trees[0])
     for k, tree in enumerate(trees):
         if jax.tree.structure(tree) != first:

@@ -1,35 +1,34 @@
-"""K sub-networks' variables as one pytree: leaves with a leading axis K, the layout beside them."""
+"""K sub-networks' variables as one pytree: leaves with a leading axis K, and the layout."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from dcjax._layout.layout import Layout
 from dcjax._pytrees import take_entries
 
-PyTree = Any
-
 
 @jax.tree_util.register_pytree_with_keys_class
 class Stacked:
-    """The variables of K sub-networks, stacked; the layout travels with them as static data.
+    """The variables of K sub-networks, stacked, with the layout as static data.
 
-    Made by `dcjax.init` and `dcjax.stack`. Every array leaf has the leading axis K. Being a pytree
-    it goes through `jax.tree.map`, `jit`, `pmap`, `grad` and optax, and comes out a `Stacked`
-    again, whose layout `dcjax.compose` reads.
+    `dcjax.init` and `dcjax.stack` make it. Every array leaf has the leading axis K. It is a pytree:
+    `jax.tree.map`, `jit`, `pmap`, `grad` and optax take it and return a `Stacked` with the same
+    layout, which `dcjax.compose` reads.
 
     * `stacked[2]` (an int): the plain variables of sub-network 2; `IndexError` beyond K.
     * `stacked["params"]` (a str): one collection, still stacked.
-    * `stacked.tree`: the pytree without the layout, for functions that take plain variables
-      (`jax.vmap` over its leading axis); `dcjax.compose(tree, like=stacked)` takes it back.
-    * `len(stacked)` is K, and iteration gives the K sub-networks' variables.
+    * `stacked.tree`: the pytree without the layout, for functions of plain variables (`jax.vmap`
+      over its leading axis); `dcjax.compose(tree, like=stacked)` takes it back.
+    * `len(stacked)` is K; iteration gives the K sub-networks' variables.
     """
 
     __slots__ = ("layout", "tree")
 
     def __init__(self, tree: PyTree, layout: Layout):
-        # No validation: inside pmap, and in jax's tree machinery, leaves are not stacked arrays.
+        # Not validated: inside pmap and in JAX's tree functions leaves are not stacked arrays.
         self.tree = tree
         self.layout = layout
 
@@ -41,7 +40,7 @@ class Stacked:
         subnets = len(self)
         if not isinstance(key, int):
             raise TypeError(
-                "a Stacked is indexed by a sub-network's number (int) or a collection (str), "
+                "index a Stacked by a sub-network's number (int) or a collection (str); "
                 f"got {type(key).__name__}"
             )
         if not -subnets <= key < subnets:
@@ -50,10 +49,10 @@ class Stacked:
             return jax.tree.map(lambda leaf: leaf[key % subnets], self.tree)  # NumPy's stay that
         return take_entries(self.tree, key % subnets)
 
-    def __getattr__(self, name: str) -> Any:  # only for what is not there
+    def __getattr__(self, name: str) -> Any:  # Python calls it for missing attributes only
         raise AttributeError(
-            f"a Stacked has no {name!r}: it holds K sub-networks' variables. stacked[k] is one "
-            "sub-network's, stacked.tree the pytree of all, with the leading axis K"
+            f"a Stacked has no {name!r}: it holds K sub-networks' variables. Take stacked[k] for "
+            "one sub-network's, or stacked.tree for the pytree with the leading axis K"
         )
 
     def __len__(self) -> int:
@@ -70,14 +69,14 @@ class Stacked:
         return f"Stacked({getattr(self.layout, 'subnets', '?')} sub-networks, {shapes})"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree]], Layout]:
-        """One child, the tree; the layout is static."""
+        """Return one child, the tree; the layout is static."""
         return ((jax.tree_util.GetAttrKey("tree"), self.tree),), self.layout
 
     def tree_flatten(self) -> tuple[tuple[PyTree], Layout]:
-        """The same without keys."""
+        """Return the same without keys."""
         return (self.tree,), self.layout
 
     @classmethod
     def tree_unflatten(cls, layout: Layout, children: tuple[PyTree]) -> "Stacked":
-        """The inverse of `tree_flatten`; does not look at the children."""
+        """Invert `tree_flatten`, without looking at the children."""
         return cls(children[0], layout)

@@ -14,12 +14,11 @@ import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.json import Json, layout_from_json, layout_to_json
 from dcjax._layout.layout import Path, path_of
-
-PyTree = Any
 
 # JSON takes some ten times its length when it is parsed.
 TEXT_LIMIT = 16 * 2**20

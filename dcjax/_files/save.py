@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from dcjax._files.formats import container_of
 from dcjax._files.manifest import as_bytes, from_text, name_of, to_text
 from dcjax._layout.layout import path_of
-
-PyTree = Any
 
 
 class FileError(ValueError):

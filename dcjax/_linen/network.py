@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.dtypes import canonicalize_dtype
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 from dcjax._checks import array_fault, array_of, check_key, check_subnets, leaves_of, shown
 from dcjax._compose.stack import check_stacked, stack
@@ -17,8 +17,6 @@ from dcjax._layout.layout import Layout
 from dcjax._linen.decompose import DEFAULT_FIELDS, decompose
 from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples, replicate
-
-PyTree = Any
 
 
 def layout(

@@ -5,11 +5,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from dcjax._checks import array_of, dtype_of, leaves_of, shown
 from dcjax._compose.compose import compose
-from dcjax._compose.head_weights import shares_of
+from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout
@@ -19,8 +19,6 @@ from dcjax._linen.intermediates import Place, evaluate
 from dcjax._linen.network import layout, samples_for, separation
 from dcjax._tracing.solve import Separation
 from dcjax.samples import Samples
-
-PyTree = Any
 
 
 class LayerError(NamedTuple):
@@ -131,8 +129,8 @@ def verify(
     composed = jax.jit(
         lambda variables, x: evaluate(found.wide, jax.tree.leaves((variables, x)), layers)
     )(variables, samples.join(x))
-    shares = np.asarray(shares_of(head, weights, subnets), np.float64)
-    report = _report(found, layers, own, composed, shares)
+    head_weights = np.asarray(head_weights_of(head, weights, subnets), np.float64)
+    report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
     limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
     if not report.error <= limit:
@@ -191,14 +189,14 @@ def _report(
     layers: dict[Place, str],
     own: list[dict[Place, list[Array]]],
     composed: dict[Place, list[Array]],
-    shares: np.ndarray,
+    head_weights: np.ndarray,
 ) -> Report:
     rows, unseen = [], []
     for place, name in layers.items():
         value = found.taps[place].value
         orders = [found.orders.settle(axis.term) for axis in value.axes]
         rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
-        merged = shares if value.averaged_because else None
+        merged = head_weights if value.averaged_because else None
         errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
         if not errors:
             unseen.append(name)
@@ -211,7 +209,7 @@ def _report(
 
 
 def _difference(
-    wide: Array, parts: Sequence[Array], orders: Sequence[Order], shares: np.ndarray | None
+    wide: Array, parts: Sequence[Array], orders: Sequence[Order], head_weights: np.ndarray | None
 ) -> tuple[float, float]:
     """The largest difference of one feature map, and its ratio to the largest magnitude."""
     subnets = len(parts)
@@ -219,8 +217,8 @@ def _difference(
     whole, own = np.asarray(wide, kind), [np.asarray(part, kind) for part in parts]
     places = [order.indices(subnets) for order in orders]
     with np.errstate(invalid="ignore"):  # between infinities: not a number, which is refused
-        if shares is not None:
-            own = [np.tensordot(shares, np.stack(own), 1)] * subnets
+        if head_weights is not None:
+            own = [np.tensordot(head_weights, np.stack(own), 1)] * subnets
         blocks = [whole[np.ix_(*(index[k] for index in places))] for k in range(len(own))]
         differences = [np.abs(b - o) for b, o in zip(blocks, own, strict=True)]
     absolute = max((np.max(d, initial=0.0) for d in differences), default=0.0)

@@ -37,7 +37,7 @@ def test_start_takes_a_key(kind, request, study):
     variables = study.variables
     if kind == "data_parallel":
         variables = jax.tree.map(lambda leaf: leaf[0], variables)
-    with pytest.raises(TypeError, match=r"key is a random key such as .*, got int 0; the order"):
+    with pytest.raises(TypeError, match=r"key must be a random key .*, got int 0; the order"):
         run.trainer.start(variables, 0)
 
 
