@@ -469,7 +469,7 @@ def test_a_head_that_is_broadcast_to_channels_is_refused():
         kernel = net.param("k", nn.initializers.normal(), (net.width, 1))
         return x.mean((1, 2)) @ (kernel * jnp.ones((1, net.width)))
 
-    with pytest.raises(dcjax.NotSeparableError, match="broadcast to the sub-networks' channels"):
+    with pytest.raises(dcjax.NotSeparableError, match="meets the sub-networks' channels"):
         dcjax.layout(network(lambda net, x: x, after), 4, X)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -117,12 +116,8 @@ class Layout:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def path_of(keys: Iterable[Any]) -> Path:
-    """Return JAX's keys of a leaf as plain strings."""
-    return _plain(tuple(keys))
-
-
 # The same paths come with every call, and making the strings would take longer than composing.
 @functools.lru_cache(maxsize=2**16)
-def _plain(keys: tuple[Any, ...]) -> Path:
+def path_of(keys: tuple[Any, ...]) -> Path:
+    """Return JAX's keys of a leaf as plain strings."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)

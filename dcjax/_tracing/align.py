@@ -1,8 +1,4 @@
-"""Do two jaxprs agree in everything but sizes?
-
-Two networks that differ in width alone are traced to the same equations. Anything else that
-depends on the width (other operations, operands, parameters, dtypes) is refused.
-"""
+"""Do two jaxprs agree in everything but sizes? Networks that differ in width alone do."""
 
 import enum
 from collections.abc import Sequence
@@ -76,27 +72,23 @@ _COMPARED = ("impl", "fill_value", "branches_platforms")  # of any type
 _PLAIN = (bool, str, int, float, complex, type(None), enum.Enum, np.dtype, np.generic)
 
 
-def refuse_other_parameters(equation: Equation) -> None:
-    """Refuse a parameter that is not a size and differs.
+def refuse_differences(equation: Equation, narrow: Sequence[Any], wide: Sequence[Any]) -> None:
+    """Refuse parameters that differ and are not sizes, and results whose dtypes differ.
 
-    Values that are not plain data are jaxprs, which are walked, or hints, which do not matter.
+    Parameters that are not plain data are jaxprs, which are walked, or hints, which do not matter.
     """
     for name in equation.narrow:
         plain = any(map(_is_plain, equation.both(name)))
         if name in _COMPARED or (plain and name not in _SIZES):
             equation.same(name)
-
-
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)
-
-
-def refuse_other_dtypes(narrow: Sequence[Any], wide: Sequence[Any]) -> None:
-    """Refuse results whose dtypes differ."""
     for n, w in zip(map(dtype_of, narrow), map(dtype_of, wide), strict=True):
         if n != w:
             problem = f"it gives {n} in a sub-network, {w} in the global network"
             raise Inseparable(problem, _SAME_BUT_SIZES)
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)
 
 
 def sizes_of(narrow: Sequence[Any], wide: Sequence[Any]) -> tuple[tuple[Size, ...], ...]:

@@ -37,9 +37,4 @@ class NotSeparableError(ValueError):
 
 
 class Inseparable(Exception):
-    """Raised by a rule; the walk adds the place, notes a `Violation` and goes on."""
-
-    def __init__(self, problem: str, remedy: str):
-        super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
+    """Raised by a rule with (problem, remedy); the walk notes a `Violation` and goes on."""

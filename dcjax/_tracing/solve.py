@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from dcjax._checks import leaves_of
 from dcjax._layout.layout import Layout, LeafLayout, Path
 from dcjax._layout.order import shared
-from dcjax._tracing.errors import NotSeparableError, Violation
+from dcjax._tracing.errors import NotSeparableError
 from dcjax._tracing.unify import SUBNETS, Orders, Size, Units
 from dcjax._tracing.value import Axis, Value
 from dcjax._tracing.walk import Tap, Walk
@@ -63,7 +63,12 @@ def separate(
         values = [_leaf_value(walk, path, sizes) for path, sizes in leaves.items()]
         given = [*values, *(_input_value(walk, sizes) for sizes in inputs.values())]
         if any(value.power for value in walk.run(programs[0], aligned, given)):
-            walk.violate(_TIED_RESULT)
+            walk.violate(
+                "the network's result",
+                "return",
+                "it holds the head's 1/K, though the sub-networks are not merged in it",
+                "give the head a kernel of its own",
+            )
         if walk.violations:
             raise NotSeparableError(tuple(walk.violations.values()))
         if walk.new_heads <= heads:
@@ -76,20 +81,12 @@ def separate(
         if is_used and path in integers and (value.averaged_because or path in heads):
             problem = "the result depends on it, it needs a mean or a division by K, and it is "
             problem += str(dtypes[path])
-            walk.violate(Violation("/".join(path), "leaf", problem, "make it floating point"))
+            walk.violate("/".join(path), "leaf", problem, "make it floating point")
         orders = tuple(walk.orders.settle(axis.term) for axis in value.axes)
         found.append((path, LeafLayout(orders, path in heads, is_used)))
     if walk.violations:
         raise NotSeparableError(tuple(walk.violations.values()))
     return Separation(Layout(subnets, tuple(found)), *programs, walk.taps, walk.orders)
-
-
-_TIED_RESULT = Violation(
-    "the network's result",
-    "return",
-    "an array is returned that holds the head's 1/K, though the sub-networks are not merged in it",
-    "give the head a kernel of its own",
-)
 
 
 def identity_layout(variables: PyTree) -> Layout:

@@ -222,23 +222,22 @@ class Orders:
     def settle(self, term: Term) -> Order:
         """Return the term as runs; undecided orders become one block for each sub-network."""
         pieces = _resolve(term)
-        if len(pieces) == 1 and isinstance(pieces[0], Repeat):
-            inner = self.settle(pieces[0].term)
-            return Order(inner.runs, repeat=inner.repeat * pieces[0].times)
-        return Order(tuple(run for piece in pieces for run in self._runs(piece)))
-
-    def _runs(self, piece: Piece) -> tuple[Run, ...]:
-        match piece:
-            case Fixed(n):
-                return (Run(n, shared=True),)
-            case Repeat(times, term):
-                order = self.settle(term)
-                return order.runs * (order.repeat * times)
-            case Units(Unknown(size=size), each):
-                shared, split = self._parts(size)
-                return Run(shared * each, shared=True), Run(split * each)
-            case Units(_, each):
-                return (Run(each),)
+        runs: list[Run] = []
+        for piece in pieces:
+            match piece:
+                case Fixed(n):
+                    runs.append(Run(n, shared=True))
+                case Repeat(times, inner):
+                    order = self.settle(inner)
+                    if len(pieces) == 1:  # a flatten of many pixels: their runs are not written out
+                        return Order(order.runs, order.repeat * times)
+                    runs += order.runs * (order.repeat * times)
+                case Units(Unknown(size=size), each):
+                    shared, split = self._parts(size)
+                    runs += Run(shared * each, shared=True), Run(split * each)
+                case Units(_, each):
+                    runs.append(Run(each))
+        return Order(tuple(runs))
 
 
 def scale(term: Term, each: int) -> Term:

@@ -14,14 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax._layout.layout import Path
-from dcjax._tracing.align import (
-    below,
-    dtype_of,
-    misaligned,
-    refuse_other_dtypes,
-    refuse_other_parameters,
-    sizes_of,
-)
+from dcjax._tracing.align import below, dtype_of, misaligned, refuse_differences, sizes_of
 from dcjax._tracing.errors import GROUP_NORM, Inseparable, NotSeparableError, Violation
 from dcjax._tracing.rules import RULES
 from dcjax._tracing.unify import Conflict, Orders, Size
@@ -71,7 +64,7 @@ class Walk:
         """Walk two jaxprs that stand at the module `path` and the place `at`."""
         outvars = narrow.jaxpr.outvars, wide.jaxpr.outvars
         if violation := misaligned(path, narrow.jaxpr, wide.jaxpr):
-            self.violate(violation)
+            self.violate(*violation)
             if len(outvars[0]) != len(outvars[1]):
                 raise NotSeparableError(tuple(self.violations.values()))
             return self._unknown(sizes_of(*outvars))
@@ -105,8 +98,7 @@ class Walk:
             lambda narrow, wide, values, *place: self.run(narrow, wide, values, path, at + place),
         )
         try:
-            refuse_other_parameters(equation)
-            refuse_other_dtypes(n.outvars, w.outvars)
+            refuse_differences(equation, n.outvars, w.outvars)
             if equation.name not in RULES:
                 raise Inseparable(
                     f"the primitive `{equation.name}` has no rule",
@@ -115,15 +107,16 @@ class Walk:
                 )
             results = RULES[equation.name](self.context, equation, *operands)
         except Inseparable as reason:
-            self.violate(Violation(path, equation.name, reason.problem, reason.remedy))
+            self.violate(path, equation.name, *reason.args)
             return self._unknown(equation.out_sizes)
         except Conflict as conflict:
-            problem = f"the channels that meet here come in different orders: {conflict}"
-            remedy = (
+            self.violate(
+                path,
+                equation.name,
+                f"the channels that meet here come in different orders: {conflict}",
                 "bring them into one order, or give all layers that meet here a width that "
-                "decompose divides"
+                "decompose divides",
             )
-            self.violate(Violation(path, equation.name, problem, remedy))
             return self._unknown(equation.out_sizes)
         results = [results] if isinstance(results, Value) else results
         if results and not jnp.issubdtype(dtype_of(n.outvars[0]), jax.dtypes.prng_key):
@@ -166,21 +159,21 @@ class Walk:
             if axes is not None:
                 return Value(axes, zero=not np.any(a))
         elif a.ndim == 0:
-            problem = (
-                f"a constant depends on the width: {a} in a sub-network, {b} in the global network"
-            )
-            remedy = (
+            self.violate(
+                path,
+                "constant",
+                f"a constant depends on the width: {a} in a sub-network, {b} in the global network",
                 "make it independent of the width (a field that decompose leaves alone; a head's "
-                "size is, where the number of heads is one of the fields)"
+                "size is, where the number of heads is one of the fields)",
             )
-            self.violate(Violation(path, "constant", problem, remedy))
         else:
-            problem = (
+            self.violate(
+                path,
+                "constant",
                 "an array that the network closes over varies along the channels, shape "
-                f"{a.shape} in a sub-network and {b.shape} in the global network"
+                f"{a.shape} in a sub-network and {b.shape} in the global network",
+                "make it a parameter of the network",
             )
-            remedy = "make it a parameter of the network"
-            self.violate(Violation(path, "constant", problem, remedy))
         return self._unknown([sizes])[0]
 
     def fresh_axes(
@@ -191,14 +184,14 @@ class Walk:
             return tuple(self.context.fresh(size, const) for size in sizes)
         except Conflict as conflict:
             remedy = "let every width be K times as large in the global network, or the same"
-            self.violate(Violation(path, operation, str(conflict), remedy))
+            self.violate(path, operation, str(conflict), remedy)
             return None
 
-    def violate(self, violation: Violation) -> None:
+    def violate(self, path: str, operation: str, problem: str, remedy: str) -> None:
         """Note a violation, unless it follows from an earlier one in the same place."""
-        told = [operation for path, operation in self.violations if path == violation.path]
-        if violation.operation not in told and not (told and violation.operation == "constant"):
-            self.violations[violation.path, violation.operation] = violation
+        told = [name for place, name in self.violations if place == path]
+        if operation not in told and not (told and operation == "constant"):
+            self.violations[path, operation] = Violation(path, operation, problem, remedy)
 
     def _unknown(self, sizes: Iterable[Sequence[Size]]) -> list[Value]:
         """Return arrays as if there had been no violation, so that the next ones are found too."""

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from dcjax._tracing.errors import Inseparable
-from dcjax._tracing.rules.elementwise import product_of
+from dcjax._tracing.rules.elementwise import product_of, refuse_mean_beside_channels
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.unify import Conflict, Size, Term, repeat, scale
 from dcjax._tracing.value import Axis, Context, Equation, Value, joined_groups, mean_refused
 
 Label = int | str
+Labels = frozenset[Label]
 
 
 def _contract(
@@ -26,7 +27,7 @@ def _contract(
     values = [value for value, _ in operands]
     axes = {label: a for v, labels in operands for a, label in zip(v.axes, labels, strict=True)}
     varying = [frozenset(labels[i] for i in context.varying_axes(v.axes)) for v, labels in operands]
-    varying_labels = frozenset().union(*varying)
+    varying_labels = Labels().union(*varying)
     for label, axis in axes.items():
         if label not in kept and label not in varying_labels and context.grows(axis):
             raise Inseparable(
@@ -39,34 +40,25 @@ def _contract(
             "it mixes the channels of different sub-networks",
             "contract only within a sub-network's channels, heads or groups",
         )
-    _refuse_mixed(context, axes, varying, frozenset(kept))
+    mixed = frozenset(k for k, axis in axes.items() if context.orders.is_mixed(axis.term))
+    _refuse_mixed(mixed, varying, frozenset(kept))
     result = product_of(values)
-    into_channels = any(context.grows(axes[label]) for label in kept)
-    if result.averaged_because and into_channels:
-        raise mean_refused(result, "it meets the sub-networks' channels")
     if groups and not groups[0] & frozenset(kept):
         for value, labels in zip(values, varying, strict=True):
             if value.averaged_because and not labels:
                 raise mean_refused(value, "each sub-network has another factor in this merge")
         merged_at = context.merge(equation, values, result.power)
         result = dataclasses.replace(result, averaged_because=merged_at, power=0)
-        if into_channels:
-            raise mean_refused(result, "a mean is broadcast to the sub-networks' channels")
+    refuse_mean_beside_channels(context, [result], [axes[label] for label in kept])
     return result.with_axes(Axis(axes[k].term, k not in varying_labels) for k in kept)
 
 
-def _refuse_mixed(
-    context: Context,
-    axes: dict[Label, Axis],
-    varying: Sequence[frozenset[Label]],
-    kept: frozenset[Label],
-) -> None:
+def _refuse_mixed(mixed: Labels, varying: Sequence[Labels], kept: Labels) -> None:
     """Refuse entries that all sub-networks share (the image beside features) where they mix blocks.
 
     A kernel may take them in. It must not give them out: there the global network would add up what
     the sub-networks compute apart. Nor may they stand between two kernels that are multiplied.
     """
-    mixed = {k for k, axis in axes.items() if context.orders.is_mixed(axis.term)}
     for labels in varying:
         given_out = labels & kept
         if labels - kept and given_out and given_out <= mixed:
@@ -104,10 +96,9 @@ def _conv(context: Context, equation: Equation, image: Value, kernel: Value) -> 
     if equation.same("batch_group_count") != 1:
         raise Inseparable("batch groups are not known", "use feature_group_count")
     (batch, feature, *space), (out, per_group, *taps) = numbers.lhs_spec, numbers.rhs_spec
-    if any(context.grows(image.axes[i]) for i in (batch, *space)):
+    others = [*(image.axes[i] for i in (batch, *space)), *(kernel.axes[i] for i in taps)]
+    if any(map(context.grows, others)):
         raise Inseparable("a batch or spatial axis grows with the width", "let only channels grow")
-    if any(context.grows(kernel.axes[i]) for i in taps):
-        raise Inseparable("the kernel's height or width grows", "let only channels grow")
     groups = Size(*equation.both("feature_group_count"))
     features = image.axes[feature].term, kernel.axes[per_group].term, kernel.axes[out].term
     _match_groups(context, groups, *features)
@@ -119,9 +110,10 @@ def _conv(context: Context, equation: Equation, image: Value, kernel: Value) -> 
     operands = [(image, image_labels), (kernel, kernel_labels)]
     result = _contract(context, equation, operands, kept)
     axes = list(result.axes)
-    for i in numbers.out_spec[2:]:
+    _, channels, *pixels = numbers.out_spec
+    axes[channels] = Axis(kernel.axes[out].term, axes[channels].const)
+    for i in pixels:
         axes[i] = context.fixed(equation.out_sizes[0][i])
-    axes[numbers.out_spec[1]] = Axis(kernel.axes[out].term, axes[numbers.out_spec[1]].const)
     return result.with_axes(axes)
 
 

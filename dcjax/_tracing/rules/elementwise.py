@@ -1,7 +1,7 @@
 """Rules for elementwise operations: what stays linear, and what keeps the zeros between blocks."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def _elementwise(combine: Callable[[Context, Sequence[Value], Axes], Value]) -> 
 
     def rule(context: Context, equation: Equation, *values: Value) -> Value:
         axes = joined_axes(context, equation, values)
-        _refuse_mean_beside_channels(context, values, axes)
+        refuse_mean_beside_channels(context, values, axes)
         return combine(context, values, axes)
 
     return rule
@@ -64,11 +64,13 @@ def _blended(values: Sequence[Value], **changes: Any) -> Value:
     return dataclasses.replace(Value(averaged_because=reason, from_params=from_params), **changes)
 
 
-def _refuse_mean_beside_channels(context: Context, values: Sequence[Value], axes: Axes) -> None:
+def refuse_mean_beside_channels(
+    context: Context, values: Sequence[Value], axes: Iterable[Axis]
+) -> None:
     """A mean has no entry for each sub-network, even where all of these would be equal."""
-    for value in values:
-        if value.averaged_because and any(map(context.grows, axes)):
-            raise mean_refused(value, "it meets the sub-networks' channels")
+    means = [value for value in values if value.averaged_because]
+    if means and any(map(context.grows, axes)):
+        raise mean_refused(means[0], "it meets the sub-networks' channels")
 
 
 def _refuse_nonlinear(values: Sequence[Value]) -> None:
@@ -122,7 +124,7 @@ def _sum(context: Context, values: Sequence[Value], axes: Axes) -> Value:
 
 def one_of(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     """Make an array whose every entry is taken from one of these arrays."""
-    _refuse_mean_beside_channels(context, values, axes)
+    refuse_mean_beside_channels(context, values, axes)
     return _sum(context, values, axes)
 
 
@@ -207,9 +209,8 @@ def _cast(context: Context, equation: Equation, value: Value) -> Value:
 @register_rule("reduce_precision")
 def _reduce_precision(context: Context, equation: Equation, value: Value) -> Value:
     # The range of float16 counts as unlimited; numbers outside of it would become infinite.
-    if equation.same("exponent_bits") < jnp.finfo(jnp.float16).nexp:
-        return _rounded(value, 0)
-    return _rounded(value, equation.same("mantissa_bits"))
+    has_range = equation.same("exponent_bits") >= jnp.finfo(jnp.float16).nexp
+    return _rounded(value, equation.same("mantissa_bits") if has_range else 0)
 
 
 def _rounded(value: Value, bits: int) -> Value:

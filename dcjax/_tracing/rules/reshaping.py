@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 
 from dcjax._tracing.errors import Inseparable
-from dcjax._tracing.rules.elementwise import either, is_broadcast, one_of, unified
+from dcjax._tracing.rules.elementwise import (
+    either,
+    is_broadcast,
+    one_of,
+    refuse_mean_beside_channels,
+    unified,
+)
 from dcjax._tracing.rules.reductions import refuse_across_subnets
 from dcjax._tracing.rules.registry import register_rule
-from dcjax._tracing.unify import Size, repeat, scale
-from dcjax._tracing.value import Axis, Context, Equation, Value, mean_refused
+from dcjax._tracing.unify import Size, Term, repeat, scale
+from dcjax._tracing.value import Axis, Context, Equation, Value
 
 
 @register_rule("transpose")
@@ -34,8 +40,7 @@ def _broadcast_in_dim(context: Context, equation: Equation, value: Value, *_: Va
         else context.fresh(size, const=True)
         for out, size in enumerate(equation.out_sizes[0])
     ]
-    if value.averaged_because and any(axis.const and context.grows(axis) for axis in axes):
-        raise mean_refused(value, "it is broadcast to the sub-networks' channels")
+    refuse_mean_beside_channels(context, [value], (axis for axis in axes if axis.const))
     return value.with_axes(axes)
 
 
@@ -70,24 +75,23 @@ def _product(a: Size, b: Size) -> Size:
 
 def _regroup(context: Context, axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
     """Return the axes of one group, merged and split anew."""
-    growing = [i for i, axis in enumerate(axes) if context.grows(axis)]
+    growing = [axis for axis in axes if context.grows(axis)]
     if not growing:
         return [context.fixed(size) for size in sizes]
-    targets = [i for i, size in enumerate(sizes) if size.grows]
-    if len(growing) > 1 or len(targets) != 1:
+    if len(growing) > 1 or sum(size.grows for size in sizes) != 1:
         raise Inseparable(
             "a reshape mixes several growing axes", "reshape one axis of channels at a time"
         )
-
-    def fixed(part: Sequence[Axis]) -> int:
-        return math.prod(context.orders.size(axis.term).narrow for axis in part)
-
-    at, to = growing[0], targets[0]
-    merged = repeat(fixed(axes[:at]), scale(axes[at].term, fixed(axes[at + 1 :])))
-    result = [context.fresh(size, axes[at].const) for size in sizes]
-    split = repeat(fixed(result[:to]), scale(result[to].term, fixed(result[to + 1 :])))
-    context.orders.unify(merged, split)
+    result = [context.fresh(size, growing[0].const) for size in sizes]
+    context.orders.unify(_flattened(context, axes), _flattened(context, result))
     return result
+
+
+def _flattened(context: Context, axes: Sequence[Axis]) -> Term:
+    """Return the order of axes, one of which grows, flattened into one."""
+    at = next(i for i, axis in enumerate(axes) if context.grows(axis))
+    lengths = [context.orders.size(axis.term).narrow for axis in axes]
+    return repeat(math.prod(lengths[:at]), scale(axes[at].term, math.prod(lengths[at + 1 :])))
 
 
 @register_rule("concatenate")
