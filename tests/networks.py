@@ -341,7 +341,7 @@ class PaddedShortcut(nn.Module):
 
 
 class Branches(nn.Module):
-    """Branches stacked along an axis of their own, and taken apart again."""
+    """Branches stacked along a new axis, and taken apart again."""
 
     width: int
 

@@ -63,7 +63,7 @@ def _cond(context: Context, equation: Equation, *operands: Value) -> list[Value]
 
 
 def _refuse_differing_choice(context: Context, choice: Value) -> None:
-    """A branch or a loop's end must be the same in all networks."""
+    """Refuse a branch or an end of a loop that is not the same in all networks."""
     if choice.averaged_because or context.varying_axes(choice.axes):
         raise Inseparable(
             "the way that it takes depends on the sub-networks' features", "use jnp.where"

@@ -19,7 +19,7 @@ Axes = tuple[Axis, ...]
 
 
 def _elementwise(combine: Callable[[Context, Sequence[Value], Axes], Value]) -> Rule:
-    """Make a rule of a function that combines the operands to an array with the joined axes."""
+    """Make a rule from a function that combines the operands into an array with these axes."""
 
     def rule(context: Context, equation: Equation, *values: Value) -> Value:
         axes = joined_axes(context, equation, values)
@@ -40,7 +40,7 @@ def joined_axes(context: Context, equation: Equation, values: Sequence[Value]) -
 
 
 def unified(context: Context, axes: Sequence[Axis]) -> Axis:
-    """Unify the orders of axes that meet; the result is constant where all of them are."""
+    """Unify the orders of axes that meet; the result is constant if all of them are."""
     for axis in axes[1:]:
         context.orders.unify(axes[0].term, axis.term)
     return Axis(axes[0].term, all(axis.const for axis in axes))
@@ -58,7 +58,7 @@ def is_broadcast(before: Size, after: Size) -> bool:
 
 
 def _blended(values: Sequence[Value], **changes: Any) -> Value:
-    """Return what any result inherits from its operands, linear in none of the leaves."""
+    """Return a result that is not linear in any leaf, with what it inherits from its operands."""
     reason = next((v.averaged_because for v in values if v.averaged_because), "")
     from_params = all(v.from_params for v in values)
     return dataclasses.replace(Value(averaged_because=reason, from_params=from_params), **changes)
@@ -67,14 +67,14 @@ def _blended(values: Sequence[Value], **changes: Any) -> Value:
 def refuse_mean_beside_channels(
     context: Context, values: Sequence[Value], axes: Iterable[Axis]
 ) -> None:
-    """A mean has no entry for each sub-network, even where all of these would be equal."""
+    """Refuse a mean: it has no entry for each sub-network, even if all of them would be equal."""
     means = [value for value in values if value.averaged_because]
     if means and any(map(context.grows, axes)):
         raise mean_refused(means[0], "it meets the sub-networks' channels")
 
 
 def _refuse_nonlinear(values: Sequence[Value]) -> None:
-    """A mean, or an array that holds 1/K, allows linear operations only."""
+    """Refuse means and arrays that hold the head's 1/K, which allow linear operations only."""
     for value in values:
         if value.averaged_because:
             raise mean_refused(value, "the operation is not linear")
@@ -86,7 +86,7 @@ def _refuse_nonlinear(values: Sequence[Value]) -> None:
 
 
 def _refuse_other_blocks(context: Context, values: Sequence[Value], axes: Axes) -> None:
-    """A block-diagonal result needs operands with the same blocks."""
+    """Refuse operands that do not have the blocks of a block-diagonal result."""
     varying = context.varying_axes(axes)
     others = (v for v in values if context.varying_axes(v.axes) != varying and not v.zero)
     if len(varying) > 1 and any(others):
