@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.func import (  # pyright: ignore[reportMissingImports]
@@ -55,29 +54,32 @@ def _conv_norm(before: int, after: int, kernel: int, stride: int) -> nn.Module:
     )
 
 
-def loop_step(
-    depth: int,
-    width: int,
-    networks: int,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    compiled: bool = False,
-) -> Callable[[], Any]:
-    """Return one step of SGD with Nesterov momentum of each network, one after another.
+def ways(batch: int, depth: int, width: int, networks: int) -> Ways:
+    """Return the steps on a batch of images of 32×32×3, by their names.
 
-    With `compiled`, cost and gradients go through `torch.compile`.
+    `torch_loop` trains the networks one after another, `torch_vmap` at once, `torch_global` one of
+    K times the width, and `torch_compiled` one with `torch.compile`.
     """
-    x, y = _batch(images, labels)
-    nets: list[Any] = [ResNet(depth, width) for _ in range(networks)]
+    x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (batch,))
+    return {
+        "torch_loop": _loop_step([ResNet(depth, width) for _ in range(networks)], x, y),
+        "torch_vmap": _vmap_step([ResNet(depth, width) for _ in range(networks)], x, y),
+        "torch_global": _loop_step([ResNet(depth, width * networks)], x, y),
+        "torch_compiled": _loop_step([ResNet(depth, width)], x, y, torch.compile),
+    }
+
+
+def _loop_step(
+    nets: list[Any], x: torch.Tensor, y: torch.Tensor, transform: Any = lambda cost: cost
+) -> Callable[[], Any]:
+    """Return one step of SGD with Nesterov momentum of each network, one after another."""
     nets = [net.to(memory_format=torch.channels_last) for net in nets]
     optimizers = [
         torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         for net in nets
     ]
-    costs = [lambda net=net: nn.functional.cross_entropy(net(x), y) for net in nets]
-    if compiled:
-        costs = [torch.compile(cost) for cost in costs]
+    costs = [transform(lambda net=net: nn.functional.cross_entropy(net(x), y)) for net in nets]
 
     def step() -> None:
         for cost, optimizer in zip(costs, optimizers, strict=True):
@@ -88,24 +90,19 @@ def loop_step(
     return step
 
 
-def vmap_step(
-    depth: int, width: int, networks: int, images: np.ndarray, labels: np.ndarray
-) -> Callable[[], Any]:
-    """Return the same for all networks at once, by `stack_module_state` and `vmap`."""
-    x, y = _batch(images, labels)
-    nets = [ResNet(depth, width) for _ in range(networks)]
+def _vmap_step(nets: list[Any], x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
+    """Return the same step of all networks at once, by `stack_module_state` and `vmap`."""
     params, buffers = stack_module_state(nets)
     params = {name: value.detach().requires_grad_() for name, value in params.items()}
     momenta = {name: torch.zeros_like(value) for name, value in params.items()}
     # vmap cannot update running statistics in place, so that they stay as they are.
-    skeleton = ResNet(depth, width)
+    skeleton = nets[0]
     for module in skeleton.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-    kept = {
-        name: value for name, value in buffers.items() if name in dict(skeleton.named_buffers())
-    }
+    names = dict(skeleton.named_buffers())
+    fixed = {name: value for name, value in buffers.items() if name in names}
 
     def cost(params: dict[str, Any], fixed: dict[str, Any]) -> torch.Tensor:
         return nn.functional.cross_entropy(functional_call(skeleton, (params, fixed), (x,)), y)
@@ -113,7 +110,7 @@ def vmap_step(
     gradients = vmap(grad(cost))
 
     def step() -> None:
-        found = gradients(params, kept)
+        found = gradients(params, fixed)
         with torch.no_grad():
             for name, value in params.items():
                 gradient = found[name] + 5e-4 * value
@@ -142,8 +139,3 @@ def convolution_passes(
         "by_image": lambda: backward(True, False),
         "by_kernel": lambda: backward(False, True),
     }
-
-
-def _batch(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return x.to(memory_format=torch.channels_last), torch.from_numpy(labels.astype(np.int64))

@@ -111,18 +111,3 @@ def _runner(
         jax.block_until_ready((box[0], loss))
 
     return step
-
-
-def torch_ways(depth: int, width: int, subnets: int) -> dict[str, Callable[[], Any]]:
-    """Return PyTorch's steps; none where it is not installed or runs on another device."""
-    if (torch := torch_steps()) is None:
-        return {}
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
-    labels = rng.integers(0, 10, BATCH)
-    return {
-        "torch_loop": torch.loop_step(depth, width, subnets, images, labels),
-        "torch_vmap": torch.vmap_step(depth, width, subnets, images, labels),
-        "torch_global": torch.loop_step(depth, width * subnets, 1, images, labels),
-        "torch_compiled": torch.loop_step(depth, width, 1, images, labels, compiled=True),
-    }

@@ -118,18 +118,19 @@ def best(groups: Arms) -> list[Outcome]:
     )
 
 
+def paired(baseline: Sequence[Outcome], others: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
+    """Return the pairs of a baseline's and another outcome that have the same seed."""
+    by_seed = {each.trial.seed: each for each in baseline}
+    return [(by_seed[e.trial.seed], e) for e in others if e.trial.seed in by_seed]
+
+
 def gain(found: Sequence[Outcome]) -> Gain | None:
     """Return the gain of one study; None unless both sides have outcomes of the same seed."""
     sides = by_arm(found, scratch=True), by_arm(found, scratch=False)
     if not all(sides):
         return None
     scratch, transfer = map(best, sides)
-    targets = {each.trial.seed: each.accuracy for each in scratch}
-    points = [
-        100 * (each.accuracy - targets[each.trial.seed])
-        for each in transfer
-        if each.trial.seed in targets
-    ]
+    points = [100 * (ours.accuracy - its.accuracy) for its, ours in paired(scratch, transfer)]
     settings = scratch[0].trial.settings
     width, epochs = settings.network.width, settings.training.baseline_epochs
     return Gain(width, epochs, scratch, transfer, points) if points else None

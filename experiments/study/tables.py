@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.markdown import put, table, write
 from experiments.study import costs, figure
-from experiments.study.outcomes import Arms, Gain, Outcome, best, by_arm, devices
+from experiments.study.outcomes import Gain, Outcome, best, by_arm, devices, paired
 from experiments.study.outcomes import gain as gain_of
 
 
@@ -26,14 +26,10 @@ def report(document: Path, found: Sequence[Outcome]) -> None:
 
 
 def report_lengths(document: Path, studies: Sequence[Sequence[Outcome]]) -> None:
-    """Write the gain against the length of training: a table and its picture.
-
-    Args:
-      document: the document.
-      studies: the outcomes of each length study; those that lack a side are left out.
+    """Write the gain against the length of training, of the length studies that have both sides.
 
     Raises:
-      ValueError: the document has no place for them.
+      ValueError: the document has no place for it.
     """
     gains = [gain for found in studies if (gain := gain_of(found))]
     if not gains:
@@ -114,27 +110,22 @@ def _speedups(found: Sequence[Outcome]) -> str:
 
 def _against_scratch(found: Sequence[Outcome]) -> str:
     """Return how much sooner each arm reaches the final accuracy of the best arm from scratch."""
-    arms = by_arm(found)
-    scratch: Arms = by_arm(found, scratch=True)
+    arms, scratch = by_arm(found), by_arm(found, scratch=True)
     if not scratch:
         return f"No arm from scratch has finished, to compare with: {', '.join(arms)}."
     baseline = best(scratch)
     name = baseline[0].trial.arm.name
-    targets = {each.trial.seed: each.accuracy for each in baseline}
-    # The baseline's clock, too, stops where it first has that accuracy, maybe before its end.
-    clocks = {
-        each.trial.seed: costs.first_reaching(each.points, each.accuracy) or each.points[-1]
-        for each in baseline
-    }
     body = []
     for arm, group in arms.items():
-        pairs = [each for each in group if each.trial.seed in targets]
+        pairs = paired(baseline, group)
         if arm == name or not pairs:
             continue
+        # The baseline's clock, too, stops where it first has that accuracy, maybe before its end.
         reached = [
-            (clocks[each.trial.seed].cost, point.cost)
-            for each in pairs
-            if (point := costs.first_reaching(each.points, targets[each.trial.seed]))
+            (first.cost, point.cost)
+            for its, ours in pairs
+            if (first := costs.first_reaching(its.points, its.accuracy))
+            and (point := costs.first_reaching(ours.points, its.accuracy))
         ]
         ratios = ["–"] * len(costs.Cost._fields)
         if reached:
@@ -142,7 +133,7 @@ def _against_scratch(found: Sequence[Outcome]) -> str:
                 f"{statistics.mean(theirs[n] / ours[n] for theirs, ours in reached):.2f}×"
                 for n in range(len(costs.Cost._fields))
             ]
-        gains = [100 * (each.accuracy - targets[each.trial.seed]) for each in pairs]
+        gains = [100 * (ours.accuracy - its.accuracy) for its, ours in pairs]
         body.append([arm, f"{len(reached)} of {len(pairs)}", *ratios, spread(gains, "+")])
     head = ["arm", "seeds that reach it", "device-seconds"]
     head += [f"seconds on {devices(found[0].trial.study)} devices", "operations"]

@@ -35,9 +35,9 @@ def measure(depth: int, width: int, runs: int) -> dict[str, Any]:
     made = {"lax": workloads.data_parallel(plain, one)}
     if workloads.convolution() is not None:
         made["native"] = workloads.data_parallel(workloads.resnet(depth, width), one)
-    theirs = workloads.torch_ways(depth, width, 1)
     others = {}
-    if theirs:
+    if (torch := workloads.torch_steps()) is not None:
+        theirs = torch.ways(workloads.BATCH, depth, width, 1)
         others = {"torch": theirs["torch_loop"], "torch_compiled": theirs["torch_compiled"]}
     found = {n: t["median"] for n, t in workloads.step_times(made, runs, others | apart).items()}
     makers = [maker for maker in ("lax", "native", "torch") if maker in found]

@@ -44,7 +44,8 @@ def measure(
         "single": workloads.data_parallel(subnet, jax.devices()[:1]),
         "global": workloads.data_parallel(network, jax.devices()[:subnets]),
     }
-    others = workloads.torch_ways(depth, width, subnets)
+    torch = workloads.torch_steps()
+    others = {} if torch is None else torch.ways(workloads.BATCH, depth, width, subnets)
     others.pop("torch_compiled", None)  # takes minutes to compile; the profile shows one
     return workloads.step_times(made, runs, others) | {"full": full}
 
