@@ -50,14 +50,14 @@ def fixed_of(rule, subnets):
     return [np.flatnonzero((p == p[0]).all(axis=0)) for p in places_of(rule, subnets)]
 
 
-def shares_for(args, subnets):
+def head_weights_for(args, subnets):
     weights = args.get("weights")
     if weights is not None:
         return np.asarray(weights, np.float64)
     return HEADS[args.get("head", "mean")](subnets)
 
 
-def global_leaf(parts, rule, shares, subnets, old):
+def global_leaf(parts, rule, head_weights, subnets, old):
     """One leaf by the layout's definition, entry by entry."""
     parts = canonical(parts)
     real = jnp.issubdtype(parts.dtype, jnp.inexact)
@@ -65,16 +65,16 @@ def global_leaf(parts, rule, shares, subnets, old):
     assert real or not rule.used or not rule.head, "integers cannot be divided"
     parts = parts.astype(wide)
     out = np.zeros(rule.global_shape(subnets), wide) if old is None else np.array(old, wide)
-    shares = shares if rule.used else np.full(subnets, 1 / subnets)
+    head_weights = head_weights if rule.used else np.full(subnets, 1 / subnets)
     places, fixed = places_of(rule, subnets), fixed_of(rule, subnets)
     with np.errstate(all="ignore"):
         for k in range(subnets):
             block = np.ix_(*(p[k] for p in places))
-            out[block] = parts[k] * shares[k] if rule.head else parts[k]
+            out[block] = parts[k] * head_weights[k] if rule.head else parts[k]
         if all(f.size for f in fixed) and subnets > 1:
             assert real or not rule.used, "integers have no mean"
             common = parts[(slice(None), *np.ix_(*fixed))]
-            merged = np.tensordot(shares, common, 1) if real else common[0]
+            merged = np.tensordot(head_weights, common, 1) if real else common[0]
             out[np.ix_(*(p[0][f] for p, f in zip(places, fixed, strict=True)))] = merged
     return out
 
@@ -104,7 +104,7 @@ def compose(args, result):
                 expected[at + path] = leaf.dtype, None
                 continue
             parts = canonical(leaf)
-            new = global_leaf(parts, rule, shares_for(args, subnets), subnets, old)
+            new = global_leaf(parts, rule, head_weights_for(args, subnets), subnets, old)
             expected[at + path] = parts.dtype, new
         structures.append(jax.tree.structure(node.tree))
     got = by_path(result)
@@ -120,7 +120,7 @@ def compose(args, result):
 def extract(args, result):
     layout = getattr(args["like"], "layout", args["like"])
     subnets, leaves, got = layout.subnets, by_path(args["variables"]), by_path(result.tree)
-    shares = shares_for(args, subnets)
+    head_weights = head_weights_for(args, subnets)
     assert result.layout == layout
     assert leaves.keys() == got.keys() == layout.by_path.keys()
     for path, rule in layout.leaves:
@@ -130,7 +130,7 @@ def extract(args, result):
         leaf = canonical(leaves[path])
         assert leaf.shape == rule.global_shape(subnets)
         assert got[path].dtype == leaf.dtype
-        own = shares if rule.used else np.full(subnets, 1 / subnets)
+        own = head_weights if rule.used else np.full(subnets, 1 / subnets)
         real = jnp.issubdtype(leaf.dtype, jnp.inexact)
         assert real or subnets == 1 or not (rule.used and (rule.head or rule.is_mean))
         leaf = leaf.astype(np.complex128 if leaf.dtype.kind == "c" else np.float64)
@@ -296,11 +296,11 @@ def verify(args, report):
     composed = dcjax.compose(
         args["stacked"], **{k: args[k] for k in ("head", "weights") if k in args}
     )
-    shares = shares_for(args, len(parts))
+    head_weights = head_weights_for(args, len(parts))
     limit = 1e-4 if args.get("tolerance") is None else float(args["tolerance"])
     assert report.error <= limit
     with np.errstate(all="ignore"):
-        expected = np.tensordot(shares, [forward(part, x) for part in parts], 1)
+        expected = np.tensordot(head_weights, [forward(part, x) for part in parts], 1)
         got = forward(composed, x)
     if limit < 1e-2 and np.isrealobj(x) and np.abs(expected).max(initial=0) < 1e3:
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
@@ -325,12 +325,12 @@ def state(args, state):
             continue
         rule = params.layout.by_path[path[path.index(kind) + 1 :]]
         subnets = params.layout.subnets
-        shares = shares_for(args, subnets)
-        factors = shares ** (2 if kind == "nu" else 1)
+        head_weights = head_weights_for(args, subnets)
+        factors = head_weights ** (2 if kind == "nu" else 1)
         parts = np.asarray(old[path], np.float64)
         whole = np.asarray(got[path], np.float64)
         if rule.is_mean:
-            assert_leaf(got[path], np.tensordot(shares, parts, 1).astype(np.float32), path)
+            assert_leaf(got[path], np.tensordot(head_weights, parts, 1).astype(np.float32), path)
         for k in range(subnets if not rule.is_mean else 0):
             block = whole[np.ix_(*(p[k] for p in places_of(rule, subnets)))]
             expected = parts[k] * (1 if rule.head else factors[k])
