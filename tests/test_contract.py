@@ -162,8 +162,8 @@ def test_feature_maps_agree_in_training_mode_when_all_see_one_batch():
     subnet = dcjax.decompose(network, 2)
     _, updates = network.apply(dcjax.compose(stacked), x, **training)
     each = [subnet.apply(stacked[k], x, **training)[1] for k in range(2)]
-    own = dcjax.stack([u["batch_stats"] for u in each], like=stacked["batch_stats"])
-    chex.assert_trees_all_close(updates["batch_stats"], dcjax.compose(own), rtol=1e-5, atol=1e-6)
+    stats = dcjax.stack([u["batch_stats"] for u in each], like=stacked["batch_stats"])
+    chex.assert_trees_all_close(updates["batch_stats"], dcjax.compose(stats), rtol=1e-5, atol=1e-6)
 
 
 def test_layout_of_a_billion_parameters_costs_tracing_only():

@@ -108,7 +108,7 @@ def test_haiku_transforms():
         2,
     )
     composed = dcjax.compose(dcjax.stack(variables, like=layout))
-    separate = np.mean([narrow.apply(*own, x, False)[0] for own in variables], axis=0)
+    separate = np.mean([narrow.apply(*pair, x, False)[0] for pair in variables], axis=0)
     np.testing.assert_allclose(wide.apply(*composed, x, False)[0], separate, rtol=1e-5, atol=1e-6)
     unused = {path for path, leaf in layout.leaves if not leaf.used}
     assert any("counter" in path for path in unused)  # of its moving averages
@@ -142,10 +142,10 @@ def test_python_s_numbers_are_leaves():
         ("wide_args/1 is .* object", {"wide_args": ({}, np.array([None, object()]))}),
         ("result must be arrays: got none", {"narrow": lambda params, x: None}),
         ("not a valid JAX type", {"wide": lambda params, x: {"text": "a"}}),
-        ("is an int", {"subnets": np.array([2])}),
+        ("must be an int", {"subnets": np.array([2])}),
     ],
 )  # fmt: skip
-def test_arguments_of_another_kind_are_refused(words, change):
+def test_wrong_arguments_are_refused(words, change):
     x = jnp.ones((1, 3))
     narrow, wide = affine_params(2), affine_params(4)
     args = {"narrow": affine, "wide": affine, "narrow_args": (narrow, x), "wide_args": (wide, x),
@@ -167,7 +167,7 @@ def test_inputs_of_other_ranks_are_refused():
         )
 
 
-def test_what_stands_in_no_module_is_refused_by_a_name():
+def test_an_operation_outside_of_modules_is_refused_at_the_top_level():
     def softmax(params, x):
         return jax.nn.softmax(x @ params["kernel"]) @ params["head"]
 

@@ -78,8 +78,8 @@ def test_fields_that_carry_width():
         (TypeError, "random key", lambda: dcjax.init(LeNet(4), 2, 0, images((1, 8, 8, 3)))),
         (TypeError, "such as replicate", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=3)),
-        (TypeError, "is an int", lambda: dcjax.decompose(LeNet(4), np.array([2]))),
-        (TypeError, "is an int", lambda: dcjax.decompose(LeNet(4), np.array(2.0))),
+        (TypeError, "must be an int", lambda: dcjax.decompose(LeNet(4), np.array([2]))),
+        (TypeError, "must be an int", lambda: dcjax.decompose(LeNet(4), np.array(2.0))),
         (TypeError, "fields are names", lambda: dcjax.decompose(LeNet(4), 2, None)),
         (TypeError, "fields are names", lambda: dcjax.decompose(LeNet(4), 2, (1,))),
         (ValueError, "names no field", lambda: dcjax.decompose(LeNet(4), 2, ())),

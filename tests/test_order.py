@@ -17,8 +17,8 @@ def test_places_are_a_bijection(order, subnets):
     places = order.indices(subnets)
     assert places.shape == (subnets, order.narrow)
     shared = (places == places[0]).all(axis=0)
-    own = places[:, ~shared].ravel()
-    everything = np.sort(np.concatenate([own, places[0, shared]]))
+    split = places[:, ~shared].ravel()
+    everything = np.sort(np.concatenate([split, places[0, shared]]))
     np.testing.assert_array_equal(everything, np.arange(order.width(subnets)))
 
 

@@ -1,4 +1,4 @@
-"""What cannot be composed exactly is refused, with the module's path, operation and a remedy."""
+"""Refusals: each operation that cannot be composed exactly, with its module path and a remedy."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ X = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
 
 
 def network(layer, after=None, width=8):
-    """A convolution, the layer in question, and a head; or what else comes after."""
+    """Return a network of a convolution, the layer in question, and a head (or `after`)."""
 
     class Net(nn.Module):
         width: int
@@ -139,7 +139,7 @@ def test_refused_with_place_and_remedy(name):
     "part", [lambda x: x[..., 1::2], lambda x: x[..., : x.shape[-1] // 2][..., ::2]]
 )
 def test_strides_over_all_channels_compose(part):
-    """So the remedy of the refusal above is one."""
+    """The remedy that the refusal of `strided part` names works."""
     x = jax.random.normal(jax.random.key(1), X.shape)
     strided = network(lambda net, x: part(x), width=16)
     assert dcjax.verify(strided, dcjax.init(strided, 4, jax.random.key(0), x), x).error < 1e-5
@@ -242,7 +242,7 @@ def test_a_head_whose_kernel_is_returned_too_is_refused():
         dcjax.layout(TwoResults(), 4, X)
 
 
-def test_a_broadcast_array_padded_with_ones_is_no_block_diagonal():
+def test_a_broadcast_array_padded_with_ones_is_not_block_diagonal():
     def layer(net, x):
         row = net.param("row", nn.initializers.normal(), (1, net.width))
         spread = jnp.broadcast_to(row.T, (net.width, net.width))
@@ -292,7 +292,7 @@ def swapped_with_an_operand(net, x):
     return nn.Dense(5)((e - c if net.width > 4 else c - e) + d)
 
 
-OTHER_PROGRAMS = {
+DIFFERING_JAXPRS = {
     "an operand and a result": (swapped_with_an_operand, "`sub` takes other arrays"),
     "more results": (
         lambda net, x: (nn.Dense(5)(pooled(net, x)),) * (2 if net.width > 4 else 1),
@@ -362,7 +362,7 @@ OTHER_PROGRAMS = {
         ).astype(jnp.float32)),
         "(bit_width|impl) depends on the width",
     ),
-    "what fills": (
+    "the filling of a gather": (
         lambda net, x: nn.Dense(5)(pooled(net, x.at[:, [9]].get(
             mode="fill", fill_value=0.0 if net.width > 4 else 1.0
         ))),
@@ -384,9 +384,9 @@ OTHER_PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHER_PROGRAMS)
+@pytest.mark.parametrize("name", DIFFERING_JAXPRS)
 def test_networks_that_differ_in_more_than_width_are_refused(name):
-    call, said = OTHER_PROGRAMS[name]
+    call, said = DIFFERING_JAXPRS[name]
     with pytest.raises(dcjax.NotSeparableError, match=said):
         dcjax.layout(network(lambda net, x: x, call), 4, X)
 
@@ -424,7 +424,7 @@ def test_coarse_rounding_of_a_mean_or_a_head_is_refused(coarse, what):
         dcjax.layout(network(lambda net, x: x, head), 4, X)
 
 
-def test_half_precision_of_a_head_is_no_coarse_rounding():
+def test_half_precision_of_a_head_is_not_coarse_rounding():
     net = network(lambda net, x: x, lambda net, x: nn.Dense(5, dtype=jnp.bfloat16)(x.mean((1, 2))))
     assert dcjax.layout(net, 4, X).subnets == 4
 
@@ -520,7 +520,7 @@ def test_a_rule_for_an_unknown_primitive_can_be_registered(monkeypatch):
     assert dcjax.layout(net, 4, X).subnets == 4
 
 
-def test_a_rule_need_not_compare_what_is_no_size(monkeypatch):
+def test_a_rule_need_not_compare_parameters_that_are_not_sizes(monkeypatch):
     monkeypatch.setitem(RULES, "transpose", lambda context, equation, value: value)
 
     def layer(net, x):

@@ -122,11 +122,6 @@ class Order:
         return f"{self.repeat}×({inside})" if len(runs) > 1 else f"{self.repeat}×{inside}"
 
 
-def shared(units: int) -> Order:
-    """Return the order of an axis that does not grow."""
-    return Order((Run(units, shared=True),))
-
-
 def _merged(runs: Iterable[Run]) -> tuple[Run, ...]:
     """Merge neighbouring shared runs; two neighbouring split runs differ from one of both."""
     merged: list[Run] = []

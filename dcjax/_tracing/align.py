@@ -1,8 +1,8 @@
 """Do two jaxprs agree in everything but sizes? Networks that differ in width alone do."""
 
 import enum
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.extend.core as jex
 import numpy as np
@@ -10,16 +10,6 @@ import numpy as np
 from dcjax._tracing.errors import Inseparable, Violation
 from dcjax._tracing.unify import Size
 from dcjax._tracing.value import Equation
-
-
-class _Step(NamedTuple):
-    """An equation without sizes; `operands` are numbers of earlier arrays, None for literals."""
-
-    operation: str
-    path: str
-    ranks: tuple[int, ...]
-    operands: tuple[int | None, ...]
-
 
 _CLOSES, _RETURNS = "closes over", "returns"  # the first and the last step, not equations
 _HINTS = {
@@ -31,38 +21,42 @@ _SAME_BUT_SIZES = "let nothing but sizes depend on the width"
 
 def misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | None:
     """Return the first step that two jaxprs do not share, or that has other operands."""
-    for n, w in zip(_steps(narrow), _steps(wide), strict=False):
-        if n.operation != w.operation:
-            names = ["nothing" if s.operation == _RETURNS else f"`{s.operation}`" for s in (n, w)]
+    for (name, at, arrays), (wide_name, wide_at, wide_arrays) in zip(
+        _steps(narrow), _steps(wide), strict=False
+    ):
+        if name != wide_name:
+            names = ["nothing" if n == _RETURNS else f"`{n}`" for n in (name, wide_name)]
             problem = (
                 f"the networks do other things here: {names[0]} in a sub-network, {names[1]} in "
                 "the global network"
             )
-        elif (n.ranks, n.operands) != (w.ranks, w.operands):
-            is_end = n.operation in (_CLOSES, _RETURNS)
-            what = f"it {n.operation}" if is_end else f"`{n.operation}` takes"
+        elif arrays != wide_arrays:
+            what = f"it {name}" if name in (_CLOSES, _RETURNS) else f"`{name}` takes"
             problem = f"{what} other arrays in the global network than in a sub-network"
         else:
             continue
-        remedy = _SAME_BUT_SIZES + _HINTS.get(n.operation, "")
-        return Violation(below(path, n.path or w.path), "trace", problem, remedy)
+        remedy = _SAME_BUT_SIZES + _HINTS.get(name, "")
+        return Violation(below(path, at or wide_at), "trace", problem, remedy)
     return None
 
 
-def _steps(jaxpr: jex.Jaxpr) -> list[_Step]:
+def _steps(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str, list[Any]]]:
+    """Iterate over the operations, with their paths, and their arrays without sizes.
+
+    An operand is the number of an earlier array, or None for a literal.
+    """
     numbers: dict[Any, int] = {}
 
-    def step(name: str, path: str, operands: Sequence[Any], results: Sequence[Any]) -> _Step:
-        taken = tuple(None if isinstance(v, jex.Literal) else numbers[v] for v in operands)
+    def arrays(operands: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+        taken = [None if isinstance(v, jex.Literal) else numbers[v] for v in operands]
         for var in results:
             numbers[var] = len(numbers)
-        return _Step(name, path, tuple(len(_shape(v)) for v in (*operands, *results)), taken)
+        return [taken, [len(_shape(v)) for v in (*operands, *results)]]
 
-    steps = [step(_CLOSES, "", (), (*jaxpr.invars, *jaxpr.constvars))]
+    yield _CLOSES, "", arrays((), (*jaxpr.invars, *jaxpr.constvars))
     for eqn in jaxpr.eqns:
-        path = str(eqn.source_info.name_stack)
-        steps.append(step(eqn.primitive.name, path, eqn.invars, eqn.outvars))
-    return [*steps, step(_RETURNS, "", jaxpr.outvars, ())]
+        yield eqn.primitive.name, str(eqn.source_info.name_stack), arrays(eqn.invars, eqn.outvars)
+    yield _RETURNS, "", arrays(jaxpr.outvars, ())
 
 
 # Parameters that are sizes or positions, which the rules compare where they must, and a label.

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from dcjax._checks import leaves_of
 from dcjax._layout.layout import Layout, LeafLayout, Path
-from dcjax._layout.order import shared
+from dcjax._layout.order import Order, Run
 from dcjax._tracing.errors import NotSeparableError
 from dcjax._tracing.unify import SUBNETS, Orders, Size, Units
 from dcjax._tracing.value import Axis, Value
@@ -91,8 +91,11 @@ def separate(
 
 def identity_layout(variables: PyTree) -> Layout:
     """Return the layout for one sub-network, which is the global network."""
-    leaves = leaves_of(variables, "variables").items()
-    return Layout(1, tuple((path, LeafLayout(tuple(map(shared, x.shape)))) for path, x in leaves))
+    leaves = [
+        (path, LeafLayout(tuple(Order((Run(n, shared=True),)) for n in leaf.shape)))
+        for path, leaf in leaves_of(variables, "variables").items()
+    ]
+    return Layout(1, tuple(leaves))
 
 
 def _pair(what: str, narrow: PyTree, wide: PyTree) -> dict[Path, tuple[Size, ...]]:

@@ -214,7 +214,7 @@ def _numbers(constant: Any) -> np.ndarray:
     return np.asarray(constant)
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _equal(a: np.ndarray, b: np.ndarray | np.generic) -> bool:
     """Return whether all entries are equal; NaN equals NaN, but 0 is not −0 (in a denominator)."""
     equal = a == b
     for part in (np.real, np.imag) if np.iscomplexobj(a) else (np.asarray,):

@@ -153,6 +153,6 @@ def _pad(context: Context, equation: Equation, value: Value, filling: Value) -> 
             continue
         if min(*n, *w) < 0 or n[2] or w[2]:
             raise Inseparable("channels are padded inside, or cut", "pad at the ends, or slice")
-        low, high = (context.orders.fresh(Size(n[end], w[end])) for end in (0, 1))
+        low, high = (context.orders.fresh(Size(int(n[i]), int(w[i]))) for i in (0, 1))
         axes.append(Axis((*low, *axis.term, *high), axis.const and filling.zero and value.zero))
     return one_of(context, (value, filling), tuple(axes))
