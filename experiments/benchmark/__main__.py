@@ -49,7 +49,7 @@ def _problems(options: Options) -> Iterator[str]:
     if options.minutes is not None and not options.minutes >= 0:
         yield f"--minutes {options.minutes}: expected at least 0"
     if not options.output.is_file():
-        yield f"--output {options.output}: there is no such file"
+        yield f"--output {options.output}: the file does not exist"
 
 
 def _places(options: Options) -> str:

@@ -66,7 +66,7 @@ def _problems(options: Options) -> Iterator[str]:
             yield f"name the studies to run, --only {' '.join(STUDIES)}; or write tables, --report"
         return
     if not options.output.is_file():
-        yield f"--output {options.output}: there is no such file"
+        yield f"--output {options.output}: the file does not exist"
     if importlib.util.find_spec("matplotlib") is None:
         yield "the pictures need matplotlib: pip install -e '.[study]'"
 

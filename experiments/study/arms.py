@@ -23,7 +23,7 @@ class Arm(NamedTuple):
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it trains the global network from scratch."""
+        """True if the arm trains the global network from scratch."""
         return self.flags["baseline_epochs"] > 0
 
 

@@ -1,4 +1,4 @@
-"""Trials: the experiment's own command, each in a process of its own, and the records of them."""
+"""Trials: the experiment's command, each in its own process, and the records of their results."""
 
 import itertools
 import json
@@ -65,7 +65,7 @@ def keep(trial: Trial) -> None:
 
 
 def read(records: Path) -> dict[str, Any]:
-    """Return the records of a study by the names of the trials; none if there is no such file."""
+    """Return the records of a study by the names of the trials; {} if the file does not exist."""
     return json.loads(records.read_text()) if records.is_file() else {}
 
 

@@ -1,4 +1,4 @@
-"""How one device runs several sub-networks: unrolled, vmapped, in a loop; by steps or by epochs."""
+"""Ways to run several sub-networks on one device: unrolled, vmapped or in a loop."""
 
 from typing import Any, get_args
 

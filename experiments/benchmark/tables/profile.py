@@ -1,4 +1,4 @@
-"""What a training step is spent on: the convolutions' passes, each by itself, and the rest."""
+"""The parts of a training step: the convolutions' passes, each measured alone, and the rest."""
 
 import collections
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What grows with the number of sub-networks, and what must not."""
+"""Time, memory and communication against the number of sub-networks."""
 
 import re
 from typing import Any
