@@ -43,6 +43,7 @@ def separate(
     Raises:
       NotSeparableError: the global network cannot compute what the sub-networks compute.
       ValueError: the two trees of variables differ in structure, or the inputs in number or rank.
+      TypeError: there are no variables, or no results.
     """
     programs = jax.make_jaxpr(narrow)(*narrow_args), jax.make_jaxpr(wide)(*wide_args)
     leaves = _pair("variables", narrow_args[0], wide_args[0])
@@ -58,6 +59,7 @@ def separate(
     invars = [*(of_leaf[path] for path in leaves), *invars[len(leaves) :]]
     aligned = programs[1].replace(jaxpr=programs[1].jaxpr.replace(invars=invars))
     heads: frozenset[Path] = frozenset()
+    # Only a merge shows that a leaf is a head, which forbids operations that were walked before it.
     while True:
         walk = Walk(Orders(subnets), heads, integers)
         values = [_leaf_value(walk, path, sizes) for path, sizes in leaves.items()]

@@ -167,7 +167,7 @@ class Orders:
                 self._bind(v, each, q)
             case (_, Units(Unknown() as v, each)) if np == nq:
                 self._bind(v, each, p)
-            case Units(Unknown() as v, each), _:
+            case Units(Unknown() as v, each), _:  # q is the beginning of v: cut v in two
                 first = nq.over(each)
                 v.value = self.fresh(first) + self.fresh(v.size - first)
                 a.append(p)
@@ -192,7 +192,7 @@ class Orders:
                 raise Conflict("the same channels in two orders")
             case Units(leaf, other) if other % each == 0:
                 v.value = (Units(leaf, other // each),)
-            case Units(Unknown() as w, other):
+            case Units(Unknown() as w, other):  # both are made of blocks of the common multiple
                 common = math.lcm(each, other)
                 finest = self.fresh(v.size.times(each).over(common))
                 v.value = scale(finest, common // each)
