@@ -113,14 +113,10 @@ class Context(NamedTuple):
         return self.fresh(size)
 
 
-def joined_groups(*groups: frozenset[Any]) -> list[frozenset[Any]]:
-    """Join the groups of axes that overlap: in a product their sub-networks must agree."""
-    joined: list[frozenset[Any]] = []
-    for group in filter(None, groups):
-        touching = [other for other in joined if other & group]
-        joined = [other for other in joined if not other & group]
-        joined.append(group.union(*touching))
-    return joined
+def are_apart(factors: Iterable[frozenset[Any]]) -> bool:
+    """Return whether both factors of a product vary, and along no common axis."""
+    varying = [axes for axes in factors if axes]
+    return bool(varying) and not frozenset.intersection(*varying)
 
 
 def mean_refused(value: Value, problem: str) -> Inseparable:

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from dcjax._tracing.errors import Inseparable
-from dcjax._tracing.rules.elementwise import product_of, refuse_mean_beside_channels
+from dcjax._tracing.rules.elementwise import product_of, refuse_mean
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.unify import Conflict, Size, Term, repeat, scale
-from dcjax._tracing.value import Axis, Context, Equation, Value, joined_groups, mean_refused
+from dcjax._tracing.value import Axis, Context, Equation, Value, are_apart, mean_refused
 
 Label = int | str
 Labels = frozenset[Label]
@@ -34,8 +34,7 @@ def _contract(
                 "it sums K times as many equal entries in the global network",
                 "sum before the array is broadcast to the channels",
             )
-    groups = joined_groups(*varying)
-    if len(groups) > 1:
+    if are_apart(varying):
         raise Inseparable(
             "it mixes the channels of different sub-networks",
             "contract only within a sub-network's channels, heads or groups",
@@ -43,13 +42,13 @@ def _contract(
     mixed = frozenset(k for k, axis in axes.items() if context.orders.is_mixed(axis.term))
     _refuse_mixed(mixed, varying, frozenset(kept))
     result = product_of(values)
-    if groups and not groups[0] & frozenset(kept):
+    if varying_labels and not varying_labels & frozenset(kept):
         for value, labels in zip(values, varying, strict=True):
             if value.averaged_because and not labels:
                 raise mean_refused(value, "each sub-network has another factor in this merge")
         merged_at = context.merge(equation, values, result.power)
         result = dataclasses.replace(result, averaged_because=merged_at, power=0)
-    refuse_mean_beside_channels(context, [result], [axes[label] for label in kept])
+    refuse_mean(context, [result], [axes[label] for label in kept])
     return result.with_axes(Axis(axes[k].term, k not in varying_labels) for k in kept)
 
 

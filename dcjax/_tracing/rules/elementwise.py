@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dcjax._tracing.errors import Inseparable
 from dcjax._tracing.rules.registry import RULES, Rule, register_rule
 from dcjax._tracing.unify import Size
-from dcjax._tracing.value import Axis, Context, Equation, Value, joined_groups, mean_refused
+from dcjax._tracing.value import Axis, Context, Equation, Value, are_apart, mean_refused
 
 _OFF_DIAGONAL = (
     "the zeros between the sub-networks' blocks would not stay zero",
@@ -23,7 +23,7 @@ def _elementwise(combine: Callable[[Context, Sequence[Value], Axes], Value]) -> 
 
     def rule(context: Context, equation: Equation, *values: Value) -> Value:
         axes = joined_axes(context, equation, values)
-        refuse_mean_beside_channels(context, values, axes)
+        refuse_mean(context, values, axes)
         return combine(context, values, axes)
 
     return rule
@@ -64,10 +64,8 @@ def _blended(values: Sequence[Value], **changes: Any) -> Value:
     return dataclasses.replace(Value(averaged_because=reason, from_params=from_params), **changes)
 
 
-def refuse_mean_beside_channels(
-    context: Context, values: Sequence[Value], axes: Iterable[Axis]
-) -> None:
-    """Refuse a mean: it has no entry for each sub-network, even if all of them would be equal."""
+def refuse_mean(context: Context, values: Sequence[Value], axes: Iterable[Axis]) -> None:
+    """Refuse a mean beside channels: it has no entries for each sub-network, even equal ones."""
     means = [value for value in values if value.averaged_because]
     if means and any(map(context.grows, axes)):
         raise mean_refused(means[0], "it meets the sub-networks' channels")
@@ -124,7 +122,7 @@ def _sum(context: Context, values: Sequence[Value], axes: Axes) -> Value:
 
 def one_of(context: Context, values: Sequence[Value], axes: Axes) -> Value:
     """Make an array whose every entry is taken from one of these arrays."""
-    refuse_mean_beside_channels(context, values, axes)
+    refuse_mean(context, values, axes)
     return _sum(context, values, axes)
 
 
@@ -139,7 +137,7 @@ def _linear(context: Context, values: Sequence[Value], axes: Axes) -> Value:
 
 
 def _product(context: Context, values: Sequence[Value], axes: Axes) -> Value:
-    if len(joined_groups(*(context.varying_axes(v.axes) for v in values))) > 1:
+    if are_apart(context.varying_axes(v.axes) for v in values):
         raise Inseparable(
             "it multiplies every channel with every channel, of other sub-networks too",
             "take such products within a sub-network's heads or groups",

@@ -6,13 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dcjax._tracing.errors import Inseparable
-from dcjax._tracing.rules.elementwise import (
-    either,
-    is_broadcast,
-    one_of,
-    refuse_mean_beside_channels,
-    unified,
-)
+from dcjax._tracing.rules.elementwise import either, is_broadcast, one_of, refuse_mean, unified
 from dcjax._tracing.rules.reductions import refuse_across_subnets
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.unify import Size, Term, repeat, scale
@@ -40,7 +34,7 @@ def _broadcast_in_dim(context: Context, equation: Equation, value: Value, *_: Va
         else context.fresh(size, const=True)
         for out, size in enumerate(equation.out_sizes[0])
     ]
-    refuse_mean_beside_channels(context, [value], (axis for axis in axes if axis.const))
+    refuse_mean(context, [value], (axis for axis in axes if axis.const))
     return value.with_axes(axes)
 
 
