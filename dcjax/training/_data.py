@@ -25,31 +25,24 @@ class Data(NamedTuple):
     members: Int[Array, "devices members"] | None = None
 
 
-def placer(devices: Sequence[Device], members: Array | None = None) -> Callable[[Any, Any], Data]:
-    """Make the function that puts a split into the memory of every device."""
-
-    def place(images: Any, labels: Any) -> Data:
-        images, labels = np.asarray(images), np.asarray(labels)
-        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"expected integer labels, one for each image: images {images.dtype}{images.shape} "
-                f"need labels of shape {images.shape[:1]}, got {labels.dtype}{labels.shape}"
-            )
-        if not len(images):
-            raise ValueError(f"expected at least one image, got images of shape {images.shape}")
-        if labels.min() < 0:
-            raise ValueError(f"expected class numbers from 0 on as labels, got {labels.min()}")
-        images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
-        return Data(images, labels, members)
-
-    return place
+def place(devices: Sequence[Device], members: Array | None, images: Any, labels: Any) -> Data:
+    """Put a split into the memory of every device."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"expected integer labels, one for each image: images {images.dtype}{images.shape} "
+            f"need labels of shape {images.shape[:1]}, got {labels.dtype}{labels.shape}"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"expected class numbers from 0 on as labels, got {labels.min()}")
+    images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
+    return Data(images, labels, members)
 
 
 def batcher(batch_size: int, form: NamedSharding) -> Callable[[Data, int], Data]:
     """Make the function that takes the batches of a split in order.
 
-    Every batch is full, so that one compiled program serves all: the last example fills the last
-    batch up.
+    The last example fills the last batch up, so that one compiled program serves all.
     """
 
     @jax.jit(out_shardings=form)

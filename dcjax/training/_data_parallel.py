@@ -1,5 +1,6 @@
 """One network, each batch cut over the devices."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from dcjax._checks import check_key
 from dcjax._compose.stacked import Stacked
 from dcjax._mesh import DEVICES
 from dcjax._pytrees import copy_tree
-from dcjax.training._data import batcher, placer
+from dcjax.training._data import batcher, place
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, on_mesh, sharding
 from dcjax.training._learner import learner
 from dcjax.training._recipe import Recipe
@@ -80,7 +81,7 @@ def data_parallel(
 
     # Only the order and the evaluation's batches are cut explicitly; XLA cuts what follows.
     return Trainer(
-        place=placer(devices),
+        place=functools.partial(place, devices, None),
         start=start,
         finish=lambda state: to_host(state.result),
         to_devices=to_devices,

@@ -1,6 +1,7 @@
 """The training loop and the evaluation, the same for both trainers."""
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from dcjax._checks import shown, whole_number
 from dcjax.training._data import Data
 from dcjax.training._devices import physical_devices
 from dcjax.training._recipe import steps_per_epoch
@@ -79,48 +79,35 @@ def fit(
       The last state, the history, and the seconds spent compiling.
 
     Raises:
-      ValueError: there are fewer examples than a batch needs, or `epochs` or `every` is out of its
-        range or not an integer.
+      ValueError: there are fewer examples than a batch needs, or `epochs` or `every` is too small.
+      TypeError: `epochs` or `every` is not an integer.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
-    >>> from dcjax import training
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
-    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
-    >>> trainer = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> recipe = dcjax.training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> trainer = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
     >>> train = trainer.place(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
-    >>> variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
-    >>> state = trainer.start(variables, jax.random.key(1))
-    >>> len(training.fit(trainer, state, train, epochs=2).history)
+    >>> state = trainer.start(network.init(jax.random.key(0), train.images), jax.random.key(1))
+    >>> len(dcjax.training.fit(trainer, state, train, epochs=2).history)
     2
     """
-    steps = steps_per_epoch(len(train.labels), trainer.batch_size)
-    epochs = _count("epochs", epochs, 0)
-    if every is not None:
-        every = _count("every", every, 1)
+    epochs, every = operator.index(epochs), None if every is None else operator.index(every)
+    if epochs < 0 or (every is not None and every < 1):
+        raise ValueError(f"expected epochs >= 0 and every >= 1, got {epochs} and {every}")
     trainer, compile_seconds = compile(trainer, state, train, every=every)
-    done = steps_done(state)
+    steps = steps_per_epoch(len(train.labels), trainer.batch_size)
     history: list[Epoch] = []
     seconds = 0.0
-    for span in _spans(done, epochs * steps, steps, every):
+    for span in _spans(steps_done(state), epochs * steps, steps, every):
         started = time.perf_counter()
-        whole = trainer.epoch is not None and len(span) == steps
-        run = _whole_epoch if whole else _single_steps
-        state, losses = run(trainer, state, train, span, on_step)
+        state, losses = _train(trainer, state, train, span, on_step)
         seconds += time.perf_counter() - started
         device_seconds = seconds * physical_devices(trainer.devices)
-        losses = losses.reshape(len(span), *trainer.lead)
         epoch = span.start // steps + 1
         history.append(Epoch(epoch, span.stop, seconds, device_seconds, losses))
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
-
-
-def _count(name: str, given: Any, least: int) -> int:
-    count = whole_number(given)
-    if count is None or count < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {shown(given)}")
-    return count
 
 
 def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[range]:
@@ -135,37 +122,28 @@ def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[rang
         done = min(ends)
 
 
-def _whole_epoch(
+def _train(
     trainer: Trainer,
     state: TrainState,
     train: Data,
-    steps: range,
+    span: range,
     on_step: Callable[[int, TrainState], Any] | None,
-) -> tuple[TrainState, np.ndarray]:
-    """Run the steps in one call."""
-    state, losses = trainer.epoch(state, train, trainer.shuffle(state, train))
-    if on_step is not None:
-        on_step(steps.stop, state)
-    return jax.block_until_ready(state), np.moveaxis(jax.device_get(losses), -1, 0)
-
-
-def _single_steps(
-    trainer: Trainer,
-    state: TrainState,
-    train: Data,
-    steps: range,
-    on_step: Callable[[int, TrainState], Any] | None,
-) -> tuple[TrainState, np.ndarray]:
-    """Run the steps; nothing moves between host and devices until the last is dispatched."""
+) -> tuple[TrainState, Float[np.ndarray, "steps *K"]]:
+    """Take the steps of a span; nothing moves between host and devices until the last."""
     order = trainer.shuffle(state, train)
+    whole = trainer.epoch is not None and len(span) == order.shape[-2]
+    run: Any = trainer.epoch if whole else trainer.step
+    stops = [span.stop] if whole else [step + 1 for step in span]
     losses = []
-    for step in steps:
-        state, loss = trainer.step(state, train, order)
+    for stop in stops:
+        state, loss = run(state, train, order)
         losses.append(loss)
         jax.block_until_ready(losses[-1 - AHEAD : -AHEAD])
         if on_step is not None:
-            on_step(step + 1, state)
-    return jax.block_until_ready(state), np.stack(jax.device_get(losses))
+            on_step(stop, state)
+    state, losses = jax.block_until_ready(state), jax.device_get(losses)
+    steps_last = losses[0] if whole else np.stack(losses, -1)
+    return state, np.moveaxis(steps_last, -1, 0).reshape(len(span), *trainer.lead)
 
 
 def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarray, "*K N C"]:
@@ -180,14 +158,12 @@ def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarra
       Logits of all N examples, (N, C), or (K, N, C) side by side.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
-    >>> from dcjax import training
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
-    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
-    >>> trainer = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> recipe = dcjax.training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> trainer = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
     >>> train = trainer.place(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
-    >>> variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
-    >>> state = trainer.start(variables, jax.random.key(1))
-    >>> training.evaluate(trainer, state, train).shape
+    >>> state = trainer.start(network.init(jax.random.key(0), train.images), jax.random.key(1))
+    >>> dcjax.training.evaluate(trainer, state, train).shape
     (8, 3)
     """
     examples = len(data.labels)

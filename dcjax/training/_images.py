@@ -16,8 +16,7 @@ def crop_and_flip(
 
     Each image is padded with `padding` zeros on its four sides, cut to its old size at an offset
     drawn uniformly from {0, …, 2·padding}², and mirrored left to right or not: the usual
-    augmentation of CIFAR. The draws depend on the key and the place in the batch alone, not on how
-    the batch is cut over devices.
+    augmentation of CIFAR. The draws do not depend on how the batch is cut over devices.
 
     Args:
       key: a random key.
@@ -46,10 +45,9 @@ def crop_and_flip(
     shift_key, flip_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (count, 2), 0, 2 * padding + 1)
     flips = jax.random.bernoulli(flip_key, shape=(count,))
-    margin = (padding, padding)
-    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
-    # One gather does crop and flip.
+    # Crop and flip together are one gather.
     def view(image: Array, shift: Array, flip: Array) -> Array:
         rows, columns = jnp.arange(height), jnp.arange(width)
         columns = jnp.where(flip, columns[::-1], columns)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from dcjax._compose.compose import check_shapes, compose, extract, layout_of
 from dcjax._compose.stacked import Stacked
@@ -24,14 +25,10 @@ def scale_blocks(
     times that for the head's kernel, which is all diagonal. Behind the optimiser in a chain the
     factors scale the learning rate; in front of it they scale the gradient.
 
-    Off-diagonal blocks start from zero: a factor above 1 couples the sub-networks faster. A
-    schedule for `diagonal` that is 0 in the first steps freezes the sub-networks' blocks.
-
     The composed head holds the sub-networks' kernels divided by K, but its gradient is not divided,
     so an SGD step of rate η moves the logits as far as rate K η would move a sub-network's.
-    `head=1/K` undoes that. For large K a rate that suits the sub-networks is too high for the head,
-    and the first steps lose what was composed. Up to K = 4 the faster head gains accuracy; above,
-    the experiments take `head=4/K`.
+    `head=1/K` undoes that. Up to K = 4 the faster head gains accuracy; above, it loses what was
+    composed, and the experiments take `head=4/K`.
 
     Args:
       like: the layout of the trained parameters, or a `Stacked` that has it, such as
@@ -41,11 +38,10 @@ def scale_blocks(
       head: h, likewise.
 
     Returns:
-      An optax transformation, for parameters of the global network. Its state is the count of
-      steps.
+      An optax transformation, for parameters of the global network.
 
     Raises:
-      ValueError: later, from its update: the updates do not fit the layout.
+      ValueError: in an update that does not fit the layout.
 
     >>> import dcjax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -59,8 +55,8 @@ def scale_blocks(
     """
     layout = layout_of(like)
     # Telling the blocks apart copies all updates; equal factors do not need it.
-    plain = isinstance(diagonal, (int, float)) and isinstance(off_diagonal, (int, float))
-    alike = plain and diagonal == off_diagonal
+    numbers = all(isinstance(factor, (int, float)) for factor in (diagonal, off_diagonal))
+    alike = numbers and diagonal == off_diagonal
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:
         del params
@@ -71,28 +67,24 @@ def scale_blocks(
     ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params
         check_shapes(updates, layout.global_shapes, "global network")
-        d, o, h = (_at(factor, state.count) for factor in (diagonal, off_diagonal, head))
-        if alike:
-            updates = jax.tree.map(lambda u: _times(d, u), updates)
-        else:
+        d, o, h = (
+            jnp.asarray(factor(state.count) if callable(factor) else factor)
+            for factor in (diagonal, off_diagonal, head)
+        )
+        between = updates
+        if not alike:
             blocks = extract(updates, like=layout)
             between = compose(jax.tree.map(jnp.zeros_like, blocks), into=updates)
-            updates = jax.tree.map(
-                lambda u, off: _times(d, u - off) + _times(o, off), updates, between
-            )
 
-        def merging(path: Any, u: Any) -> Any:
+        def scale(path: Any, u: Any, off: Any) -> Any:
+            u = _times(d, u) if alike else _times(d, u - off) + _times(o, off)
             return _times(h, u) if layout.by_path[path_of(path)].head else u
 
-        updates = jax.tree_util.tree_map_with_path(merging, updates)
+        updates = jax.tree_util.tree_map_with_path(scale, updates, between)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
 
 
-def _at(factor: optax.ScalarOrSchedule, count: Any) -> Any:
-    return jnp.asarray(factor(count) if callable(factor) else factor)
-
-
-def _times(factor: Any, u: Any) -> Any:
+def _times(factor: Array, u: Array) -> Array:
     return factor.astype(u.dtype) * u

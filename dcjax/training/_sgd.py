@@ -18,8 +18,7 @@ def sgd(
     `g ← g + λ w`, `m ← μ m + g`, `w ← w − η_t (g + μ m)`, where `η_t = η t / warmup` up to
     `warmup` and `η_t = ε + (η − ε) (1 + cos(π (t − warmup) / (steps − warmup))) / 2` after it.
 
-    Only kernels (leaves of two or more axes) decay: decaying biases and normalisation scales is
-    known to cost accuracy.
+    Only kernels, the leaves of two or more axes, decay.
 
     Args:
       learning_rate: η, the peak.
@@ -27,8 +26,7 @@ def sgd(
       warmup: steps of warm-up.
       weight_decay: λ.
       momentum: μ.
-      final_rate: ε, the rate at the end: 0 anneals; η keeps the rate constant after warm-up, for a
-        training that another one continues.
+      final_rate: ε, the rate at the end; η keeps the rate constant after warm-up.
 
     Returns:
       An optax transformation.
@@ -44,12 +42,10 @@ def sgd(
       T. He et al., *Bag of tricks for image classification with convolutional neural networks*,
       CVPR 2019 (warm-up, cosine, no decay of biases).
     """
-    if not 0 <= warmup < steps:
-        raise ValueError(f"expected 0 <= warmup < steps, got warmup = {warmup} and steps = {steps}")
-    if not 0 <= final_rate <= learning_rate:
+    if not (0 <= warmup < steps and 0 <= final_rate <= learning_rate):
         raise ValueError(
-            f"expected 0 <= final_rate <= learning_rate, got final_rate = {final_rate} and "
-            f"learning_rate = {learning_rate}"
+            "expected 0 <= warmup < steps and 0 <= final_rate <= learning_rate, got "
+            f"{warmup=}, {steps=}, {final_rate=} and {learning_rate=}"
         )
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else learning_rate,
@@ -59,10 +55,10 @@ def sgd(
         end_value=final_rate,
     )
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=_is_kernel),
+        optax.add_decayed_weights(weight_decay, mask=_kernels),
         optax.sgd(schedule, momentum=momentum, nesterov=True),
     )
 
 
-def _is_kernel(params: optax.Params) -> optax.Params:
+def _kernels(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

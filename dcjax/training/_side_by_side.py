@@ -1,5 +1,6 @@
 """K sub-networks side by side, without communication."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from dcjax._checks import check_key
-from dcjax.training._data import Data, batcher, placer
+from dcjax.training._data import Data, batcher, place
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, sharding
 from dcjax.training._learner import learner
 from dcjax.training._members import members_on
@@ -31,9 +32,9 @@ def side_by_side(
     """Make the trainer of K sub-networks, one `jax.pmap` across the devices.
 
     Sub-network k draws the order of its data, its augmentation and its dropout from the key
-    `fold_in(key, k)`, and sees `samples.split(x)[k]` of its augmented batch. Optimiser and keys
-    live inside the map and nothing is communicated: a sub-network that diverges leaves the others
-    as they are, and one that is trained alone comes out bitwise the same.
+    `fold_in(key, k)`, and sees `samples.split(x)[k]` of its augmented batch. Nothing is
+    communicated: a sub-network that diverges leaves the others as they are, and one that is trained
+    alone comes out bitwise the same.
 
     Args:
       subnet: the sub-network, a Flax Linen module.
@@ -51,8 +52,8 @@ def side_by_side(
       The trainer. `start` takes a `Stacked`, or any pytree of variables with that leading axis.
 
     Raises:
-      ValueError: `members` are not distinct numbers of sub-networks. Later, from its functions: the
-        variables' leading axis or the samples do not fit.
+      ValueError: `members` are not distinct numbers of sub-networks. Later, from the trainer's
+        functions: the variables' leading axis or the samples do not fit.
 
     >>> import dcjax, optax
     >>> subnet = dcjax.models.CNN(width=2, num_classes=10)
@@ -82,40 +83,23 @@ def side_by_side(
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         check_key(key, "the order of arguments is start(variables, key)")
-        _check_lead(variables, len(numbers))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
         return placed.put(jax.jit(jax.vmap(one.init))(variables, keys))
 
     shared = Data(None, None, 0)  # pyright: ignore[reportArgumentType] – axes in the place of arrays
-    epoch = None
-    if engine.whole_epochs:
-        epoch = placed.map(one.epoch, (0, shared, 0), donate_argnums=0)
+    train = functools.partial(placed.map, in_axes=(0, shared, 0), donate_argnums=0)
     return Trainer(
-        place=placer(devices, placed.put(jnp.array(numbers, jnp.int32))),
+        place=functools.partial(place, devices, placed.put(jnp.array(numbers, jnp.int32))),
         start=start,
         finish=lambda state: placed.get(state.result),
         to_devices=placed.put,
         to_host=placed.get,
         shuffle=placed.map(one.shuffle, (0, shared)),
-        step=placed.map(one.step, (0, shared, 0), donate_argnums=0),
-        epoch=epoch,
+        step=train(one.step),
+        epoch=train(one.epoch) if engine.whole_epochs else None,
         batch=batcher(recipe.batch_size, sharding(devices)),
         forward=placed.map(one.forward, (0, shared)),
         batch_size=recipe.batch_size,
         lead=(len(numbers),),
         devices=devices,
     )
-
-
-def _check_lead(variables: PyTree, members: int) -> None:
-    wrong = {
-        jax.tree_util.keystr(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-        if leaf.shape[:1] != (members,)
-    }
-    if wrong:
-        raise ValueError(
-            f"expected variables with the leading axis {members}, one entry for each sub-network "
-            f"in training, got {wrong}; for some of K take "
-            "jax.tree.map(lambda *v: jnp.stack(v), *(stacked[k] for k in members))"
-        )

@@ -19,7 +19,7 @@ class Trainer(NamedTuple):
     `fit` and `evaluate` call them. On the host a pytree is plain: its leaves have the leading axes
     `lead`. On the devices it has a form that only the trainer knows.
 
-    * `place(images, labels)`: put a split, training or test, on the devices as `Data`, once.
+    * `place(images, labels)`: put a split, training or test, on the devices as `Data`.
     * `start(variables, key)`: make the state before the first step; copies.
     * `finish(state)`: return the plain variables, on one device; copies.
     * `to_devices(tree)`, `to_host(tree)`: convert any plain pytree to the devices' form and back;
@@ -70,36 +70,32 @@ def compile(
       The trainer with compiled functions, for data of these sizes only, and the seconds it took.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
-    >>> from dcjax import training
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
-    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
-    >>> trainer = training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> recipe = dcjax.training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> trainer = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
     >>> train = trainer.place(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
-    >>> variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
-    >>> state = trainer.start(variables, jax.random.key(1))
-    >>> trainer, seconds = training.compile(trainer, state, train)
+    >>> state = trainer.start(network.init(jax.random.key(0), train.images), jax.random.key(1))
+    >>> trainer, seconds = dcjax.training.compile(trainer, state, train)
     >>> seconds > 0
     True
     """
     started = time.perf_counter()
-    if not _is_compiled(trainer.shuffle):
-        trainer = trainer._replace(shuffle=trainer.shuffle.lower(state, train).compile())
     steps = steps_per_epoch(len(train.labels), trainer.batch_size)
     if every is not None and every % steps:
         trainer = trainer._replace(epoch=None)
-    whole = trainer.epoch is not None
+    trainer = trainer._replace(shuffle=_compiled(trainer.shuffle, state, train))
+    args = state, train, trainer.shuffle(state, train)
+    if trainer.epoch is not None:
+        trainer = trainer._replace(epoch=_compiled(trainer.epoch, *args))
     # A state in the middle of an epoch finishes it in single steps.
-    needed = {"step": not whole or steps_done(state) % steps > 0, "epoch": whole}
-    for name in (name for name, wanted in needed.items() if wanted):
-        function = getattr(trainer, name)
-        if not _is_compiled(function):
-            order = trainer.shuffle(state, train)
-            trainer = trainer._replace(**{name: function.lower(state, train, order).compile()})
-    if test is not None and not _is_compiled(trainer.forward):
-        forward = trainer.forward.lower(state.result, trainer.batch(test, 0)).compile()
-        trainer = trainer._replace(forward=forward)
+    if trainer.epoch is None or steps_done(state) % steps:
+        trainer = trainer._replace(step=_compiled(trainer.step, *args))
+    if test is not None:
+        batch = trainer.batch(test, 0)
+        trainer = trainer._replace(forward=_compiled(trainer.forward, state.result, batch))
     return trainer, time.perf_counter() - started
 
 
-def _is_compiled(function: Any) -> bool:
-    return isinstance(function, jax.stages.Compiled)
+def _compiled(function: Any, *args: Any) -> Any:
+    done = isinstance(function, jax.stages.Compiled)
+    return function if done else function.lower(*args).compile()

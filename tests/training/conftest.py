@@ -1,4 +1,4 @@
-"""A small study, and its phases compiled once for all tests of the training engine."""
+"""A small study, and its trainers, compiled once for all tests of training."""
 
 from typing import Any, NamedTuple
 

@@ -42,7 +42,7 @@ def test_a_step_moves_nothing_between_host_and_devices(study, data_parallel):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_start_and_gather_copy(study, data_parallel, devices):
+def test_start_and_to_host_copy(study, data_parallel, devices):
     run = data_parallel(devices)
     variables = jax.tree.map(lambda leaf: leaf[0], study.variables)
     before = jax.tree.map(np.array, variables)
@@ -54,7 +54,7 @@ def test_start_and_gather_copy(study, data_parallel, devices):
     chex.assert_trees_all_equal(variables, before)
 
 
-def test_spread_is_the_inverse_of_gather(data_parallel):
+def test_to_devices_is_the_inverse_of_to_host(data_parallel):
     run = data_parallel(2)
     plain = run.trainer.to_host(run.fitted.state)
     again = run.trainer.to_host(run.trainer.to_devices(plain))

@@ -128,7 +128,7 @@ def dropout_key(key, step=0):
     return jax.random.fold_in(_stream(key, _NETWORK, step), 0)
 
 
-def test_start_and_gather_copy(study, side_by_side):
+def test_start_and_to_host_copy(study, side_by_side):
     run = side_by_side(1, (0,))
     variables = jax.tree.map(lambda leaf: leaf[:1].copy(), study.variables)
     state = run.trainer.start(variables, study.key)
@@ -154,7 +154,7 @@ def test_a_stacked_stays_one(study):
 
 def test_variables_of_another_number_of_subnetworks_are_refused(study):
     trainer = training.side_by_side(study.network, study.samples, study.recipe, 4, members=[1, 2])
-    with pytest.raises(ValueError, match="leading axis 2, one entry for each"):
+    with pytest.raises(ValueError, match="inconsistent sizes"):
         trainer.start(study.variables, study.key)
 
 

@@ -47,14 +47,12 @@ def test_arguments_that_the_networks_call_does_not_take_are_named():
     as_it_is = {"augment": training.no_augment, "normalise": lambda x: x}
     trainer = whole(**as_it_is)  # train=True is the recipe's default
     state, train = trainer.start(variables, jax.random.key(1)), trainer.place(x, labels)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'train'") as refused:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'train'"):
         training.fit(trainer, state, train, 1)
-    assert "Recipe(train_kwargs={}) passes nothing" in refused.value.__notes__[0]
     assert training.evaluate(trainer, state, train).shape == (8, 3)
     trainer = whole(**as_it_is, eval_kwargs={"train": False})
-    with pytest.raises(TypeError) as refused:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'train'"):
         training.evaluate(trainer, state, train)
-    assert "Recipe(eval_kwargs={}) passes nothing" in refused.value.__notes__[0]
 
 
 def test_data_other_than_images_need_another_recipe():
