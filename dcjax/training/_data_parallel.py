@@ -59,7 +59,7 @@ def data_parallel(
     replicated = sharding(devices)
     one = learner(network, recipe, lambda x, _: samples.join(x))
 
-    # device_put alone may keep the same buffers, which the next step donates.
+    # device_put alone may keep the same buffers, which the next step would donate.
     def to_devices(tree: PyTree) -> PyTree:
         return jax.device_put(copy_tree(tree), replicated)
 

@@ -44,10 +44,10 @@ def choose_devices(parts: int, devices: Sequence[Device] | None = None) -> tuple
 
 
 class Engine(NamedTuple):
-    """How one device is kept busy.
+    """The way in which a device runs its sub-networks.
 
-    * `members`: how a device runs its sub-networks: `"unrolled"`, one after another in one program;
-      `"vmap"`, batched; `"map"`, in a compiled loop.
+    * `members`: `"unrolled"`, one after another in one program; `"vmap"`, batched; `"map"`, in a
+      compiled loop.
     * `whole_epochs`: whether an epoch is one call, a compiled loop over its steps.
     """
 

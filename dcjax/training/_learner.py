@@ -1,4 +1,4 @@
-"""How one network learns: pure functions that both trainers are made of."""
+"""The steps of one network: pure functions that both trainers are made of."""
 
 import functools
 from collections.abc import Callable
@@ -58,6 +58,7 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
 
     def step(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:
         _check_pixels(recipe, data)
+        # The order is that of the whole epoch, so that training resumes in the middle of it.
         chosen = order[state.step % len(order)]
         images = recipe.augment(_stream(state.key, _AUGMENT, state.step), data.images[chosen])
         x, labels = view(recipe.normalise(images), data.members), data.labels[chosen]
@@ -118,7 +119,7 @@ def _mix(decay: float, old: Array, new: Array) -> Array:
     return old + (1 - decay) * (new.astype(old.dtype) - old)
 
 
-def _stream(key: Key[Array, ""], purpose: int, count: Int[Array, ""]) -> Key[Array, ""]:
+def _stream(key: Key[Array, ""], purpose: int, count: int | Int[Array, ""]) -> Key[Array, ""]:
     """Return the key for one purpose at one step or epoch."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), count)
 

@@ -11,8 +11,8 @@ from jax.core import Tracer
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make the function raise `AssertionError` if JAX traces it again for the same types.
 
-    Whatever causes a second trace may cause one at every step. Other types are traced as they come,
-    and a trace that failed may be tried again.
+    A cause of a second trace may cause one at every step. The function may be traced for other
+    types, and again after a trace that failed.
     """
     traced = set()
 

@@ -1,4 +1,4 @@
-"""How one network, or K side by side, are trained: a few pure functions that `fit` runs."""
+"""The trainer of one network, or of K side by side: a few pure functions that `fit` runs."""
 
 import time
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def compile(
     """
     started = time.perf_counter()
     steps = steps_per_epoch(len(train.labels), trainer.batch_size)
-    if every is not None and every % steps:
+    if every is not None and every % steps:  # a record falls within an epoch
         trainer = trainer._replace(epoch=None)
     trainer = trainer._replace(shuffle=_compiled(trainer.shuffle, state, train))
     args = state, train, trainer.shuffle(state, train)
