@@ -2,7 +2,8 @@
 
 import operator
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -96,6 +97,41 @@ def leaves_of(
     except Exception as error:  # such as keys that cannot be sorted
         raise TypeError(f"the {what} cannot be read as a pytree: {error}") from error
     return {path_of(path): leaf for path, leaf in leaves}
+
+
+def compare_leaves(
+    tree: PyTree,
+    expected: Mapping[Path, tuple[int, ...] | EllipsisType],
+    what: str,
+    *,
+    abstract: bool = False,
+) -> tuple[dict[Path, Any], list[str]]:
+    """Return the leaves by their paths, and a line for each that is not as expected.
+
+    A leaf can be missing, unexpected, not an array, or of another shape; `...` stands for any.
+    """
+    got = leaves_of(tree, what)
+    wrong = [f"{path_name(path)}: missing" for path in expected if path not in got]
+    # Each path is hashed once: hashing takes most of the time for a small network.
+    for path, leaf in got.items():
+        if (shape := expected.get(path)) is None:
+            wrong.append(f"{path_name(path)}: not expected")
+        elif fault := array_fault(leaf, abstract=abstract):
+            wrong.append(f"{path_name(path)} {fault}")
+        elif shape is not ... and (found := jnp.shape(leaf)) != shape:
+            wrong.append(f"{path_name(path)}: expected shape {shape}, got {found}")
+    return got, wrong
+
+
+def raise_listed(what: str, wrong: list[str], remedy: str = "") -> None:
+    """Raise a `ValueError` that lists all that is wrong, if anything is."""
+    if wrong:
+        raise ValueError("\n  ".join([what, *wrong]) + ("\n" + remedy if remedy else ""))
+
+
+def path_name(path: Path) -> str:
+    """Return a leaf's path as one word."""
+    return "/".join(path) or "the leaf"
 
 
 def check_key(key: Any, remedy: str) -> None:

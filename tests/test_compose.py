@@ -277,7 +277,7 @@ def test_every_disagreement_is_listed(stacked):
     wrong["params"]["extra"] = np.zeros(2)
     with pytest.raises(ValueError, match="expected shape") as error:
         dcjax.compose(wrong, like=stacked)
-    for words in ("Conv_0/kernel: expected", "Conv_0/bias: missing", "extra: not in the layout"):
+    for words in ("Conv_0/kernel: expected", "Conv_0/bias: missing", "extra: not expected"):
         assert words in str(error.value)
     with pytest.raises(ValueError, match="Conv_0/kernel: expected shape"):
         dcjax.extract(stacked.tree, like=stacked)
@@ -304,7 +304,7 @@ def test_leaves_that_jax_cannot_compute_with_are_named(stacked):
     ]:
         wrong = jax.tree.map(lambda x: x, stacked)
         wrong.tree["params"]["Dense_0"]["bias"] = leaf
-        with pytest.raises(ValueError, match=f"params/Dense_0/bias: expected shape.*{words}"):
+        with pytest.raises(ValueError, match=f"params/Dense_0/bias .*{words}"):
             dcjax.compose(wrong)
     for tree in ({1: 0.0, "1": 0.0}, {"params": {1: 0.0, "1": 0.0}}):
         with pytest.raises(TypeError, match="pytree"):
@@ -349,8 +349,6 @@ def test_what_an_initialiser_needs_is_checked(stacked):
     for wrong in ("a", None, 1j, [1.0, 2.0]):
         with pytest.raises(TypeError, match="off_diagonal_scale"):
             dcjax.compose(stacked, off_diagonal=ones, key=key, off_diagonal_scale=wrong)
-    with pytest.raises(ValueError, match="finite"):
-        dcjax.compose(stacked, off_diagonal=ones, key=key, off_diagonal_scale=np.nan)
     for drawn in (lambda k, s, d: np.full(s, "a"), lambda k, s, d: np.full(s, 1j)):
         with pytest.raises(ValueError, match="the off-diagonal initialiser gave"):
             dcjax.compose(stacked, off_diagonal=drawn, key=key)
@@ -399,10 +397,10 @@ def test_stack_and_unstack(stacked):
         dcjax.stack([trees[0], odd], like=stacked)
     changed = jax.tree.map(lambda leaf: leaf, trees[1])
     changed["params"]["Dense_0"]["bias"] = np.zeros(3, np.float32)
-    with pytest.raises(ValueError, match="sub-network 1: params/Dense_0/bias has shape"):
+    with pytest.raises(ValueError, match="sub-network 1: params/Dense_0/bias: expected shape"):
         dcjax.stack([trees[0], changed], like=stacked)
     del changed["params"]["Dense_0"]["bias"]
-    with pytest.raises(ValueError, match="sub-network 1 has no params/Dense_0/bias"):
+    with pytest.raises(ValueError, match="sub-network 1: params/Dense_0/bias: missing"):
         dcjax.stack([trees[0], changed], like=stacked)
 
 

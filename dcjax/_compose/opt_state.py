@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from dcjax._checks import array_fault, dtype_of, leaves_of, same_kind
+from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, same_kind
 from dcjax._compose.compose import check_stack, compose, layout_of
 from dcjax._compose.gradient_powers import parameter_of, powers_of
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.leaf import compose_leaf, tile_blocks
-from dcjax._compose.stacked import Stacked
-from dcjax._layout.layout import Layout, LeafLayout, Path
+from dcjax._compose.stacked import Stacked, is_stacked
+from dcjax._layout.layout import LeafLayout, Path
 
 
 def compose_opt_state(
@@ -81,15 +81,15 @@ def compose_opt_state(
         )
     check_stack(params.tree, layout_of(params), abstract=True)
     keys = [
-        "/".join(path)
+        path_name(path)
         for path, leaf in leaves_of(params.tree, "tree of parameters").items()
         if jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
     ]
-    if keys:
-        raise ValueError(f"params must be numbers; these are random keys: {', '.join(keys)}")
+    raise_listed("params must be numbers; these are random keys:", keys)
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise TypeError(f"optimizer must be an optax optimiser, got {type(optimizer).__name__}")
     head_weights = head_weights_of("mean", weights, len(params))
+    layout, subnets = params.layout, len(params)
     params = jax.eval_shape(lambda params: params, params)
     whole = jax.eval_shape(lambda params: optimizer.init(compose(params)), params)
     expected = leaves_of(whole, "optimiser's own state")
@@ -100,112 +100,74 @@ def compose_opt_state(
             f"the optimiser's state has {len(powers)} arrays for a sub-network and {len(expected)} "
             "for the global network: it cannot be composed, start it anew"
         )
-    parts = [
-        _StateArray(
-            path,
-            new,
-            leaves[path],
-            _rule(path, new.shape, params.layout),
-            power,
-            parameter_of(path, params.layout) is not None,
-        )
-        for (path, new), power in zip(expected.items(), powers, strict=True)
-    ]
-    problems = [("/".join(part.path), part.problem(len(params))) for part in parts]
-    wrong = [f"{path}: {problem}" for path, problem in problems if problem]
-    if wrong:
-        raise ValueError(
-            "this optimiser's state cannot be composed:\n  "
-            + "\n  ".join(wrong)
-            + "\nStart it anew: optimizer.init(dcjax.compose(params))"
-        )
+    compositions, wrong = [], []
+    for (path, new), power in zip(expected.items(), powers, strict=True):
+        parameter = parameter_of(path, layout)
+        rule = layout.by_path[parameter] if parameter is not None else None
+        if rule is not None and new.shape != rule.global_shape(subnets):
+            rule = None
+        composition = _Composition(new.shape, new.dtype, rule, power)
+        compositions.append(composition)
+        if problem := _problem(leaves[path], composition, parameter, subnets):
+            wrong.append(f"{path_name(path)}: {problem}")
+    raise_listed(
+        "this optimiser's state cannot be composed:",
+        wrong,
+        "Start it anew: optimizer.init(dcjax.compose(params))",
+    )
     composed = _composed(
-        [jnp.asarray(part.leaf) for part in parts],
+        [jnp.asarray(leaves[path]) for path in expected],
         head_weights,
-        compositions=tuple(part.composition for part in parts),
-        subnets=len(params),
+        compositions=tuple(compositions),
+        subnets=subnets,
     )
     return jax.tree.unflatten(jax.tree.structure(whole), composed)
 
 
 def _state_leaves(opt_state: PyTree, expected: dict[Path, Any]) -> dict[Path, Any]:
     """Return the state's leaves by the paths of the global network's state."""
-
-    def is_stacked(node: Any) -> bool:
-        return isinstance(node, Stacked)
-
-    leaves_of(opt_state, "optimiser's state")  # that it can be read
+    leaves_of(opt_state, "optimiser's state")  # raises if it cannot be read
     plain = jax.tree.map(
         lambda node: node.tree if is_stacked(node) else node, opt_state, is_leaf=is_stacked
     )
-    leaves = leaves_of(plain, "optimiser's state")
-    wrong = [f"{'/'.join(path)}: missing" for path in expected if path not in leaves]
-    wrong += [
-        f"{'/'.join(path)}: not in the optimiser's" for path in leaves if path not in expected
-    ]
-    wrong += [
-        f"{'/'.join(path)} {array_fault(leaf)}"
-        for path, leaf in leaves.items()
-        if array_fault(leaf)
-    ]
-    if wrong:
-        raise ValueError(
-            "expected a state of this optimiser for these parameters, and these arrays of it are "
-            "wrong:\n  " + "\n  ".join(wrong) + "\nIf it masks parameters by their number of axes, "
-            "make it with jax.vmap(optimizer.init)"
-        )
+    leaves, wrong = compare_leaves(plain, dict.fromkeys(expected, ...), "optimiser's state")
+    raise_listed(
+        "this is not a state of this optimiser for these parameters; wrong arrays:",
+        wrong,
+        "If it masks parameters by their number of axes, make it with jax.vmap(optimizer.init)",
+    )
     return leaves
 
 
-class _StateArray(NamedTuple):
-    """One array of the optimiser's state.
+class _Composition(NamedTuple):
+    """The static part of composing one array of the state.
 
     Attributes:
-      path: its place in the state.
-      new: its shape and dtype for the global network.
-      leaf: the sub-networks' array.
+      shape: the array's shape for the global network.
+      dtype: its dtype there.
       rule: how its parameter is composed; None unless it has a parameter's shape.
       power: of the gradient, or the reason against one.
-      of_parameter: whether its path ends with a parameter's path.
     """
-
-    path: Path
-    new: jax.ShapeDtypeStruct
-    leaf: Array
-    rule: LeafLayout | None
-    power: int | str
-    of_parameter: bool
-
-    def problem(self, subnets: int) -> str:
-        """Say why it cannot be composed; return "" if it can."""
-        got = jnp.shape(self.leaf)
-        if self.rule is not None:
-            fitting = [(subnets, *self.rule.narrow_shape)]
-        else:
-            fitting = [self.new.shape, (subnets, *self.new.shape)]
-        if got not in fitting:
-            return f"expected shape {' or '.join(map(str, fitting))}, got {got}"
-        if not same_kind(dtype_of(self.leaf), self.new.dtype):
-            return f"expected {self.new.dtype}, got {dtype_of(self.leaf)}"
-        if self.rule is not None:
-            return self.power if isinstance(self.power, str) else ""
-        if self.of_parameter and isinstance(self.power, int) and self.power:
-            return f"it belongs to a parameter, and its shape {self.new.shape} does not"
-        return ""
-
-    @property
-    def composition(self) -> "_Composition":
-        """How it is composed; defined for arrays without a problem."""
-        return _Composition(self.new.shape, self.new.dtype, self.rule, self.power)
-
-
-class _Composition(NamedTuple):
-    """The static part of a `_StateArray`, from which its composition is compiled."""
 
     shape: tuple[int, ...]
     dtype: Any
     rule: LeafLayout | None
     power: int | str
+
+
+def _problem(leaf: Array, composition: _Composition, parameter: Path | None, subnets: int) -> str:
+    """Say why an array cannot be composed; return "" if it can."""
+    shape, dtype, rule, power = composition
+    fitting = [shape, (subnets, *shape)] if rule is None else [(subnets, *rule.narrow_shape)]
+    if (got := jnp.shape(leaf)) not in fitting:
+        return f"expected shape {' or '.join(map(str, fitting))}, got {got}"
+    if not same_kind(dtype_of(leaf), dtype):
+        return f"expected {dtype}, got {dtype_of(leaf)}"
+    if rule is not None:
+        return power if isinstance(power, str) else ""
+    if parameter is not None and isinstance(power, int) and power:
+        return f"it belongs to a parameter, and its shape {shape} does not"
+    return ""
 
 
 # One program for all arrays: one each would compile for every shape.
@@ -247,10 +209,3 @@ def _composed_leaf(
 def _as(dtype: Any, x: Array) -> Array:
     """Cast x if its dtype differs; random keys cannot be cast."""
     return x if x.dtype == dtype else x.astype(dtype)
-
-
-def _rule(path: Path, shape: tuple[int, ...], layout: Layout) -> LeafLayout | None:
-    """Return the layout of the parameter with which the path ends, if the shape is its too."""
-    parameter = parameter_of(path, layout)
-    rule = None if parameter is None else layout.by_path[parameter]
-    return rule if rule and shape == rule.global_shape(layout.subnets) else None

@@ -1,14 +1,14 @@
 """Stack K separate trees of variables; unstack them again."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from dcjax._checks import array_fault, leaves_of, shown
+from dcjax._checks import array_fault, compare_leaves, leaves_of, path_name, raise_listed, shown
 from dcjax._compose.compose import check_dtypes, layout_of
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout
@@ -44,9 +44,21 @@ def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
             f"the layout is for {layout.subnets} sub-networks, got "
             f"{'more' if more else len(trees)} trees"
         )
-    _check_trees(trees, layout)
-    check_dtypes(trees, [f"sub-network {k}" for k in range(len(trees))])
-    _check_structures(trees)
+    names = [f"sub-network {k}" for k in range(len(trees))]
+    expected = {path: leaf.narrow_shape for path, leaf in layout.leaves}
+    wrong: list[str] = []
+    for name, tree in zip(names, trees, strict=True):
+        wrong += [
+            f"{name}: {line}" for line in compare_leaves(tree, expected, f"tree of {name}")[1]
+        ]
+    raise_listed("these trees do not fit the layout:", wrong)
+    check_dtypes(trees, names)
+    for name, tree in zip(names, trees, strict=True):
+        if jax.tree.structure(tree) != jax.tree.structure(trees[0]):
+            raise ValueError(
+                f"{name} has the leaves of sub-network 0 in other containers: bring all trees to "
+                "one kind, with flax.core.unfreeze or jax.tree.unflatten"
+            )
     return Stacked(stack_trees(trees), layout)
 
 
@@ -80,19 +92,14 @@ def check_stacked(stacked: Any) -> None:
         fault = array_fault(leaf)
         if not fault and jnp.shape(leaf)[:1] != (subnets,):
             fault = f"has shape {jnp.shape(leaf)}, expected ({subnets}, …)"
-        wrong += [f"{'/'.join(path)} {fault}"] if fault else []
-    if wrong:
-        raise ValueError(
-            f"these leaves are not stacks of {subnets} sub-networks' arrays:\n  "
-            + "\n  ".join(wrong)
-        )
+        wrong += [f"{path_name(path)} {fault}"] if fault else []
+    raise_listed(f"these leaves are not stacks of {subnets} sub-networks' arrays:", wrong)
 
 
 def _sequence(variables: Any, subnets: int) -> list[PyTree]:
     """Return the trees of any iterable, at most one too many."""
-    scalar = (
-        hasattr(variables, "shape") and not variables.shape
-    )  # its type has __iter__, but iterating raises
+    # The type of an array without axes has __iter__, but iterating raises.
+    scalar = hasattr(variables, "shape") and not variables.shape
     not_trees = scalar or isinstance(variables, (str, bytes, Mapping))
     if not_trees or not isinstance(variables, Iterable):
         raise TypeError(
@@ -100,41 +107,3 @@ def _sequence(variables: Any, subnets: int) -> list[PyTree]:
             f"{shown(variables)}"
         )
     return list(itertools.islice(variables, subnets + 1))
-
-
-def _check_structures(trees: Sequence[PyTree]) -> None:
-    """Refuse trees with the same paths in different containers."""
-    first = jax.tree.structure(trees[0])
-    for k, tree in enumerate(trees):
-        if jax.tree.structure(tree) != first:
-            raise ValueError(
-                f"sub-network {k} has the same leaves as sub-network 0 in other containers: "
-                f"expected {_abridged(first)}, got {_abridged(jax.tree.structure(tree))}. Bring "
-                "all to one kind, with flax.core.unfreeze or jax.tree.unflatten"
-            )
-
-
-def _abridged(structure: Any) -> str:
-    text = str(structure)
-    return text if len(text) < 200 else f"{text[:200]}…"
-
-
-def _check_trees(variables: Sequence[PyTree], layout: Layout) -> None:
-    expected = {path: leaf.narrow_shape for path, leaf in layout.leaves}
-    wrong: list[str] = []
-    for k, tree in enumerate(variables):
-        leaves = leaves_of(tree, f"tree of sub-network {k}")
-        faults = {path: array_fault(leaf) for path, leaf in leaves.items()}
-        wrong += [f"sub-network {k}: {'/'.join(p)} {fault}" for p, fault in faults.items() if fault]
-        got = {path: jnp.shape(leaf) for path, leaf in leaves.items() if not faults[path]}
-        wrong += [f"sub-network {k} has no {'/'.join(p)}" for p in expected if p not in leaves]
-        wrong += [
-            f"sub-network {k} has an extra {'/'.join(p)}" for p in leaves if p not in expected
-        ]
-        wrong += [
-            f"sub-network {k}: {'/'.join(p)} has shape {got[p]}, expected {shape}"
-            for p, shape in expected.items()
-            if p in got and got[p] != shape
-        ]
-    if wrong:
-        raise ValueError("these trees do not fit the layout:\n  " + "\n  ".join(wrong))

@@ -80,3 +80,8 @@ class Stacked:
     def tree_unflatten(cls, layout: Layout, children: tuple[PyTree]) -> "Stacked":
         """Invert `tree_flatten`, without looking at the children."""
         return cls(children[0], layout)
+
+
+def is_stacked(node: Any) -> bool:
+    """Tell whether a node is a `Stacked`, for `is_leaf=`."""
+    return isinstance(node, Stacked)
