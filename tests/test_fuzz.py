@@ -1,10 +1,10 @@
-"""Bad input, drawn: a public call gives the right result, or dcjax's own error; never another.
+"""Random bad input: a public call gives the right result or raises one of dcjax's errors.
 
-A case is a valid call with one or two of its arguments mutated. What it returns is compared with
-NumPy written from the definitions. What it raises is a built-in type (or a subclass of it) from a
-`raise` statement of dcjax, or comes from the user's own code: networks and functions of the tests.
+A case is a valid call with up to two of its arguments mutated. Its result is compared with NumPy
+written from the definitions. Its error has a built-in type (or a subclass) and comes from a `raise`
+statement of dcjax, or from the user's code: networks and functions of the tests.
 
-The long form draws 10,000 cases, or DCJAX_FUZZ_CASES, and prints what came of them:
+The long form draws 10,000 cases, or DCJAX_FUZZ_CASES, and prints their outcomes:
 
     python -m pytest -m long tests/test_fuzz.py -n auto -rP
 """
@@ -50,7 +50,7 @@ LIBRARY, HERE = (pathlib.Path(file).parent for file in (dcjax.__file__, __file__
 
 @pytest.fixture(autouse=True, scope="module")
 def whole_tracebacks():
-    """JAX leaves its own frames out otherwise, and its errors would look like ours."""
+    """Keep JAX's frames in tracebacks: without them its errors would look like ours."""
     before = jax.config.jax_traceback_filtering
     jax.config.update("jax_traceback_filtering", "off")
     yield
@@ -58,7 +58,7 @@ def whole_tracebacks():
 
 
 class Fuzzed(NamedTuple):
-    """A public function: a valid call, what is right, and its part of all cases."""
+    """A public function: a valid call, a check of its result, and its share of all cases."""
 
     call: Callable[..., Any]
     valid: Callable[[int, np.random.Generator], dict[str, Any]]
@@ -85,7 +85,7 @@ def valid_compose(subnets, rng):
 
 
 def fills():
-    """What is given for an initialiser."""
+    """Return arguments for `off_diagonal`, right and wrong."""
     ones = jax.nn.initializers.constant(2.0)
 
     def raising(*_):
@@ -167,7 +167,7 @@ def valid_samples(subnets, rng):
 
 
 def call_samples(name, subnets, x, **more):
-    """A way, and both of its functions."""
+    """Make a sample decomposition and call both of its functions."""
     known = more and isinstance(name, str) and name in dcjax.samples.NAMES
     make = getattr(dcjax.samples, name) if known else functools.partial(dcjax.samples.make, name)
     more = more if known else {}
@@ -214,7 +214,7 @@ FUZZED = {
 
 @st.composite
 def cases(draw, fuzzed):
-    """A call's arguments: those of a valid one, none to two of them mutated."""
+    """Draw the arguments of a valid call, up to two of them mutated."""
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     args = fuzzed.valid(draw(st.integers(1, 3)), rng)
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2]))):
@@ -245,7 +245,7 @@ def last_frame(error):
 
 
 def assert_own(error):
-    """The raise statement is dcjax's, and so are the words; or the user's code is to blame."""
+    """Check that dcjax raised the error on purpose, or that it comes from the user's code."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     files = [frame.f_code.co_filename for frame in frames]
     entered = [i for i, file in enumerate(files) if LIBRARY in pathlib.Path(file).parents]

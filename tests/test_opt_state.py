@@ -132,7 +132,7 @@ def test_weighted_heads_scale_each_body_by_its_weight(network):
 
 
 def test_adam_s_first_step_off_the_diagonal_is_no_larger_than_the_rate():
-    """What the filled second moments are for: zeros there would give 3.2 times the rate."""
+    """With zero second moments there it would be 3.2 times the rate."""
     network, optimizer = LeNet(6), optax.adam(1.0)
     stacked = random_stacked(network, 3, images((1, 8, 8, 3)))["params"]
     subnet, state = dcjax.decompose(network, 3), optimizer.init(stacked)
@@ -161,7 +161,7 @@ def small_params():
 
 @pytest.mark.parametrize("each", [False, True], ids=["one state", "a state for each"])
 def test_structure_shapes_and_dtypes_are_the_optimizer_s_own(each):
-    """Counts and keys too, which have the leading axis K where every sub-network has a state."""
+    """Counts and keys too, which have the leading axis K if every sub-network has a state."""
     params = small_params()
     optimizer = optax.chain(
         optax.inject_hyperparams(optax.adamw)(0.5),
@@ -229,7 +229,7 @@ def test_powers_are_measured_and_not_guessed_from_names(optimizer, powers):
         (optax.adafactor(0.1, momentum=0.9), "a power of"),
     ],
 )
-def test_what_is_no_power_of_the_gradients_is_refused(optimizer, words):
+def test_arrays_that_are_not_powers_of_the_gradients_are_refused(optimizer, words):
     params = small_params()
     with pytest.raises(ValueError, match=words) as error:
         dcjax.compose_opt_state(optimizer, optimizer.init(params), params)

@@ -1,1 +1,1 @@
-"""What test_fuzz draws its calls from, and holds their results against."""
+"""The calls that test_fuzz draws, and the results that it expects."""

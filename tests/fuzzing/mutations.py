@@ -1,4 +1,4 @@
-"""A value with something changed, or something else altogether."""
+"""Mutations: a value with a change in it, or an unrelated value."""
 
 import dataclasses
 import math
@@ -83,7 +83,7 @@ KINDS: list[Callable[[np.ndarray], Any]] = [
 
 
 def of_array(draw, array):
-    """An array of another dtype, shape, kind, or with odd entries."""
+    """Return an array of another dtype, shape or type, or with odd entries."""
     if array.dtype.kind not in "biuf":
         return None
     how = draw(st.sampled_from(["dtype", "dtype", "shape", "shape", "kind", "entry", "entry"]))
@@ -123,7 +123,7 @@ WRAPS: list[Callable[[Any], Any]] = [
 
 
 def of_dict(draw, tree):
-    """A tree with another container, or a mutation below one of its keys."""
+    """Return a tree with another container, or with a mutation below one of its keys."""
     if not tree or draw(st.integers(0, 2)) == 0:
         return draw(st.sampled_from(WRAPS))(tree)
     key = draw(st.sampled_from(sorted(tree, key=str)))
@@ -166,7 +166,7 @@ def of_stacked(draw, stacked):
 
 
 def mutated(draw, value):
-    """The value with something changed, or something else altogether."""
+    """Return the value with a change in it, or an unrelated value."""
     choices = {
         np.ndarray: of_array, dict: of_dict, list: of_list, dcjax.Stacked: of_stacked,
         dcjax.Layout: of_layout,

@@ -1,4 +1,4 @@
-"""What is right, in NumPy, from the definitions."""
+"""The correct results, in NumPy, from the definitions."""
 
 import math
 
@@ -14,7 +14,7 @@ HEADS = {"mean": lambda subnets: np.full(subnets, 1 / subnets), "sum": np.ones}
 
 
 def canonical(leaf):
-    """An array as JAX holds it, in NumPy: without 64 bits."""
+    """Return an array with the dtype that JAX gives it (32 bits for 64)."""
     array = np.asarray(leaf)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
@@ -25,7 +25,7 @@ def by_path(tree):
 
 
 def assert_leaf(got, expected, path):
-    """The expected entries, to the rounding of the dtype; NaN where NaN is expected."""
+    """Compare the entries, to the rounding of the dtype; NaN equals NaN."""
     if is_key(got):
         got, expected = jax.random.key_data(got), jax.random.key_data(expected)
     expected = np.asarray(expected)
@@ -46,7 +46,7 @@ def places_of(rule, subnets):
 
 
 def fixed_of(rule, subnets):
-    """The entries of a sub-network's leaf that all sub-networks have in the same place."""
+    """Return the entries of a sub-network's leaf that all sub-networks have in the same place."""
     return [np.flatnonzero((p == p[0]).all(axis=0)) for p in places_of(rule, subnets)]
 
 
@@ -58,7 +58,7 @@ def head_weights_for(args, subnets):
 
 
 def global_leaf(parts, rule, head_weights, subnets, old):
-    """One leaf by the layout's definition, entry by entry."""
+    """Compose one leaf by the layout's definition, entry by entry."""
     parts = canonical(parts)
     real = jnp.issubdtype(parts.dtype, jnp.inexact)
     wide = (np.complex128 if parts.dtype.kind == "c" else np.float64) if real else parts.dtype
@@ -253,7 +253,7 @@ def init(args, stacked):
 
 
 def forward(variables, x):
-    """The tiny network, in NumPy."""
+    """Evaluate the tiny network in NumPy."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables["params"]))
     y = np.maximum(x @ p["stem"]["kernel"] + p["stem"]["bias"], 0)
     y = y @ p["body"]["kernel"] + p["body"]["bias"]
@@ -307,7 +307,7 @@ def verify(args, report):
 
 
 def state(args, state):
-    """Traces and first moments: the sub-networks', times their weights in the body."""
+    """Check traces and moments: the sub-networks', times powers of their weights in the body."""
     params, optimizer = args["params"], args["optimizer"]
     new = jax.eval_shape(optimizer.init, jax.eval_shape(dcjax.compose, params))
     assert jax.tree.structure(state) == jax.tree.structure(new)

@@ -30,7 +30,7 @@ class Tiny(nn.Module):
 
 
 class UserError(Exception):
-    """What a user's code raises."""
+    """An error from a user's code."""
 
 
 class Raising(Tiny):
@@ -39,7 +39,7 @@ class Raising(Tiny):
 
 
 class Gives(Tiny):
-    """A network whose result, or a variable, is no array."""
+    """A network whose result, or one of its variables, is not an array."""
 
     thing: Any = None
     variable_too: bool = False
@@ -57,7 +57,7 @@ class Normed(Tiny):
 
 
 class Other(nn.Dense):
-    """Of no width, and with other variables."""
+    """A network without a width, and with other variables."""
 
     def __call__(self, x):
         return super().__call__(x)
@@ -122,7 +122,7 @@ def whole_of(rng, subnets):
 
 
 def head_of(rng, subnets):
-    """How a head merges: the mean, the sum, or weights."""
+    """Draw the arguments for the head: the mean, the sum, or weights."""
     draw = rng.integers(4)
     if draw < 2:
         return {}
