@@ -389,7 +389,7 @@ def test_verify_does_not_compare_zeros():
 def test_what_a_stacked_is_not_is_said():
     network = dcjax.models.CNN(width=4, num_classes=3)
     stacked = dcjax.init(network, 2, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
-    with pytest.raises(AttributeError, match=r"stacked.tree the pytree of all"):
+    with pytest.raises(AttributeError, match=r"stacked.tree for the pytree"):
         _ = stacked["params"]["head"].shape
     assert copy.deepcopy(stacked).layout == stacked.layout
     assert "params" in dcjax.Stacked(FrozenDict(stacked.tree), stacked.layout)

@@ -36,7 +36,7 @@ def compose(
     like: Layout | Stacked | None = None,
     into: PyTree = None,
     head: Literal["mean", "sum"] = "mean",
-    weights: Float[Array, " K"] | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
     off_diagonal: Literal["zeros"] | Initializer = "zeros",
     off_diagonal_scale: float = 1.0,
     key: Key[Array, ""] | None = None,
@@ -109,7 +109,7 @@ def extract(
     *,
     like: Layout | Stacked,
     head: Literal["mean", "sum"] = "mean",
-    weights: Float[Array, " K"] | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
 ) -> Stacked:
     """Return the sub-networks in a global network: the inverse of `compose`.
 
@@ -184,7 +184,7 @@ def _below(structure: Any, into: PyTree) -> list[PyTree]:
 def _compose_node(
     stacked: Stacked,
     given: tuple[PyTree, ...],
-    head_weights: Float[Array, " K"],
+    head_weights: Float[Array | np.ndarray, " K"],
     fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
 ) -> PyTree:
     """Compose one `Stacked`, into given variables if there are any."""
@@ -211,7 +211,7 @@ def _compose_node(
 # One program for all leaves: a call for each leaf would take longer than copying it.
 @functools.partial(jax.jit, static_argnames="layout")
 def _compose_tree(
-    tree: PyTree, into: PyTree, head_weights: Float[Array, " K"], *, layout: Layout
+    tree: PyTree, into: PyTree, head_weights: Float[Array | np.ndarray, " K"], *, layout: Layout
 ) -> PyTree:
     def at(path: Any, leaf: Array, old: Array | None) -> Array:
         rule = layout.by_path[path_of(path)]
@@ -225,7 +225,9 @@ def _compose_tree(
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _extract_tree(variables: PyTree, head_weights: Float[Array, " K"], *, layout: Layout) -> PyTree:
+def _extract_tree(
+    variables: PyTree, head_weights: Float[Array | np.ndarray, " K"], *, layout: Layout
+) -> PyTree:
     def at(path: Any, leaf: Array) -> Array:
         rule = layout.by_path[path_of(path)]
         return extract_leaf(
@@ -235,7 +237,9 @@ def _extract_tree(variables: PyTree, head_weights: Float[Array, " K"], *, layout
     return jax.tree_util.tree_map_with_path(at, variables)
 
 
-def _merge_weights(head_weights: Float[Array, " K"], rule: LeafLayout) -> Float[Array, " K"]:
+def _merge_weights(
+    head_weights: Float[Array | np.ndarray, " K"], rule: LeafLayout
+) -> Float[Array | np.ndarray, " K"]:
     """Return the weights that merge a leaf: plain means where the logits do not depend on it."""
     return head_weights if rule.used else jnp.full_like(head_weights, 1 / len(head_weights))
 

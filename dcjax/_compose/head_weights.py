@@ -12,7 +12,7 @@ from dcjax._checks import array_of, shown
 
 def head_weights_of(
     head: Literal["mean", "sum"],
-    weights: Float[Array, " K"] | None,
+    weights: Float[Array | np.ndarray, " K"] | None,
     subnets: int,
     *,
     positive: bool = False,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dcjax._layout.layout import LeafLayout
@@ -40,8 +41,8 @@ def blocks(layout: LeafLayout, subnets: int) -> Iterator[Block]:
 def compose_leaf(
     stacked: Array,
     into: Array | None,
-    head_weights: Float[Array, " K"],
-    factors: Float[Array, " K"] | None,
+    head_weights: Float[Array | np.ndarray, " K"],
+    factors: Float[Array | np.ndarray, " K"] | None,
     *,
     layout: LeafLayout,
     subnets: int,
@@ -70,7 +71,7 @@ def compose_leaf(
 
 @functools.partial(jax.jit, static_argnames=("layout", "subnets"))
 def extract_leaf(
-    leaf: Array, head_weights: Float[Array, " K"], *, layout: LeafLayout, subnets: int
+    leaf: Array, head_weights: Float[Array | np.ndarray, " K"], *, layout: LeafLayout, subnets: int
 ) -> Array:
     """Return a stacked leaf from a global one, the inverse of `compose_leaf`."""
     whole = jnp.sum(head_weights)
@@ -121,7 +122,7 @@ def _factored(layout: LeafLayout, sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _merged(parts: Array, head_weights: Float[Array, " K"]) -> Array:
+def _merged(parts: Array, head_weights: Float[Array | np.ndarray, " K"]) -> Array:
     """Return the weighted sum over the sub-networks; for counters and keys, sub-network 0's."""
     if not jnp.issubdtype(parts.dtype, jnp.inexact):
         return parts[0]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -22,7 +23,7 @@ def compose_opt_state(
     opt_state: PyTree,
     params: Stacked,
     *,
-    weights: Float[Array, " K"] | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
 ) -> PyTree:
     """Return the global network's optimiser state from the K sub-networks' states.
 
@@ -174,7 +175,7 @@ def _problem(leaf: Array, composition: _Composition, parameter: Path | None, sub
 @functools.partial(jax.jit, static_argnames=("compositions", "subnets"))
 def _composed(
     leaves: list[Array],
-    head_weights: Float[Array, " K"],
+    head_weights: Float[Array | np.ndarray, " K"],
     *,
     compositions: tuple[_Composition, ...],
     subnets: int,
@@ -187,7 +188,10 @@ def _composed(
 
 
 def _composed_leaf(
-    leaf: Array, head_weights: Float[Array, " K"], composition: _Composition, subnets: int
+    leaf: Array,
+    head_weights: Float[Array | np.ndarray, " K"],
+    composition: _Composition,
+    subnets: int,
 ) -> Array:
     rule = composition.rule
     if rule is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, PyTree, Shaped
@@ -103,7 +104,7 @@ def init(
     network: Any,
     subnets: int,
     key: Array,
-    x: Shaped[Array, "N H W C"],
+    x: Shaped[Array | np.ndarray, "N ..."],
     *,
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,

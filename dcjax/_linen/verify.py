@@ -58,13 +58,13 @@ class Report(NamedTuple):
 def verify(
     network: Any,
     stacked: Stacked,
-    x: Shaped[Array, "N H W C"],
+    x: Shaped[Array | np.ndarray, "N ..."],
     *,
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
     tolerance: float | None = None,
     head: Literal["mean", "sum"] = "mean",
-    weights: Float[Array, " K"] | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
     **kwargs: Any,
 ) -> Report:
     """Compare every layer's feature map of the composed network with the K sub-networks' own.
