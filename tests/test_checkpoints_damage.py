@@ -1,15 +1,14 @@
-"""Damaged checkpoints: each is refused by its file, and the one before is found."""
+"""Damaged checkpoints: each is refused or right, and the one before is found."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 from orbax.checkpoint import v1
 
-from dcjax import checkpoints as module
+from dcjax._files import manifest
 from dcjax.checkpoints import CheckpointError, Checkpoints
-from tests.saved import assert_is, fail, put, save
+from tests.saved import assert_is, fail, never, put, save
 
 
 class Damage:
@@ -20,11 +19,11 @@ class Damage:
         with Checkpoints(folder) as checkpoints:
             save(checkpoints, 1, 2)
         self.checkpoints = checkpoints
-        inner = (path for path in (folder / "00000002").rglob("*") if path.is_file())
-        self.files = sorted([folder / "00000002.json", *inner])
+        self.target = folder / "00000002"
+        self.files = sorted(path for path in self.target.rglob("*") if path.is_file())
         self.contents = {file: file.read_bytes() for file in self.files}
 
-    def is_refused(self, file):
+    def is_refused(self):
         """Whether it is, and as it should be; what comes back otherwise is what was saved."""
         error = None
         try:
@@ -33,15 +32,15 @@ class Damage:
             error = refusal
         if error is None:
             return False
-        assert error.file == file
-        assert str(error).startswith(f"{file}: ")
+        assert error.file == self.target
+        assert str(error).startswith(f"{self.target}: is damaged: ")
         assert str(error).endswith("; load(1) is the one before")
         return True
 
-    def falls_back(self, file):
+    def falls_back(self):
         told = []
         assert_is(self.checkpoints.newest(told.append), 1)
-        assert [error.file for error in told] == [file]
+        assert [error.file for error in told] == [self.target]
 
     def mend(self):
         for file, content in self.contents.items():
@@ -89,35 +88,34 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_file(kind, damage):
-    assert not damage.is_refused(None)
+    assert not damage.is_refused()
+    refused = 0
     for file in damage.files:
         try:
             DAMAGES[kind](file, damage.contents[file])
-            if file.is_file() and file.read_bytes() == damage.contents[file]:
-                continue  # nothing, less something
-            if kind == "deleted" and file.suffix == ".json":
-                assert damage.checkpoints.steps() == [1]  # it is no checkpoint any more
-                continue
-            assert damage.is_refused(file)
-            damage.falls_back(file)
+            if damage.is_refused():
+                refused += 1
+                damage.falls_back()
         finally:
             damage.mend()
-    assert not damage.is_refused(None)
+    assert refused >= (1 if kind == "longer" else 3)
+    assert not damage.is_refused()
 
 
 def test_flipped_bits(damage):
     """Of each file, in equal numbers: the small ones count as much as the large."""
-    rng, count = np.random.default_rng(0), 0
+    rng, count, refused = np.random.default_rng(0), 0, 0
     for file in damage.files:
         content = damage.contents[file]
         for place in rng.integers(0, max(len(content), 1) * 8, 50 if content else 0):
             flipped = bytearray(content)
             flipped[place // 8] ^= 1 << int(place % 8)
             file.write_bytes(flipped)
-            assert damage.is_refused(file), (file, place)
+            refused += damage.is_refused()
             count += 1
         damage.mend()
     assert count >= 400
+    assert refused >= 100
 
 
 def test_the_whole_folder_lost(damage):
@@ -127,31 +125,15 @@ def test_the_whole_folder_lost(damage):
             shutil.rmtree(folder)
             if instead != "nothing":
                 put(folder, instead)
-            with pytest.raises(CheckpointError, match=r"00000002/.* is missing; load\(1\)"):
-                damage.checkpoints.load()
-            assert_is(damage.checkpoints.newest(lambda error: None), 1)
+            if instead == "folder":
+                assert damage.is_refused()
+                damage.falls_back()
+            else:  # not a checkpoint
+                assert_is(damage.checkpoints.newest(never), 1)
         finally:
             if instead in ("file", "link"):
                 folder.unlink()
             damage.mend()
-
-
-def test_the_error_says_what_is_wrong(damage):
-    for file in damage.files:
-        size = len(damage.contents[file])
-        wrong = f"{file}: is not what was written: "
-        if file.suffix != ".json":
-            file.write_bytes(bytes(size + 3))
-            with pytest.raises(CheckpointError) as error:
-                damage.checkpoints.load()
-            assert str(error.value).startswith(f"{wrong}{size + 3} bytes, expected {size}; load")
-        if size:
-            changed = damage.contents[file].replace(b"e", b"f")
-            file.write_bytes(changed if file.suffix == ".json" else bytes(size))
-            with pytest.raises(CheckpointError) as error:
-                damage.checkpoints.load()
-            assert str(error.value).startswith(wrong.removesuffix(": "))
-        damage.mend()
 
 
 def test_another_file_beside_them_changes_nothing(damage):
@@ -159,7 +141,7 @@ def test_another_file_beside_them_changes_nothing(damage):
         more = damage.folder / "00000002" / name
         more.parent.mkdir(parents=True, exist_ok=True)
         more.write_bytes(b"more")
-        assert not damage.is_refused(None)
+        assert not damage.is_refused()
         more.unlink()
 
 
@@ -168,27 +150,26 @@ def test_the_checkpoint_of_another_step(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
         shutil.copytree(tmp_path / "00000001", tmp_path / "00000002")
-        shutil.copy(tmp_path / "00000001.json", tmp_path / "00000002.json")
-        with pytest.raises(CheckpointError, match=r"00000002\.json: is of step 1; load\(1\)"):
+        with pytest.raises(CheckpointError, match=r"00000002: is damaged: is of step 1; load\(1\)"):
             checkpoints.load()
 
 
-def test_damage_while_it_is_read(tmp_path, monkeypatch):
-    """Bytes that change after the files' digests were found right: those of the leaves differ."""
+def test_other_values(tmp_path, monkeypatch):
+    """Orbax returns other values, or fails."""
     original = v1.load
 
     def other(path, wanted):
-        arrays = original(path, wanted)
-        name = next(name for name, array in arrays.items() if array.shape == (3, 4))
-        return {**arrays, name: arrays[name] ^ True}
+        loaded = original(path, wanted)
+        loaded["leaves"][4] ^= 1  # the leaf before has four bytes
+        return loaded
 
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
         monkeypatch.setattr(v1, "load", other)
-        with pytest.raises(CheckpointError, match=r"the leaf \['flags'\] is not what was saved"):
+        with pytest.raises(CheckpointError, match=r"\['flags'\]: the array is not a bool\[3, 4\] with"):
             checkpoints.load()
         monkeypatch.setattr(v1, "load", fail)
-        with pytest.raises(CheckpointError, match=r"Orbax cannot read it: No space.* none"):
+        with pytest.raises(CheckpointError, match=r"is damaged: No space.* none"):
             checkpoints.load()
 
 
@@ -196,11 +177,11 @@ def test_all_damaged(tmp_path):
     told = []
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1, 2)
-        for file in tmp_path.glob("*.json"):
-            file.write_text("{")
+        for folder in tmp_path.iterdir():
+            (folder / "_CHECKPOINT_METADATA").write_text("{")
         with pytest.raises(CheckpointError, match=r"all checkpoints are damaged: steps \[1, 2\]"):
             checkpoints.newest(told.append)
-        assert [error.file.name for error in told] == ["00000002.json", "00000001.json"]
+        assert [error.file.name for error in told] == ["00000002", "00000001"]
         save(checkpoints, 1)  # a run that begins anew
         assert_is(checkpoints.newest(told.append), 1)
 
@@ -208,8 +189,7 @@ def test_all_damaged(tmp_path):
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_FORMAT", 2)
+            patch.setattr(manifest, "_VERSION", 2)
             save(checkpoints, 1)
-        with pytest.raises(CheckpointError, match="has format 2, this version reads 1"):
+        with pytest.raises(CheckpointError, match="not of version 1, which this dcjax reads"):
             checkpoints.load()
-    assert json.loads((tmp_path / "00000001.json").read_text())["body"]["format"] == 2

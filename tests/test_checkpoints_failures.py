@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1
 
-from dcjax import checkpoints as module
 from dcjax.checkpoints import CheckpointError, Checkpoints
-from tests.saved import assert_is, assert_same, committed, fail, names, never, put, save
+from tests.saved import assert_is, assert_same, committed, everything, fail, names, never, put, save
 
 # What else is in the folder.
 
 
 def test_foreign_files_are_left_alone(tmp_path):
-    foreign = ["a.json", "12.json", "000000012.json", "٠٠٠٠٠٠١٢.json", "x0000001.json"]
-    foreign += ["00000001.txt", "00000001.JSON", "1", ".json", "00000001.again.txt", "-0000001"]
+    foreign = ["a.json", "12", "000000012", "٠٠٠٠٠٠١٢", "x0000001", "00000001.json"]
+    foreign += ["00000001.txt", "00000001.1.txt", "1", ".1", "-0000001", "00000001.x.deleted"]
     for name in foreign:
         (tmp_path / name).write_text("foreign")
     (tmp_path / "00000001.plots").mkdir()
@@ -34,43 +33,44 @@ def test_foreign_files_are_left_alone(tmp_path):
     assert names(tmp_path) == sorted([*foreign, "00000001.plots", *committed(2)])
 
 
-def leave_behind(folder, good, step):
-    """What a killed save leaves: Orbax's drafts, what was not committed, half a committing file."""
-    for name in ("", ".again", ".orbax-checkpoint-tmp", ".again.orbax-checkpoint-tmp-12"):
-        shutil.copytree(folder / good, folder / f"{step:08d}{name}")
-    shutil.copy(folder / f"{good}.json", folder / f"{step:08d}.draft")
+def leave_behind(folder, step):
+    """What killed saves and deletions leave."""
+    for name in (".orbax-checkpoint-tmp", ".1.orbax-checkpoint-tmp-12", ".deleted", ".2.deleted"):
+        (folder / f"{step:08d}{name}" / "state").mkdir(parents=True)
 
 
 def test_what_a_killed_save_leaves(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         save(checkpoints, 3)
-        for step in (1, 4, 5):
-            leave_behind(tmp_path, "00000003", step)
+        for step in (1, 3, 4, 5):
+            leave_behind(tmp_path, step)
         assert checkpoints.steps() == [3]
         assert_is(checkpoints.newest(never), 3)
         with pytest.raises(FileNotFoundError):
             checkpoints.load(4)
-        save(checkpoints, 4)  # deletes what is older than all that is kept, and of its own
-        assert [name for name in names(tmp_path) if "00000005" not in name] == committed(3, 4)
-        save(checkpoints, 6, 7)  # the step 5 is never saved
+        save(checkpoints, 4)
+        assert names(tmp_path) == committed(3, 4)
+        save(checkpoints, 6, 7)
         assert names(tmp_path) == committed(6, 7)
         assert_is(checkpoints.load(), 7)
 
 
-def test_what_a_killed_save_of_the_same_step_leaves(tmp_path):
+def test_what_a_killed_deletion_of_the_same_step_leaves(tmp_path):
+    """Two checkpoints of one step: the newer one counts."""
     with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, everything(4), {"seed": 4})
+        checkpoints.wait()
+        shutil.copytree(tmp_path / "00000003", tmp_path / "aside")
         save(checkpoints, 3)
-        leave_behind(tmp_path, "00000003", 4)
-        for path in tmp_path.glob("00000004?*"):
-            path.rename(tmp_path / path.name.replace("4", "3", 1))
-        shutil.rmtree(tmp_path / "00000004")
+        assert names(tmp_path) == ["00000003.1", "aside"]
+        (tmp_path / "aside").rename(tmp_path / "00000003")
         assert_is(checkpoints.load(), 3)
         save(checkpoints, 3)
-        assert names(tmp_path) == ["00000003.again", "00000003.json"]
+        assert names(tmp_path) == ["00000003.2"]
         assert_is(checkpoints.load(), 3)
 
 
-@pytest.mark.parametrize("name", ["00000002", "00000002.json", "00000002.draft"])
+@pytest.mark.parametrize("name", ["00000002", "00000002.1", "00000002.deleted"])
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_what_stands_in_the_way(kind, name, tmp_path):
     """Files where folders should be, folders where files should be, links to nowhere."""
@@ -79,7 +79,7 @@ def test_what_stands_in_the_way(kind, name, tmp_path):
         put(tmp_path / name, kind)
         save(checkpoints, 2)
         assert_is(checkpoints.load(), 2)
-        assert names(tmp_path) == committed(2)
+        assert len(names(tmp_path)) == 1
         put(tmp_path / name, kind)  # and what is to be deleted
         save(checkpoints, 3)
         assert names(tmp_path) == committed(3)
@@ -106,7 +106,7 @@ def test_the_caller_is_told_and_goes_on(tmp_path, monkeypatch):
     told = []
     with Checkpoints(tmp_path, on_failure=lambda *args: told.append(args)) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", fail)
+            patch.setattr(os, "rename", fail)
             save(checkpoints, 1, 2)
         save(checkpoints, 3)
         assert checkpoints.steps() == [3]
@@ -159,12 +159,12 @@ def test_the_folder_vanishes(instead, tmp_path):
 
 
 def test_the_folder_vanishes_while_it_is_written(tmp_path, monkeypatch):
-    def vanish(_, content):
+    def vanish(*args, **options):
+        original(*args, **options)
         shutil.rmtree(tmp_path / "run")
-        original(_, content)
 
-    original = module._commit
-    monkeypatch.setattr(module, "_commit", vanish)
+    original = v1.save
+    monkeypatch.setattr(v1, "save", vanish)
     with (
         pytest.raises(CheckpointError, match="No such file"),
         Checkpoints(tmp_path / "run") as checkpoints,
@@ -226,7 +226,7 @@ def test_a_full_disk(small_disk):
                     assert "No space left on device" in str(error)  # noqa: PT017
                     outcomes.add("full")
                     assert_is(checkpoints.load(), 1)
-                    assert names(folder) in (committed(1), ["00000001.again", "00000001.json"])
+                    assert names(folder) == committed(1)
         filler.unlink(missing_ok=True)
         save(checkpoints, 1, 2, 3)
         assert names(folder) == committed(3)
@@ -273,4 +273,4 @@ def test_a_quota(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 8
     assert all(line.startswith("refused") and "File too large" in line for line in lines)
-    assert len(names(tmp_path)) == 2
+    assert len(names(tmp_path)) == 1

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 import dcjax
-from dcjax._files.formats import container_of
+from dcjax._files.formats import format_of
 from tests.test_save import SUFFIXES, assert_same, both, everything
 
 
@@ -88,14 +88,14 @@ def test_pieces_moved_and_lost(damage):
 
 def forge(path, change):
     """Save `everything()`, let `change(document, arrays)` change it, and write it sealed anew."""
-    container = container_of(path)
+    form = format_of(path)
     dcjax.save(path, everything())
-    text, arrays = container.read(path.read_bytes())
+    text, arrays = form.read(path.read_bytes())
     document, arrays = json.loads(text[64:]), {name: a.copy() for name, a in arrays.items()}
     changed = change(document, arrays)
     body = changed if isinstance(changed, str) else json.dumps(document)
     with path.open("wb") as file:
-        container.write(file, hashlib.sha256(body.encode()).hexdigest() + body, arrays)
+        form.write(file, hashlib.sha256(body.encode()).hexdigest() + body, arrays)
 
 
 def layout_in(document):
@@ -138,25 +138,25 @@ def leaf_twice(document, arrays):
 
 
 FORGERIES = {
-    "no sub-network": (set_layout(subnets=0), "a layout is"),
-    "fewer sub-networks": (set_layout(subnets=1), r"p/bias: expected \(1, 2\), got"),
-    "minus one": (set_layout(subnets=-1), "a layout is"),
-    "true": (set_layout(subnets=True), "a layout is"),
-    "a float": (set_layout(subnets=2.0), "a layout is"),
-    "a huge number": (set_layout(subnets=10**30), "a layout is"),
-    "no list": (set_layout(leaves={}), "a layout is"),
-    "another entry": (set_layout(more=1), "a layout is"),
-    "no leaves": (set_layout(leaves=[]), "p/bias: expected none"),
-    "a leaf twice": (leaf_twice, "names no leaf twice"),
-    "a path of numbers": (set_leaf(0, path=[0]), "list of strings"),
-    "another path": (set_leaf(0, path=["b"]), "got none"),
+    "no sub-network": (set_layout(subnets=0), "a layout has at least one"),
+    "fewer sub-networks": (set_layout(subnets=1), r"bias: expected .*\(1, 2\), got"),
+    "minus one": (set_layout(subnets=-1), "sizes of a layout"),
+    "true": (set_layout(subnets=True), "sizes of a layout"),
+    "a float": (set_layout(subnets=2.0), "sizes of a layout"),
+    "a huge number": (set_layout(subnets=10**30), "sizes of a layout"),
+    "no list": (set_layout(leaves={}), "a layout has"),
+    "another entry": (set_layout(more=1), "a layout has"),
+    "no leaves": (set_layout(leaves=[]), "bias: not in the layout"),
+    "a leaf twice": (leaf_twice, "each leaf once"),
+    "a path of numbers": (set_leaf(0, path=[0]), "path of strings"),
+    "another path": (set_leaf(0, path=["b"]), "b: missing"),
     "head no bool": (set_leaf(0, head=1), "a leaf of a layout"),
-    "more axes": (set_leaf(0, axes=[]), r"expected \(2,\)"),
-    "longer axis": (set_axis(3, [[1, False]]), r"expected \(2, 3\)"),
-    "minus two runs": (set_axis(-1, [[2, False]]), "an axis of a layout"),
-    "negative units": (set_axis(1, [[3, False], [-1, False]]), "a run of a layout"),
+    "more axes": (set_leaf(0, axes=[]), r"expected .*\(2,\), got"),
+    "longer axis": (set_axis(3, [[1, False]]), r"expected .*\(2, 3\), got"),
+    "minus two runs": (set_axis(-1, [[2, False]]), "sizes of a layout"),
+    "negative units": (set_axis(1, [[3, False], [-1, False]]), "sizes of a layout"),
     "zero units": (set_axis(1, [[2, False], [0, False]]), "a run of a layout"),
-    "units a bool": (set_axis(2, [[True, False]]), "a run of a layout"),
+    "units a bool": (set_axis(2, [[True, False]]), "sizes of a layout"),
     "a run of three": (set_axis(2, [[1, False, 1]]), "a run of a layout"),
     "no normal form": (set_axis(1, [[1, False], [1, False]]), "normal form"),
     "no normal form, shared": (set_axis(2, [[1, True]]), "normal form"),
@@ -164,20 +164,20 @@ FORGERIES = {
         set_axis(10**12, [[1, True], [1, False], [1, True]]),
         "normal form",
     ),
-    "another dtype": (set_array(dtype="int32"), "expected int32"),
-    "an object dtype": (set_array(dtype="object"), "unknown dtype 'object'"),
-    "a pickle dtype": (set_array(dtype="O"), "unknown dtype 'O'"),
-    "another shape": (set_array(shape=[1, 2]), r"expected uint32\[1, 2\]"),
-    "a huge shape": (set_array(shape=[10**15]), "expected uint32"),
-    "a negative shape": (set_array(shape=[-1, -2]), "expected uint32"),
-    "another digest": (set_array(sha256="0" * 64), "key: the array does not have its SHA-256"),
+    "another dtype": (set_array(dtype="int32"), "not a int32"),
+    "an object dtype": (set_array(dtype="object"), "dtype 'object' is unknown"),
+    "a pickle dtype": (set_array(dtype="O"), "dtype 'O' is unknown"),
+    "another shape": (set_array(shape=[1, 2]), r"not a uint32\[1, 2\]"),
+    "a huge shape": (set_array(shape=[10**15]), "not a uint32"),
+    "a negative shape": (set_array(shape=[-1, -2]), "not a uint32"),
+    "another digest": (set_array(sha256="0" * 64), r"key: the array is not a uint32\[2\] with its SHA-256"),
     "an unknown generator": (set_array(impl="pickle"), "unrecognized PRNG"),
     "another generator": (set_array(impl="rbg"), "invalid PRNG key data"),
     "a generator of another kind": (set_array(impl=3), "malformed"),
-    "another name": (set_array(array="p"), "'p' is missing"),
-    "a bool of 2": (two_in_a_bool, "neither 0 nor 1"),
+    "another name": (set_array(array="p"), "key: .*'p' is missing or used twice"),
+    "a bool of 2": (two_in_a_bool, r"a/b: the array is not a bool\[2\]"),
     "an array twice": (same_array_twice, "used twice"),
-    "an array missing": (array_missing, "key: the array 'key' is missing"),
+    "an array missing": (array_missing, "key: .*array 'key' is missing"),
     "an array more": (lambda _, arrays: arrays.update(x=np.ones(2)), "not have these arrays"),
     "another version": (lambda document, _: document.update(version=2), "version 1"),
     "no tree": (lambda document, _: document.pop("tree") and None, "malformed"),
@@ -285,7 +285,7 @@ def test_no_pickle_is_read(tmp_path):
         file = io.BytesIO()
         np.save(file, objects, allow_pickle=True)
         archive.writestr("x.npy", file.getvalue())
-    with pytest.raises(dcjax.FileError, match="no plain numpy array"):
+    with pytest.raises(dcjax.FileError, match="not a plain array"):
         dcjax.load(path)
     assert not marker.exists()
     with np.load(path, allow_pickle=True) as archive:
@@ -367,5 +367,5 @@ SAFETENSORS = {
 def test_forged_safetensors(name, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(SAFETENSORS[name])
-    with pytest.raises(dcjax.FileError, match="a header of" if "a header" in name else None):
+    with pytest.raises(dcjax.FileError, match=path.name):
         peak_of_loading(path)

@@ -1,7 +1,7 @@
-"""Variables as named arrays and a text, and back; what comes back is checked before it is used.
+"""Variables as named arrays and a description in JSON, and back.
 
-The text is the SHA-256 of a JSON document, and the document: the tree with the name, dtype, shape
-and SHA-256 of each array, and the layouts.
+The description holds the nested dicts, the layouts, and the name, dtype, shape and SHA-256 of every
+array. It is sealed with a SHA-256 of its own; everything is checked before it is used.
 """
 
 import hashlib
@@ -16,129 +16,123 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from dcjax._compose.compose import check_shapes
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.json import Json, layout_from_json, layout_to_json
 from dcjax._layout.layout import Path, path_of
 
-# JSON takes some ten times its length when it is parsed.
-TEXT_LIMIT = 16 * 2**20
-
 _VERSION = 1
-_DTYPES = {
+DTYPES = {
     np.dtype(kind).name: np.dtype(kind).newbyteorder("<")
     for kind in (
         *(bool, "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"),
         *(jnp.bfloat16, jnp.float8_e3m4, jnp.float8_e4m3, jnp.float8_e4m3b11fnuz),
         *(jnp.float8_e4m3fn, jnp.float8_e4m3fnuz, jnp.float8_e5m2, jnp.float8_e5m2fnuz),
-        jnp.float8_e8m0fnu,
+        *(jnp.float8_e8m0fnu, jnp.int4, jnp.uint4),
     )
 }
 
 
-def to_text(variables: PyTree) -> tuple[str, dict[str, np.ndarray]]:
-    """The text, and the arrays by their names: in C order, little-endian, on the host."""
-    arrays: dict[str, np.ndarray] = {}
-    wrong: list[str] = []
-    tree = _to_json(variables, (), arrays, wrong)
-    if wrong:
-        raise TypeError("dcjax.save writes nested dicts of arrays:\n  " + "\n  ".join(wrong))
-    document = json.dumps({"version": _VERSION, "tree": tree})
-    text = hashlib.sha256(document.encode()).hexdigest() + document
-    if len(text) > TEXT_LIMIT:
-        raise ValueError(
-            f"the tree's description has {len(text)} bytes, and {TEXT_LIMIT} at most are read "
-            "again: save its parts to files of their own"
-        )
-    return text, arrays
+def seal(content: dict[str, Json]) -> str:
+    """Return the content as JSON, after its SHA-256."""
+    document = json.dumps({"version": _VERSION, **content})
+    return hashlib.sha256(document.encode()).hexdigest() + document
 
 
-def from_text(text: str, arrays: Mapping[str, np.ndarray]) -> PyTree:
-    """The tree that the text describes, of numpy arrays and random keys."""
+def unseal(text: str) -> dict[str, Json]:
+    """Return the content that `seal` was given; a `ValueError` if the text has changed."""
     digest, document = text[:64], text[64:]
-    if len(text) > TEXT_LIMIT or hashlib.sha256(document.encode()).hexdigest() != digest:
+    if hashlib.sha256(document.encode()).hexdigest() != digest:
         raise ValueError("its description does not have its SHA-256")
     content = json.loads(document)
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise ValueError(f"it is not of version {_VERSION}, which this dcjax reads")
+    return content
+
+
+def describe(variables: PyTree) -> tuple[Json, dict[str, np.ndarray]]:
+    """Return the description, and the arrays by name: on the host, in C order, little-endian."""
+    arrays: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    description = _to_json(variables, (), arrays, wrong)
+    if wrong:
+        raise TypeError("expected nested dicts of arrays, got:\n  " + "\n  ".join(wrong))
+    return description, arrays
+
+
+def restore(description: Json, arrays: Mapping[str, np.ndarray]) -> PyTree:
+    """Return the tree that `describe` was given, of NumPy arrays and random keys."""
     arrays = dict(arrays)
-    tree = _from_json(content.get("tree"), (), arrays)
+    tree = _from_json(description, (), arrays)
     if arrays:
         raise ValueError(f"its tree does not have these arrays: {sorted(arrays)}")
     return tree
 
 
 def name_of(path: Path) -> str:
-    """A leaf's path as people read it."""
+    """Return a leaf's path as people read it."""
     return "/".join(path) or "the tree"
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of every entry, along one more axis: what stands for a dtype a format has not."""
+    """Return every entry's bytes along one more axis, for formats that lack the dtype."""
     return array[..., None].view(np.uint8)
 
 
+def is_narrowed(leaf: Any) -> bool:
+    """Return whether JAX, as it is set now, would change the dtype of a NumPy array."""
+    return isinstance(leaf, np.ndarray) and (
+        jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
+    )
+
+
 def _to_json(node: PyTree, path: Path, arrays: dict[str, np.ndarray], wrong: list[str]) -> Json:
-    """A node's part of the document. Adds its arrays to `arrays`, and what is none to `wrong`."""
+    """Return a node's description. Adds its arrays to `arrays`, and other leaves to `wrong`."""
     if isinstance(node, Stacked):
         inner = _to_json(node.tree, path, arrays, wrong)
         if not wrong:
             _check_fit(node, path)
         return {"stacked": inner, "layout": layout_to_json(node.layout)}
-
     if isinstance(node, dict | flax.core.FrozenDict):
         wrong += [
             f"{name_of(path)}: keys are str, got {k!r}" for k in node if not isinstance(k, str)
         ]
-        children = [(key, child) for key, child in node.items() if isinstance(key, str)]
-        return {"dict": {k: _to_json(child, (*path, k), arrays, wrong) for k, child in children}}
-
+        return {"dict": {k: _to_json(v, (*path, str(k)), arrays, wrong) for k, v in node.items()}}
     impl = None
     if isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
         impl, node = jax.random.key_impl(node), jax.random.key_data(node)
-    problem = _problem(node, impl)
-    if problem:
+    if problem := _problem(node, impl):
         wrong.append(f"{name_of(path)}: {problem}")
         return None
     array = np.asarray(node)
-    array = array.astype(_DTYPES[array.dtype.name], order="C", copy=False)
-    name = _array_name(path, len(arrays))
+    array = array.astype(DTYPES[array.dtype.name], order="C", copy=False)
+    # Other programs read the path as the array's name, if they can.
+    name = "/".join(path)
+    plain = re.fullmatch(r"[\w-]{1,200}(/[\w-]{1,200}){0,99}", name, re.ASCII)
+    if not plain or name in arrays or name == "__metadata__":
+        name = f"array {len(arrays)}"
     arrays[name] = array
-    return {
-        "array": name,
-        "dtype": array.dtype.name,
-        "shape": list(array.shape),
-        "sha256": _digest(array),
-        "impl": impl,
-    }
+    entry = {"array": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+    return {**entry, "sha256": _digest(array), "impl": impl}
 
 
 def _problem(leaf: Any, impl: object) -> str:
-    """Why this is no leaf of a file, or nothing."""
-    if not isinstance(impl, str | None):
-        return "random keys of an implementation that jax does not know by name"
+    """Return why this leaf cannot be saved, or nothing."""
     if isinstance(leaf, tuple | list):
-        return (
-            f"expected a dict or an array, got a {type(leaf).__name__}; save "
-            "flax.serialization.to_state_dict(tree), and give what comes back to from_state_dict"
-        )
+        return f"a {type(leaf).__name__}; save flax.serialization.to_state_dict(tree) instead"
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return f"expected a dict or an array, got {type(leaf).__name__}; try jax.numpy.asarray"
+        return f"{type(leaf).__name__}; try jax.numpy.asarray"
     if isinstance(leaf, np.ma.MaskedArray):
-        return "a masked array, whose mask would be lost; try leaf.filled()"
-    if leaf.dtype.name not in _DTYPES:
-        return f"dtype {leaf.dtype} is not saved; cast it to one of {', '.join(_DTYPES)}"
+        return "a masked array; try leaf.filled()"
+    if not isinstance(impl, str | None):
+        return "random keys of an implementation that JAX does not know by name"
+    if leaf.dtype.name not in DTYPES:
+        return f"dtype {leaf.dtype}; cast it to one of {', '.join(DTYPES)}"
     return ""
 
 
-def _array_name(path: Path, number: int) -> str:
-    """The path, where other programs can read it as one, else a number."""
-    name = "/".join(path)
-    plain = all(re.fullmatch(r"[\w-]+", key, re.ASCII) for key in path) and 0 < len(name) < 1000
-    return name if plain and name != "__metadata__" else f"array {number}"
-
-
 def _from_json(node: Json, path: Path, arrays: dict[str, np.ndarray]) -> PyTree:
-    """The inverse of `_to_json`, which takes the arrays out of `arrays`."""
+    """Return the tree of a description; takes its arrays out of `arrays`."""
     match node:
         case {"dict": dict(children), **rest} if not rest:
             return {key: _from_json(child, (*path, key), arrays) for key, child in children.items()}
@@ -146,38 +140,31 @@ def _from_json(node: Json, path: Path, arrays: dict[str, np.ndarray]) -> PyTree:
             stacked = Stacked(_from_json(inner, path, arrays), layout_from_json(layout))
             _check_fit(stacked, path)
             return stacked
-        case {
-            "array": str(name),
-            "dtype": str(dtype),
-            "shape": list(shape),
-            "sha256": str(digest),
-            "impl": str(impl) | (None as impl),
-            **rest,
-        } if not rest:
-            if name not in arrays:
-                raise ValueError(f"{name_of(path)}: the array {name!r} is missing, or used twice")
-            array = _restored(arrays.pop(name), dtype, shape, name_of(path))
-            if _digest(array) != digest:
-                raise ValueError(f"{name_of(path)}: the array does not have its SHA-256")
-            return array if impl is None else jax.random.wrap_key_data(jnp.array(array), impl=impl)
+        case {"array": str(name), "dtype": str(dtype), "shape": list(shape), **rest}:
+            if rest.keys() == {"sha256", "impl"} and isinstance(rest["impl"], str | None):
+                if name not in arrays or dtype not in DTYPES:
+                    raise ValueError(
+                        f"{name_of(path)}: the dtype {dtype!r} is unknown, or the array {name!r} "
+                        "is missing or used twice"
+                    )
+                array = _restored(arrays.pop(name), DTYPES[dtype], shape)
+                if array is None or _digest(array) != rest["sha256"]:
+                    raise ValueError(
+                        f"{name_of(path)}: the array is not a {dtype}{shape} with its SHA-256"
+                    )
+                impl = rest["impl"]
+                return array if not impl else jax.random.wrap_key_data(jnp.array(array), impl=impl)
     raise ValueError(f"{name_of(path)}: this part of the tree's description is malformed")
 
 
-def _restored(stored: np.ndarray, dtype: str, shape: list[int], name: str) -> np.ndarray:
-    """The array, which is stored as it is or as its bytes."""
-    kind = _DTYPES.get(dtype)
-    if kind is None:
-        raise ValueError(f"{name}: unknown dtype {dtype!r}")
-    array = stored
-    if stored.dtype == np.uint8 and list(stored.shape) == [*shape, kind.itemsize]:
-        array = stored.view(kind)[..., 0]
-    if array.dtype != kind or list(array.shape) != shape:
-        raise ValueError(
-            f"{name}: expected {dtype}{shape}, got {stored.dtype.name}{list(stored.shape)}"
-        )
-    if kind.name == "bool" and array.view(np.uint8).max(initial=0) > 1:
-        raise ValueError(f"{name}: a bool that is neither 0 nor 1")
-    return array
+def _restored(array: np.ndarray, kind: np.dtype, shape: list[int]) -> np.ndarray | None:
+    """Return the array, which may have been stored as its bytes; None if it is another one."""
+    if array.dtype == np.uint8 and list(array.shape) == [*shape, kind.itemsize]:
+        array = array.view(kind)[..., 0]
+    is_same = array.dtype == kind and list(array.shape) == shape
+    # NumPy's behaviour is undefined for other bytes.
+    is_valid = kind != bool or (as_bytes(array) <= 1).all()
+    return array if is_same and is_valid else None
 
 
 def _digest(array: np.ndarray) -> str:
@@ -185,16 +172,5 @@ def _digest(array: np.ndarray) -> str:
 
 
 def _check_fit(stacked: Stacked, path: Path) -> None:
-    """A `ValueError` that lists every leaf which the layout does not have, or not of that shape."""
-    subnets, leaves = len(stacked), jax.tree_util.tree_leaves_with_path(stacked.tree)
-    got = {path_of(keys): leaf.shape for keys, leaf in leaves}
     expected = stacked.layout.stack_shapes
-    wrong = [
-        f"{name_of((*path, *p))}: expected {expected.get(p, 'none')}, got {got.get(p, 'none')}"
-        for p in sorted(expected | got)
-        if expected.get(p) != got.get(p)
-    ]
-    if wrong:
-        raise ValueError(
-            f"shapes that do not fit the layout of {subnets} sub-networks:\n  " + "\n  ".join(wrong)
-        )
+    check_shapes(stacked.tree, expected, f"stack ({name_of(path)})", abstract=True)

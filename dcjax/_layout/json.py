@@ -16,12 +16,8 @@ def layout_to_json(layout: Layout) -> Json:
         return {"repeat": int(order.repeat), "runs": runs}
 
     leaves = [
-        {
-            "path": list(path),
-            "axes": list(map(axis, leaf.axes)),
-            "head": bool(leaf.head),
-            "used": bool(leaf.used),
-        }
+        {"path": list(path), "axes": list(map(axis, leaf.axes))}
+        | {"head": bool(leaf.head), "used": bool(leaf.used)}
         for path, leaf in layout.leaves
     ]
     return {"subnets": int(layout.subnets), "leaves": leaves}
@@ -29,48 +25,44 @@ def layout_to_json(layout: Layout) -> Json:
 
 def layout_from_json(value: Json) -> Layout:
     """Return the layout that `layout_to_json` wrote; a `ValueError` for any other value."""
-    subnets, leaves = _fields(value, "a layout", subnets=int, leaves=list)
-    layout = Layout(subnets, tuple(map(_leaf_from_json, leaves)))
-    if not subnets or len(layout.by_path) != len(layout.leaves):
-        raise ValueError("a layout is for at least one sub-network, and names no leaf twice")
-    return layout
+    match value:
+        case {"subnets": subnets, "leaves": list(leaves), **rest} if not rest:
+            layout = Layout(_size(subnets), tuple(map(_leaf_from_json, leaves)))
+            if subnets and len(layout.by_path) == len(leaves):
+                return layout
+    raise ValueError("a layout has at least one sub-network, and a list that has each leaf once")
 
 
 def _leaf_from_json(value: Json) -> tuple[Path, LeafLayout]:
-    kinds = {"path": list, "axes": list, "head": bool, "used": bool}
-    path, axes, head, used = _fields(value, "a leaf of a layout", **kinds)
-    if not all(isinstance(key, str) for key in path):
-        raise ValueError("the path of a leaf of a layout is a list of strings")
-    return tuple(path), LeafLayout(tuple(map(_order_from_json, axes)), head, used)
+    match value:
+        case {"path": list(path), "axes": list(axes), "head": bool(head), "used": bool(used), **rest}:
+            if not rest and all(isinstance(key, str) for key in path):
+                return tuple(path), LeafLayout(tuple(map(_order_from_json, axes)), head, used)
+    raise ValueError("a leaf of a layout has a path of strings, axes, head and used")
 
 
 def _order_from_json(value: Json) -> Order:
-    repeat, listed = _fields(value, "an axis of a layout", repeat=int, runs=list)
-    runs = tuple(map(_run_from_json, listed))
-    # Orders are written in their normal form. Others must not reach `Order`, which multiplies runs
-    # with shared ends by `repeat`: a forged number would fill the memory.
-    ends_merge = bool(runs) and runs[0].shared and runs[-1].shared and repeat != 1
-    order = Order((), 0) if ends_merge else Order(runs, repeat)
-    if (order.runs, order.repeat) != (runs, repeat):
-        raise ValueError(f"an axis of the layout is not in normal form: {len(runs)} runs")
-    return order
+    match value:
+        case {"repeat": repeat, "runs": list(listed), **rest} if not rest:
+            runs = tuple(map(_run_from_json, listed))
+            # Orders are written in their normal form. Others must not reach `Order`, which
+            # multiplies runs with shared ends by `repeat`: a forged number would fill the memory.
+            ends_merge = bool(runs) and runs[0].shared and runs[-1].shared and repeat != 1
+            order = Order((), 0) if ends_merge else Order(runs, _size(repeat))
+            if (order.runs, order.repeat) == (runs, repeat):
+                return order
+    raise ValueError("an axis of a layout has repeat and runs in their normal form")
 
 
 def _run_from_json(value: Json) -> Run:
     match value:
-        case [units, bool(shared)] if _is(units, int) and units:
+        case [units, bool(shared)] if _size(units):
             return Run(units, shared)
-    raise ValueError("a run of a layout is [units ≥ 1, shared], an integer and a boolean")
+    raise ValueError("a run of a layout is [units ≥ 1, shared]")
 
 
-def _fields(value: Json, what: str, **kinds: type) -> list[Any]:
-    """Return the values of a dict that has exactly these keys, each of its type."""
-    has_keys = isinstance(value, dict) and value.keys() == kinds.keys()
-    if not has_keys or not all(_is(value[name], kind) for name, kind in kinds.items()):
-        raise ValueError(f"{what} is {', '.join(f'{n}: {k.__name__}' for n, k in kinds.items())}")
-    return [value[name] for name in kinds]
-
-
-def _is(value: Json, kind: type) -> bool:
-    """Return whether a value has a type; integers must also be possible lengths of an axis."""
-    return type(value) is kind and (kind is not int or 0 <= value < 2**63)
+def _size(value: Json) -> int:
+    """Return an integer that may be the length of an axis; bools are not integers here."""
+    if type(value) is int and 0 <= value < 2**63:
+        return value
+    raise ValueError(f"the sizes of a layout are integers from 0 to 2⁶³ - 1, got {value!r:.40}")
