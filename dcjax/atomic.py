@@ -18,7 +18,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       path: the file to make or replace; its folder must exist.
 
     Yields:
-      A binary file beside the path, under a hidden name that ends in `.tmp`.
+      A binary file beside the path, named `.NAME.*.tmp`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     'whole'
     """
     target = pathlib.Path(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

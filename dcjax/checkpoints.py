@@ -10,7 +10,6 @@ Orbax: of several damaged arrays it reports one, and the errors of the others ca
 import concurrent.futures
 import contextlib
 import json
-import math
 import operator
 import os
 import re
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dcjax._files.manifest import DTYPES, as_bytes, describe, is_narrowed, restore, seal, unseal
+from dcjax._files import manifest
 
 # A folder's names of checkpoints; those with a suffix are left by a killed save or deletion.
 _NAME = re.compile(r"([0-9]{8,})(?:\.([0-9]+))?(\.deleted|\.orbax-checkpoint-tmp.*)?")
@@ -163,15 +162,14 @@ class Checkpoints:
         leaves = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         if len(leaves) < len(paths):
             raise ValueError(f"two leaves have the same path; the paths are {list(leaves)}")
-        description, arrays = describe(leaves)
+        description, arrays = manifest.describe(leaves)
+        data = manifest.pack(arrays)  # a copy, which later steps cannot change
+        content = {"step": step, "record": dict(record or {}), "leaves": description}
         try:
-            text = seal({"step": step, "record": dict(record or {}), "leaves": description})
+            text = manifest.seal({**content, "bytes": data.size})
         except TypeError as error:
             raise TypeError(f"expected a record of values that JSON has: {error}") from None
         self.wait()
-        # A copy, as later steps may change NumPy's arrays, and donate JAX's. Orbax has no empty one.
-        parts = [as_bytes(array).reshape(-1) for array in arrays.values()]
-        data = np.concatenate([*parts, np.zeros(1, np.uint8)])
         self._pending = step, self._writer.submit(self._write, step, text, data)
 
     def wait(self) -> None:
@@ -186,9 +184,8 @@ class Checkpoints:
         error = written.exception()  # if interrupted here, the save stays pending
         self._pending = None
         if error is not None:
-            failure = CheckpointError(
-                self.folder / f"{step:08d}", f"cannot be written: {_short(error)}"
-            )
+            reason = f"cannot be written: {_short(error)}"
+            failure = CheckpointError(self.folder / f"{step:08d}", reason)
             failure.__cause__ = error
             if self._on_failure is None:
                 raise failure
@@ -196,7 +193,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the committed checkpoints, in order."""
-        return sorted(self._committed())
+        return list(self._committed())
 
     def load(self, step: int | None = None) -> Checkpoint:
         """Return a checkpoint to the bit; waits for an unfinished save.
@@ -209,18 +206,18 @@ class Checkpoints:
           CheckpointError: it is damaged; names its folder, and the step before it.
         """
         self._settle()
-        steps = self.steps()
-        if step not in steps and (step is not None or not steps):
+        committed = self._committed()
+        wanted = max(committed, default=None) if step is None else step
+        if wanted not in committed:
             raise FileNotFoundError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self.folder}; "
-                f"there are {steps or 'none'}"
+                f"there are {list(committed) or 'none'}"
             )
-        step = steps[-1] if step is None else step
         try:
-            return _read(step, self._committed()[step])
+            return _read(wanted, committed[wanted])
         except CheckpointError as error:
-            before = [s for s in steps if s < step]
-            hint = f"load({before[-1]}) is the one before" if before else "there is none before"
+            before = max((s for s in committed if s < wanted), default=None)
+            hint = "there is none before" if before is None else f"load({before}) is the one before"
             raise CheckpointError(error.file, f"{error.reason}; {hint}") from error
 
     def newest(self, on_damage: Callable[[CheckpointError], None]) -> Checkpoint | None:
@@ -237,7 +234,7 @@ class Checkpoints:
         """
         self._settle()
         committed = self._committed()
-        for step in sorted(committed, reverse=True):
+        for step in reversed(committed):
             try:
                 return _read(step, committed[step])
             except CheckpointError as error:
@@ -245,7 +242,7 @@ class Checkpoints:
                 on_damage(error)
         if committed:
             raise CheckpointError(
-                self.folder, f"all checkpoints are damaged: steps {sorted(committed)}"
+                self.folder, f"all checkpoints are damaged: steps {list(committed)}"
             )
         return None
 
@@ -264,6 +261,7 @@ class Checkpoints:
         )
 
     def _committed(self) -> dict[int, Path]:
+        """Return the checkpoints by their steps, in order; the newest of each step."""
         return {step: path for step, _, committed, path in self._found() if committed}
 
     def _write(self, step: int, text: str, data: np.ndarray) -> None:
@@ -271,20 +269,20 @@ class Checkpoints:
 
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} has vanished")
-        self._delete(lambda at, is_whole, path: not is_whole)
+        self._delete(lambda at, is_whole, path: not is_whole)  # left by killed saves
         number = max((n for at, n, *_ in self._found() if at == step), default=-1) + 1
         target = self.folder / (f"{step:08d}.{number}" if number else f"{step:08d}")
         try:
-            v1.save(target, {"leaves": data}, custom_metadata={"dcjax": text})
+            v1.save(str(target), {"leaves": data}, custom_metadata={"dcjax": text})
             for path in (*target.rglob("*"), target, self.folder):
                 _sync(path)  # Orbax does not, and what is older is about to be deleted
         except BaseException:
             with contextlib.suppress(OSError):  # what there is may fill the disk
-                self._delete(lambda at, is_whole, path: at == step and path == target or not is_whole)
+                self._delete(lambda at, is_whole, path: path == target or not is_whole)
             raise
         good = {at: path for at, path in self._committed().items() if path not in self._damaged}
         kept = sorted(at for at in good if at <= step)[-self.keep :]
-        with contextlib.suppress(OSError):  # tried again after the next save
+        with contextlib.suppress(OSError):  # the next save tries again
             self._delete(lambda at, _, path: at < kept[0] or (at == step and path != target))
 
     def _delete(self, unwanted: Callable[[int, bool, Path], bool]) -> None:
@@ -304,26 +302,17 @@ def _read(step: int, folder: Path) -> Checkpoint:
     try:
         # Orbax's function for this would read the arrays' metadata too, and log what is damaged.
         metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())
-        content = unseal(metadata["custom_metadata"]["dcjax"])
+        content = manifest.unseal(metadata["custom_metadata"]["dcjax"])
         if content["step"] != step:
             raise ValueError(f"is of step {content['step']}")
-        entries = content["leaves"]["dict"].values()
-        kinds = [(entry["array"], DTYPES[entry["dtype"]], entry["shape"]) for entry in entries]
-        sizes = [kind.itemsize * math.prod(shape) for _, kind, shape in kinds]
-        data = v1.load(folder, {"leaves": np.empty(sum(sizes) + 1, np.uint8)})["leaves"]
-        parts = np.split(data, np.cumsum(sizes))
-        arrays = {
-            name: part.view(kind).reshape(shape)
-            for (name, kind, shape), part in zip(kinds, parts, strict=False)
-        }
-        leaves = restore(content["leaves"], arrays)
+        like = np.empty(content["bytes"], np.uint8)
+        data = v1.load(str(folder), {"leaves": like})["leaves"]
+        leaves = manifest.restore(content["leaves"], manifest.unpack(content["leaves"], data))
     except Exception as error:  # Orbax's errors are of many types
         raise CheckpointError(folder, f"is damaged: {_short(error)}") from error
-    plain = {
-        name: leaf if is_narrowed(leaf) else jax.numpy.asarray(leaf)
-        for name, leaf in leaves.items()
-    }
-    return Checkpoint(step, content["record"], plain)
+    for name, leaf in leaves.items():
+        leaves[name] = leaf if manifest.is_narrowed(leaf) else jax.numpy.asarray(leaf)
+    return Checkpoint(step, content["record"], leaves)
 
 
 def _sync(path: Path) -> None:
@@ -347,5 +336,4 @@ def _short(error: BaseException) -> str:
         if isinstance(seen, OSError) and seen.strerror:
             return seen.strerror
         seen = seen.__cause__ or seen.__context__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__

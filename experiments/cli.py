@@ -127,9 +127,7 @@ def _train(
 
     how, asked = settings.keeping, settings.data.dataset
     fingerprint = checkpointing.fingerprint(dataset)
-    keeper = checkpointing.Keeper(
-        folder, how, flags.flat(settings), fingerprint, voice, metrics, stop
-    )
+    keeper = checkpointing.Keeper(folder, how, fingerprint, voice, metrics, stop)
     try:
         if how.only_subnet is not None:
             kept = pipeline.run_one(settings, dataset, keeper, how.only_subnet)

@@ -1,6 +1,5 @@
 """Documents with places for measured tables, between `<!-- NAME -->` and `<!-- end -->`."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ def put(text: str, name: str, body: str) -> str:
 
 def write(document: Path, text: str) -> None:
     """Replace the document as a whole."""
-    draft = document.with_suffix(".tmp")
-    draft.write_text(text)
-    os.replace(draft, document)
+    from dcjax.atomic import replacing  # imports JAX
+
+    with replacing(document) as file:
+        file.write(text.encode())

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved; a failure costs no checkpoint but its own."""
 
+import asyncio
 import os
 import pickle
 import shutil
@@ -151,6 +152,17 @@ def test_the_record_survives(tmp_path):
         record["nested"].append("changed after save")
         expected["nested"] = [{"": [None, True, {}]}]
         assert checkpoints.load().record == expected
+
+
+def test_within_a_running_event_loop(tmp_path):
+    async def run():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, everything(1), {"seed": 1})
+            await asyncio.sleep(0)
+            assert_is(checkpoints.load(), 1)
+        return "done"
+
+    assert asyncio.run(run()) == "done"
 
 
 # What cannot be saved, and other trees.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import dcjax
+import dcjax.atomic
 import dcjax.checkpoints
 
 ROOT = pathlib.Path(dcjax.__file__).parent
@@ -18,6 +19,7 @@ MODULES = {
     "native.": dcjax.native,
     "training.": dcjax.training,
     "checkpoints.": dcjax.checkpoints,
+    "atomic.": dcjax.atomic,
 }
 
 

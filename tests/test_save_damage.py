@@ -170,7 +170,10 @@ FORGERIES = {
     "another shape": (set_array(shape=[1, 2]), r"not a uint32\[1, 2\]"),
     "a huge shape": (set_array(shape=[10**15]), "not a uint32"),
     "a negative shape": (set_array(shape=[-1, -2]), "not a uint32"),
-    "another digest": (set_array(sha256="0" * 64), r"key: the array is not a uint32\[2\] with its SHA-256"),
+    "another digest": (
+        set_array(sha256="0" * 64),
+        r"key: the array is .*with its SHA-256",
+    ),
     "an unknown generator": (set_array(impl="pickle"), "unrecognized PRNG"),
     "another generator": (set_array(impl="rbg"), "invalid PRNG key data"),
     "a generator of another kind": (set_array(impl=3), "malformed"),

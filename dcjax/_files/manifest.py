@@ -6,6 +6,7 @@ array. It is sealed with a SHA-256 of its own; everything is checked before it i
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import PyTree
 from dcjax._compose.compose import check_shapes
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.json import Json, layout_from_json, layout_to_json
-from dcjax._layout.layout import Path, path_of
+from dcjax._layout.layout import Path
 
 _VERSION = 1
 DTYPES = {
@@ -77,6 +78,24 @@ def name_of(path: Path) -> str:
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """Return every entry's bytes along one more axis, for formats that lack the dtype."""
     return array[..., None].view(np.uint8)
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a copy of all bytes as one array, with one more: Orbax refuses empty arrays."""
+    parts = [as_bytes(array).reshape(-1) for array in arrays.values()]
+    return np.concatenate([*parts, np.zeros(1, np.uint8)])
+
+
+def unpack(description: Json, data: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the arrays that `pack` was given, by the sealed description of a flat dict."""
+    arrays, start = {}, 0
+    for entry in description["dict"].values():
+        kind = DTYPES[entry["dtype"]]
+        end = start + kind.itemsize * math.prod(entry["shape"])
+        # A copy, because views at odd places are not aligned.
+        arrays[entry["array"]] = data[start:end].copy().view(kind).reshape(entry["shape"])
+        start = end
+    return arrays
 
 
 def is_narrowed(leaf: Any) -> bool:
@@ -163,7 +182,7 @@ def _restored(array: np.ndarray, kind: np.dtype, shape: list[int]) -> np.ndarray
         array = array.view(kind)[..., 0]
     is_same = array.dtype == kind and list(array.shape) == shape
     # NumPy's behaviour is undefined for other bytes.
-    is_valid = kind != bool or (as_bytes(array) <= 1).all()
+    is_valid = kind.kind != "b" or (as_bytes(array) <= 1).all()
     return array if is_same and is_valid else None
 
 

@@ -35,7 +35,13 @@ def layout_from_json(value: Json) -> Layout:
 
 def _leaf_from_json(value: Json) -> tuple[Path, LeafLayout]:
     match value:
-        case {"path": list(path), "axes": list(axes), "head": bool(head), "used": bool(used), **rest}:
+        case {
+            "path": list(path),
+            "axes": list(axes),
+            "head": bool(head),
+            "used": bool(used),
+            **rest,
+        }:
             if not rest and all(isinstance(key, str) for key in path):
                 return tuple(path), LeafLayout(tuple(map(_order_from_json, axes)), head, used)
     raise ValueError("a leaf of a layout has a path of strings, axes, head and used")

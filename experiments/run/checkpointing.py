@@ -1,12 +1,13 @@
-"""What a run leaves on the disk as it goes, and takes up again: the checkpoints of its phases."""
+"""The checkpoints of a run's phases: when to save, and where to go on."""
 
 import contextlib
-import zlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from experiments.data import Dataset
@@ -15,69 +16,67 @@ from experiments.run.signals import Stop, Stopped
 from experiments.run.workdir import Metrics, WorkdirError
 from experiments.settings.schema import Keeping
 
-PyTree = Any
 Record = dict[str, Any]
 FOLDER = "checkpoints"
 
 
 class Keeper(NamedTuple):
-    """How the phases of a run are kept.
+    """What keeps the phases of a run.
 
     Attributes:
-      workdir: their checkpoints are in folders of their names below.
-      settings: the run's flags, which every checkpoint repeats.
-      dataset: what tells the data from other data.
+      workdir: the run's folder; the checkpoints of a phase are in `checkpoints/NAME` below it.
+      dataset: the fingerprint of the data, which every checkpoint repeats.
     """
 
     workdir: Path
     how: Keeping
-    settings: Record
     dataset: Record
     voice: Voice
     log: Metrics
     stop: Stop
 
     def has(self, name: str) -> bool:
-        """Whether a phase of that name has left anything."""
-        return any((self.workdir / FOLDER / name).glob("*.json"))
+        """Return whether a phase of that name has left checkpoints."""
+        folder = self.workdir / FOLDER / name
+        return folder.is_dir() and bool(Checkpoints(folder).steps())
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator["Kept"]:
-        """The checkpoints of the phase of that name, as long as the context lasts."""
+        """Open the checkpoints of the phase of that name, as long as the context lasts."""
 
-        def say(error: CheckpointError) -> None:
+        def on_damage(error: CheckpointError) -> None:
             self.voice.say(f"{name}: {error}; taking the one before")
 
-        def failed(step: int, error: Exception) -> None:
+        def on_failure(step: int, error: Exception) -> None:
             self.voice.say(f"{name}: step {step} is not saved, training goes on: {error}")
 
+        folder = self.workdir / FOLDER / name
         try:
-            checkpoints = Checkpoints(
-                self.workdir / FOLDER / name, keep=self.how.keep, on_failure=failed
-            )
+            checkpoints = Checkpoints(folder, keep=self.how.keep, on_failure=on_failure)
         except OSError as error:
             raise WorkdirError(f"{self.workdir} cannot be written: {error.strerror}") from None
         with checkpoints:
             try:
-                found = checkpoints.newest(say)
+                found = checkpoints.newest(on_damage)
             except CheckpointError as error:
                 raise WorkdirError(f"{error}. --fresh starts the whole run anew") from None
-            if found is not None and found.record["dataset"] != self.dataset:
+            record: Record = found.record if found else {"finished": False, "metrics": None}
+            if found is not None and record["dataset"] != self.dataset:
                 raise WorkdirError(
-                    f"{self.workdir} holds a run on other data: {found.record['dataset']} there, "
+                    f"{self.workdir} holds a run on other data: {record['dataset']} there, "
                     f"{self.dataset} here. Give the same data, another --workdir, or --fresh"
                 )
-            if found is None or not found.record["finished"]:
-                self.log.rewind(found.record["metrics"] if found else None)
+            if record["finished"]:
+                self.log.pass_over(record["metrics"])
             else:
-                self.log.pass_over(found.record["metrics"])
+                self.log.rewind(record["metrics"])
             yield Kept(self, checkpoints, found)
 
 
 class Kept:
     """The checkpoints of one phase.
 
-    * `found`: the newest, from before; None if there is none.
+    * `found`: the newest one at the start; None if there was none.
     """
 
     def __init__(self, keeper: Keeper, checkpoints: Checkpoints, found: Checkpoint | None):
@@ -87,7 +86,7 @@ class Kept:
         self._last = found.step if found else 0
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
-        """Whether the state after this step is to be saved; by default where an epoch ends."""
+        """Return whether to save after this step; by default at the end of every epoch."""
         every = self._keeper.how.checkpoint_every
         if self._keeper.stop.asked is not None:
             return True
@@ -96,31 +95,26 @@ class Kept:
     def save(self, step: int, tree: PyTree, record: Record, *, finished: bool = False) -> None:
         """Save in the background; if the run has been asked to stop, wait for it and stop."""
         keeper = self._keeper
-        common = {
-            "settings": keeper.settings,
-            "dataset": keeper.dataset,
-            "metrics": keeper.log.position(),
-            "finished": finished,
-        }
+        position = keeper.log.position()
+        common = {"dataset": keeper.dataset, "metrics": position, "finished": finished}
         self._checkpoints.save(step, tree, common | record)
         self._last = step
         if finished:
-            keeper.log.pass_over(keeper.log.position())
+            keeper.log.pass_over(position)
         if keeper.stop.asked is not None:
             self._checkpoints.wait()
             raise Stopped(keeper.stop.asked)
 
     def before(self) -> Checkpoint | None:
-        """The newest checkpoint there is now."""
+        """Return the newest checkpoint there is now."""
         self._checkpoints.wait()
         return self._checkpoints.newest(lambda error: None)
 
 
 def fingerprint(dataset: Dataset) -> Record:
-    """What tells one set of images from another."""
-    train, test = dataset.train, dataset.test
-    digest = 0
-    for array in (*train, *test):
-        digest = zlib.crc32(np.ascontiguousarray(array).data, digest)
-    sizes = len(train.labels), len(test.labels)
-    return {"name": dataset.name, "train": sizes[0], "test": sizes[1], "crc32": digest}
+    """Return what distinguishes a set of images from others."""
+    digest = hashlib.sha256()
+    for array in (*dataset.train, *dataset.test):
+        digest.update(np.ascontiguousarray(array).data)
+    sizes = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+    return {"name": dataset.name, **sizes, "sha256": digest.hexdigest()}

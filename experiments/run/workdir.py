@@ -144,7 +144,7 @@ def opened(
 def clear(workdir: Path) -> None:
     """Delete the files of a run from its folder, and nothing else."""
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    parts = workdir.glob(".*.json.*.part")
+    parts = workdir.glob(".*.json.*.tmp")
     for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl"), *parts):
         file.unlink(missing_ok=True)
 
@@ -162,13 +162,11 @@ def plain(results: Results) -> Results:
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON to a file that appears whole or not at all."""
     text = _dumps(values, indent=2) + "\n"
+    from dcjax.atomic import replacing  # imports JAX
+
     # Processes that train one sub-network each write the same settings at the same time.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _dumps(values: Mapping[str, Any], indent: int | None = None) -> str:

@@ -22,7 +22,7 @@ def keeper(tmp_path):
         def made(how=None, dataset=None):
             voice = progress.voice(Console(quiet=True))._replace(say=made.said.append)
             return checkpointing.Keeper(
-                tmp_path, how or Keeping(), {}, dataset or {}, voice, metrics, stop.Stop()
+                tmp_path, how or Keeping(), dataset or {}, voice, metrics, stop.Stop()
             )
 
         made.said = []
@@ -87,22 +87,22 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(keeper, tmp_path):
 def test_all_damaged_is_an_error_that_offers_to_start_anew(keeper, tmp_path):
     with keeper().opened("phase") as kept:
         kept.save(1, tree(1), RECORD)
-    (tmp_path / "checkpoints" / "phase" / "00000001.json").write_text("{")
+    (tmp_path / "checkpoints" / "phase" / "00000001" / "_CHECKPOINT_METADATA").write_text("{")
     with pytest.raises(workdir.WorkdirError, match=r"all checkpoints are damaged.*--fresh"):
         keeper().opened("phase").__enter__()
 
 
 def test_other_data_are_refused(keeper):
-    with keeper(dataset={"crc32": 1}).opened("phase") as kept:
+    with keeper(dataset={"sha256": 1}).opened("phase") as kept:
         kept.save(1, tree(1), RECORD)
     with pytest.raises(workdir.WorkdirError, match=r"other data: .*1.* there, .*2.* here"):
-        keeper(dataset={"crc32": 2}).opened("phase").__enter__()
+        keeper(dataset={"sha256": 2}).opened("phase").__enter__()
 
 
 def test_a_full_disk_is_reported_and_training_goes_on(keeper, monkeypatch):
     from orbax.checkpoint import v1
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with keeper().opened("phase") as kept:

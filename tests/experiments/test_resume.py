@@ -141,7 +141,7 @@ def test_stopped_in_every_phase_it_ends_as_if_left_alone(begin, finish, alone, t
     folder = tmp_path / "run"
     for phase, step, number in stops:
         process = begin(folder, "--keep", "20")
-        wait_for(folder / "checkpoints" / phase / f"{step:08d}.json", process)
+        wait_for(folder / "checkpoints" / phase / f"{step:08d}", process)
         process.send_signal(number)
         said = process.communicate(timeout=HANGS)[1]
         code = -number if number == signal.SIGKILL else cli.STOPPED + number

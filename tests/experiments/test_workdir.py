@@ -69,7 +69,7 @@ def test_a_subnetwork_by_itself_has_a_file_of_its_own(tmp_path):
 def test_fresh_takes_any_settings_and_clears_only_its_own(tmp_path):
     finish(tmp_path)
     (tmp_path / "mine.txt").touch()
-    (tmp_path / ".settings.json.123.part").touch()  # of a process that was killed while it wrote
+    (tmp_path / ".settings.json.123.tmp").touch()  # of a process that was killed while it wrote
     (tmp_path / "checkpoints" / "subnets").mkdir(parents=True)
     assert workdir.finished(tmp_path, HERE | {"seed": 7}, fresh=True) is None
     workdir.clear(tmp_path)
