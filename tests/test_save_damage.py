@@ -146,7 +146,7 @@ FORGERIES = {
     "a huge number": (set_layout(subnets=10**30), "sizes of a layout"),
     "no list": (set_layout(leaves={}), "a layout has"),
     "another entry": (set_layout(more=1), "a layout has"),
-    "no leaves": (set_layout(leaves=[]), "bias: not in the layout"),
+    "no leaves": (set_layout(leaves=[]), "bias: not expected"),
     "a leaf twice": (leaf_twice, "each leaf once"),
     "a path of numbers": (set_leaf(0, path=[0]), "path of strings"),
     "another path": (set_leaf(0, path=["b"]), "b: missing"),
