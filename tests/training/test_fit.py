@@ -82,10 +82,10 @@ def test_records_within_epochs_change_nothing_else(case, study):
     ("counts", "error", "message"),
     [
         ({"every": 0}, ValueError, "epochs >= 0 and every >= 1, got 2 and 0"),
-        ({"every": 2.5}, TypeError, "'float' object cannot be interpreted as an integer"),
+        ({"every": 2.5}, TypeError, r"\bint"),
         ({"epochs": -1}, ValueError, "epochs >= 0 and every >= 1, got -1 and None"),
-        ({"epochs": 1.5}, TypeError, "'float' object cannot be interpreted as an integer"),
-        ({"epochs": None}, TypeError, "'NoneType' object cannot be interpreted as an integer"),
+        ({"epochs": 1.5}, TypeError, r"\bint"),
+        ({"epochs": None}, TypeError, r"\bint"),
     ],
     ids=str,
 )

@@ -43,7 +43,7 @@ def test_a_crop_is_a_crop(shape, padding, seed):
 def test_all_shifts_and_both_sides_are_drawn_alike():
     x = np.zeros((4000, 5, 6, 1), np.uint8)
     x[:, 1, 1] = 1
-    y = np.asarray(crop_and_flip(jax.random.key(0), x, padding=1))
+    y = np.asarray(crop_and_flip(jax.random.key(0), jnp.asarray(x), padding=1))
     _, rows, columns, _ = np.nonzero(y)
     places, counts = np.unique(np.stack([rows, columns]), axis=1, return_counts=True)
     assert places.tolist() == [
@@ -54,7 +54,7 @@ def test_all_shifts_and_both_sides_are_drawn_alike():
 
 
 def test_another_key_gives_another_crop():
-    x = images(8, 8, 8)
+    x = jnp.asarray(images(8, 8, 8))
     first, second = (crop_and_flip(jax.random.key(seed), x) for seed in (0, 1))
     assert not np.array_equal(first, second)
 
@@ -67,7 +67,7 @@ def test_the_crops_do_not_depend_on_the_devices():
 
 
 def test_no_augment_keeps_the_images():
-    x = images(2, 4, 4)
+    x = jnp.asarray(images(2, 4, 4))
     chex.assert_trees_all_equal(no_augment(jax.random.key(0), x), x)
 
 
