@@ -36,14 +36,14 @@ def locked(workdir: Path, member: int | None, say: Callable[[str], None]) -> Ite
     except OSError as error:
         raise unwritable(workdir, error) from None
     try:
-        with contextlib.ExitStack() as main, contextlib.ExitStack() as own:
+        with contextlib.ExitStack() as main, contextlib.ExitStack() as single:
             main.enter_context(_held(workdir, MAIN, say))
             if member is None:
                 for other in sorted(workdir.glob(f".{MAIN}-*[0-9]")):
                     with _held(workdir, other.name.removeprefix("."), say):
                         pass
             else:
-                own.enter_context(_held(workdir, f"{MAIN}-{member}", say))
+                single.enter_context(_held(workdir, f"{MAIN}-{member}", say))
                 main.close()
             yield
     finally:

@@ -108,6 +108,19 @@ def test_jax_is_not_imported_for_a_mistake(args):
     assert done.stderr.splitlines()[-1] == "set()"
 
 
+def test_a_missing_extra_is_one_line_with_the_command_that_installs_it():
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['tyro'] = None\n"  # its import fails as if it were not installed
+        "runpy.run_module('experiments.cifar10', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == cli.BAD_INPUT
+    assert done.stderr == (
+        f"{PROGRAM}: error: tyro is not installed: pip install -e '.[experiments]'\n"
+    )
+
+
 def test_no_backend_starts_for_samples_that_do_not_fit():
     """Sub-networks' samples are checked by tracing shapes, which needs JAX but none of its devices.
 

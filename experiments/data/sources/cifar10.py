@@ -197,5 +197,5 @@ def _damaged(path: str | os.PathLike[str], problem: object) -> DataError:
     place = path if Path(path).is_dir() else Path(path).parent
     return DataError(
         f"the prepared CIFAR-10 is damaged: {path}: {problem}. Remove {place} and run again to "
-        "have it prepared anew, or choose another --data-dir"
+        "have it prepared again, or choose another --data-dir"
     )
