@@ -114,6 +114,28 @@ def test_it_cuts_and_pads_as_the_image_cut_and_padded_by_hand(pads, strides):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "pads", "message"),
+    [
+        ((2, 6, 6, 3), (3, 3, 2, 4), (1, 1), "SAME", "rhs input feature dimension"),
+        ((2, 6, 6, 3), (3, 3, 64, 4), (1, 1), "SAME", "rhs input feature dimension"),
+        ((2, 6, 6, 3), (3, 3, 3, 4), (1, 0), "SAME", r"at least 1, got \(1, 0\)"),
+        ((2, 6, 6, 3), (3, 3, 3, 4), (-1, 1), [(1, 1), (1, 1)], "at least 1"),
+        ((2, 6, 6, 3), (3, 3, 3, 4), (1,), [(1, 1), (1, 1)], "window_strides"),
+        ((2, 6, 6, 3), (3, 3, 3, 4), (1, 1), [(-9, 0), (0, 0)], "Negative padding"),
+    ],
+)
+def test_shapes_that_lax_refuses_never_reach_the_compiled_code(
+    image, kernel, strides, pads, message, transform
+):
+    def convolve(x, kernel):
+        return conv_general_dilated(x, kernel, strides, pads, **OPTIONS)
+
+    with pytest.raises(ValueError, match=message):
+        transform(convolve)(draw(*image), draw(*kernel))
+
+
 def test_a_window_larger_than_the_image_sees_nothing():
     x, kernel = draw(2, 2, 2, 3), draw(3, 3, 3, 4)
     assert_same(x, kernel, (1, 1), "VALID")
@@ -240,15 +262,17 @@ def test_it_vmaps_and_remats():
     np.testing.assert_allclose(remat, theirs[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_batch_that_is_cut_over_devices_stays_where_it_is():
-    mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+@pytest.mark.parametrize("axes", [{"devices": 4}, {"data": 2, "model": 2}])
+def test_a_batch_that_is_cut_over_devices_stays_where_it_is(axes):
+    devices = np.array(jax.devices()[:4]).reshape(*axes.values())
+    mesh = Mesh(devices, tuple(axes))
     x, kernel = draw(32, 8, 8, 4), draw(3, 3, 4, 4)
 
     def all_passes(x, kernel):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return by(conv_general_dilated, x, kernel, (1, 1), "SAME")
 
-    cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec("devices")))
+    cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec(tuple(axes))))
     whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
     compiled = jax.jit(all_passes).lower(cut, whole).compile()
     program = compiled.as_text()

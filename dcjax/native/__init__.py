@@ -1,8 +1,7 @@
 """Convolutions compiled for the processor they run on, for XLA's CPU backend.
 
-XLA's convolutions run at a fraction of a CPU's speed where channels are few, as sub-networks' are.
-These are compiled at their first use, by the C++ compiler that is there, and kept in the user's
-cache. Importing this compiles nothing.
+XLA's convolutions are slow on CPUs where channels are few, as sub-networks' are. These are compiled
+by the machine's C++ compiler at their first use, and kept in the user's cache.
 """
 
 from dcjax.native._build import NativeError as NativeError

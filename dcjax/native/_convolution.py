@@ -1,6 +1,7 @@
-"""The compiled convolution, in the form that Flax takes."""
+"""The compiled convolution, with the signature that Flax's hook asks for."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from dcjax._mesh import DEVICES
 from dcjax.native._build import build, target
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -24,25 +24,26 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Array:
-    """`jax.lax.conv_general_dilated`, compiled for the processor, all three passes of it.
+    """Compute `jax.lax.conv_general_dilated` and its gradients with code compiled for this CPU.
 
-    With x (N, H, W, C), padded, a kernel K (kh, kw, C, O) and stride s it is
-    y[n, p, q] = Σ_{i,j,c} x[n, s·p + i, s·q + j, c] K[i, j, c], computed directly, tile by tile,
-    with the sums in registers; so are the gradients by the image and by the kernel. Sums are in the
-    order of (i, j, c), so that a block-diagonal kernel's zeros change no bit of them, and are split
-    by the shapes, not by the number of threads.
+    With x (N, H, W, C), padded, a kernel K (kh, kw, C, O) and stride s,
+    y[n, p, q] = Σ_{i,j,c} x[n, s·p + i, s·q + j, c] K[i, j, c]. Tiles of y are summed in registers;
+    so are tiles of the gradients. Sums are in the order of (i, j, c), so the zeros of a
+    block-diagonal kernel do not change a bit. How sums are split depends on the shapes, not on the
+    number of threads.
 
-    Takes effect where JAX's default backend is the CPU, for float32 and two-dimensional NHWC
-    convolutions without groups and dilation, in reverse mode; everything else is lax's own. Forward
-    mode (`jax.jvp`, `jax.hessian`) of what it covers is not defined; take lax's for that. A batch
-    that is cut over devices is computed where it is within `dcjax.training`'s phases, `jax.pmap`
-    and `jax.shard_map(…, check_vma=False)`; XLA itself would gather it. For Flax:
-    `nn.Conv(…, conv_general_dilated=dcjax.native.conv_general_dilated)`.
+    The compiled code serves float32 and two-dimensional NHWC convolutions without groups and
+    dilation where JAX's default backend is the CPU; lax computes all others. The compiled code has
+    no forward-mode derivative (`jax.jvp`, `jax.hessian`): take lax's convolution for that. The
+    batch is cut over the automatic axes of the mesh in context (`jax.set_mesh`), which
+    `dcjax.training` sets; without such a mesh XLA gathers a batch that is cut over devices.
+
+    For Flax: `nn.Conv(…, conv_general_dilated=dcjax.native.conv_general_dilated)`.
 
     Args:
       lhs: images (N, H, W, C).
       rhs: kernels (kh, kw, C, O).
-      window_strides: as lax's.
+      window_strides: two integers ≥ 1.
       padding: as lax's.
       **options: lax's other arguments, by name.
 
@@ -50,7 +51,8 @@ def conv_general_dilated(
       What lax's returns.
 
     Raises:
-      NativeError: at its first use, if it cannot be compiled here (`dcjax.native.build`).
+      NativeError: the code cannot be compiled here (see `dcjax.native.build`).
+      ValueError: a stride is below 1, or lax refuses the shapes.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
     >>> conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[
@@ -60,16 +62,22 @@ def conv_general_dilated(
     """
     if not _is_covered(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    build()
     strides = tuple(window_strides)
+    if min(strides, default=1) < 1:  # lax's rule accepts these
+        raise ValueError(f"window_strides must be at least 1, got {strides}")
+    # The compiled code trusts the shapes that it is given: lax's own rule checks them first.
+    rule = functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=padding, **options
+    )
+    _, height, width, _ = jax.eval_shape(rule, lhs, rhs).shape
+    build()
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    return _conv(lhs, rhs, _Window(lhs.shape[1:3], rhs.shape[:2], strides, pads))
+    return _conv(lhs, rhs, _Window((height, width), strides, pads))
 
 
 def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
-    """Whether it is a plain two-dimensional convolution of channels-last images, on the CPU."""
     if lhs.ndim != 4 or not lhs.dtype == rhs.dtype == jnp.float32:
         return False
     if jax.default_backend() != "cpu" or jax.sharding.get_abstract_mesh().explicit_axes:
@@ -79,9 +87,9 @@ def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
     dilated = any(
         step != 1 for name in ("lhs_dilation", "rhs_dilation") for step in (options.get(name) or ())
     )
-    others = {name: value for name, value in options.items() if name not in _UNDERSTOOD}
     grouped = any(options.get(f"{axis}_group_count", 1) != 1 for axis in ("feature", "batch"))
-    return numbers == plain and not dilated and not grouped and not any(others.values())
+    others = any(value for name, value in options.items() if name not in _UNDERSTOOD)
+    return numbers == plain and not dilated and not grouped and not others
 
 
 _UNDERSTOOD = (
@@ -90,43 +98,32 @@ _UNDERSTOOD = (
     "rhs_dilation",
     "feature_group_count",
     "batch_group_count",
-    "precision",  # it is single precision whatever is asked for
+    "precision",  # the compiled code is in single precision, which is at least what is asked for
 )
 
 
 class _Window(NamedTuple):
-    """How the kernel goes over the images: their height and width, its own, steps, zeros around."""
+    """The height and width of the result, the strides and the padding."""
 
-    image: tuple[int, ...]
-    size: tuple[int, ...]
+    output: tuple[int, int]
     strides: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
 
 
-def _lax(x: Array, kernel: Array, window: _Window) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, window.strides, window.pads, dimension_numbers=_LAYOUT
-    )
-
-
-_CUT, _WHOLE = PartitionSpec(DEVICES), PartitionSpec()
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, window: _Window) -> Array:
-    height, width = (
-        max(0, (size + sum(pads) - taps) // step + 1)
-        for size, taps, step, pads in zip(*window, strict=True)
-    )
-
+def _conv(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], window: _Window
+) -> Float[Array, "N h w O"]:
     def forward(x: Array, kernel: Array) -> Array:
-        return _call("forward", x, kernel, (x.shape[0], height, width, kernel.shape[3]), window)
+        return _call("forward", x, kernel, (len(x), *window.output, kernel.shape[3]), window)
 
-    def on_cpu(x: Array, kernel: Array) -> Array:
-        return _on_shards(forward, (_CUT, _WHOLE), _CUT, x, kernel)
+    def default(x: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            x, kernel, window.strides, window.pads, dimension_numbers=_LAYOUT
+        )
 
-    # The default, which is never run, says what it is: to the layout's tracer, for one.
-    default = functools.partial(_lax, window=window)
+    # The default never runs. It shows the tracer of layouts which operation this is.
+    on_cpu = functools.partial(_on_shards, forward, sums_batch=False)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
@@ -138,14 +135,14 @@ def _backward(window: _Window, saved: tuple[Array, Array], y: Array) -> tuple[Ar
     x, kernel = saved
 
     def by_image(y: Array, kernel: Array) -> Array:
-        return _call("by_image", y, kernel, (y.shape[0], *x.shape[1:]), window)
+        return _call("by_image", y, kernel, (len(y), *x.shape[1:]), window)
 
     def by_kernel(x: Array, y: Array) -> Array:
         return _call("by_kernel", x, y, kernel.shape, window)
 
     return (
-        _on_shards(by_image, (_CUT, _WHOLE), _CUT, y, kernel),
-        _on_shards(by_kernel, (_CUT, _CUT), _WHOLE, x, y),
+        _on_shards(by_image, y, kernel, sums_batch=False),
+        _on_shards(by_kernel, x, y, sums_batch=True),
     )
 
 
@@ -153,30 +150,29 @@ _conv.defvjp(_forward, _backward)
 
 
 def _on_shards(
-    local: Callable[[Array, Array], Array],
-    arguments: tuple[PartitionSpec, PartitionSpec],
-    result: PartitionSpec,
-    *args: Array,
+    function: Callable[[Array, Array], Array], a: Array, b: Array, *, sums_batch: bool
 ) -> Array:
-    """Each device's part where the batch is cut; what is whole is the sum over all parts.
+    """Call the function of a batch and a kernel, or of two batches, on each device's part.
 
-    XLA, which does not see into the call, would gather the whole batch on every device.
+    XLA cannot partition a call into compiled code: it would gather the whole batch on every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if DEVICES not in mesh.auto_axes or args[0].shape[0] % mesh.shape[DEVICES]:
-        return local(*args)
+    axes = mesh.auto_axes
+    if not axes or len(a) % math.prod(mesh.shape[axis] for axis in axes):
+        return function(a, b)
 
-    def shard(*args: Array) -> Array:
-        part = local(*args)
-        return part if result == _CUT else lax.psum(part, DEVICES)
+    def local(a: Array, b: Array) -> Array:
+        part = function(a, b)
+        return lax.psum(part, axes) if sums_batch else part
 
-    return jax.shard_map(
-        shard, in_specs=arguments, out_specs=result, axis_names={DEVICES}, check_vma=False
-    )(*args)
+    cut, whole = PartitionSpec(axes), PartitionSpec()
+    specs = ((cut, cut), whole) if sums_batch else ((cut, whole), cut)
+    options = {"axis_names": set(axes), "check_vma": False}
+    return jax.shard_map(local, in_specs=specs[0], out_specs=specs[1], **options)(a, b)
 
 
 def _call(name: str, a: Array, b: Array, shape: tuple[int, ...], window: _Window) -> Array:
-    """One pass, compiled."""
+    """Return one compiled pass as an operation of JAX."""
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     call = jax.ffi.ffi_call(target(name), result, vmap_method="sequential")
     (down, right), ((top, _), (left, _)) = window.strides, window.pads

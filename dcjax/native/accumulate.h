@@ -9,14 +9,13 @@
 
 namespace {
 
-// What a tile reads has to stay in the nearest cache (32 kB), where the tiles after it find it: of
-// large images, some rows at a time. Of an image of many channels a tile reads a few of each pixel,
+// What a tile reads must stay in the nearest cache (32 kB) for the tiles that follow, so large images
+// are taken some rows at a time. Where channels are many, the few that a tile reads of each pixel lie
 // far apart, at addresses that share a few lines of the cache. Such images are cut into panels: some
 // channels of all pixels, then the next.
 //
-// A strip has pixels enough for a tile to multiply often, against the one time that it adds its sums
-// to those in memory; of images that have fewer, several are taken together. With wider vectors a
-// tile is done with a pixel sooner, and needs more of them.
+// A tile adds its sums to memory once for each strip, so a strip has many pixels; small images are
+// taken several together. Wider vectors need fewer instructions a pixel, hence more pixels.
 constexpr Index PANEL = 16;
 #if defined(__AVX512F__)
 constexpr Index UNCUT = 128, STRIP = 256, TOGETHER = 256;
@@ -39,7 +38,7 @@ Index rows_of_strip(Image y) {
 
 // sums[m, o] += Σ_{n, p, q} x[n, p, q, m] · y[n, p, q, o], for m < M and B vectors of o.
 //
-// Not inlined, so that the compiler has all registers for it.
+// It is not inlined, so that the compiler has all registers for it.
 template <int lanes, int B, int M>
 __attribute__((noinline)) void accumulate_tile(const Pixels& over, const float* x, const float* y,
                                                float* sums) {

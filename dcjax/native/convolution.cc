@@ -2,11 +2,11 @@
 // CPU backend.
 //
 // With x padded, y[p, q] = Σ_i Σ_j Σ_c x[s p + i, s q + j, c] K[i, j, c]. In memory the pairs (j, c)
-// of an image's row follow one another, so that each row i of the kernel is one matrix product over
-// m = (j, c), of rows of x that overlap. Such products are computed tile by tile: some
-// pixels and some channels whose sums stay in registers. The gradient by the image is the same sum
-// with y for x, once for each of the s × s phases of the image's pixels; the gradient by the kernel
-// sums over the pixels what the others sum over m.
+// of an image's row follow one another. So each row i of the kernel is one matrix product over
+// m = (j, c), of rows of x that overlap. Such products are computed tile by tile: the sums of some
+// pixels and some channels stay in registers. The gradient by the image is the same sum with y for
+// x, once for each of the s × s combs of the image's pixels. The gradient by the kernel sums over
+// the pixels.
 //
 // `down` and `right` are the strides, `top` and `left` the zeros around the image.
 //
@@ -32,17 +32,17 @@ using Result = ffi::Result<Array>;
 
 Image image_of(ffi::Span<const Index> shape) { return {shape[1], shape[2], shape[3]}; }
 
-// The images a task takes: about 256 kB of them, so that it is worth its overhead, and fewer where
-// that would leave threads without work.
+// The images of a task: about 256 kB, which outweigh the task's overhead, or fewer where that would
+// leave threads without work.
 Index images_of_task(ffi::ThreadPool& pool, Index images, Index size) {
   Index some = std::max<Index>(1, 65536 / std::max<Index>(1, size));
   Index threads = std::max<Index>(1, pool.num_threads());
   return std::min(some, (images + threads - 1) / threads);
 }
 
-// A pass, its exceptions told to XLA, which knows none.
+// Runs a pass and returns its exceptions as XLA's errors.
 template <class Pass>
-ffi::Error told(Pass&& pass) {
+ffi::Error run(Pass&& pass) {
   try {
     pass();
     return ffi::Error::Success();
@@ -54,7 +54,7 @@ ffi::Error told(Pass&& pass) {
 }
 
 void forward(ffi::ThreadPool& pool, Array x, Array kernel, Result y, Index down, Index right,
-                   Index top, Index left) {
+             Index top, Index left) {
   Image from = image_of(x.dimensions()), to = image_of(y->dimensions());
   Index images = x.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
   if (!y->element_count()) return;
@@ -80,26 +80,26 @@ void forward(ffi::ThreadPool& pool, Array x, Array kernel, Result y, Index down,
 
 // Along one axis, the image's pixels `first`, `first + step`, … that the same taps of the kernel
 // reach: pixel t of these sums `taps` pixels of the output from `start + t` on, with the kernel's
-// entries `phase + step · (taps - 1)`, …, `phase`.
-struct Phase {
-  Index phase, step, first, count, taps, start;
+// entries `residue + step · (taps - 1)`, …, `residue`.
+struct Comb {
+  Index residue, step, first, count, taps, start;
 };
 
-Phase phase_of(Index phase, Index step, Index pad, Index size, Index kernel) {
-  Index first = ((phase - pad) % step + step) % step;
+Comb comb_of(Index residue, Index step, Index pad, Index size, Index kernel) {
+  Index first = ((residue - pad) % step + step) % step;
   Index count = first < size ? (size - first + step - 1) / step : 0;
-  Index taps = phase < kernel ? (kernel - phase + step - 1) / step : 0;
-  return {phase, step, first, count, taps, (first + pad - phase) / step - (taps - 1)};
+  Index taps = residue < kernel ? (kernel - residue + step - 1) / step : 0;
+  return {residue, step, first, count, taps, (first + pad - residue) / step - (taps - 1)};
 }
 
-// The pixels of the output that phases read.
+// The pixels of the output that combs read.
 struct Reach {
   Index begin, end;
 };
 
-Reach reach_of(const std::vector<Phase>& phases) {
+Reach reach_of(const std::vector<Comb>& combs) {
   Reach reach{0, 0};
-  for (const Phase& each : phases) {
+  for (const Comb& each : combs) {
     reach.begin = std::min(reach.begin, each.start);
     reach.end = std::max(reach.end, each.start + std::max<Index>(0, each.count - 1 + each.taps));
   }
@@ -107,14 +107,14 @@ Reach reach_of(const std::vector<Phase>& phases) {
 }
 
 void by_image(ffi::ThreadPool& pool, Array y, Array kernel, Result x, Index down, Index right,
-                   Index top, Index left) {
+              Index top, Index left) {
   Image from = image_of(y.dimensions()), to = image_of(x->dimensions());
   Index images = y.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
   if (!x->element_count()) return;
-  std::vector<Phase> vertical, horizontal;
-  for (Index a = 0; a < down; ++a) vertical.push_back(phase_of(a, down, top, to.height, rows));
+  std::vector<Comb> vertical, horizontal;
+  for (Index a = 0; a < down; ++a) vertical.push_back(comb_of(a, down, top, to.height, rows));
   for (Index b = 0; b < right; ++b)
-    horizontal.push_back(phase_of(b, right, left, to.width, columns));
+    horizontal.push_back(comb_of(b, right, left, to.width, columns));
   Reach rows_read = reach_of(vertical), columns_read = reach_of(horizontal);
   Image padded{rows_read.end - rows_read.begin, columns_read.end - columns_read.begin,
                from.channels};
@@ -127,8 +127,8 @@ void by_image(ffi::ThreadPool& pool, Array y, Array kernel, Result x, Index down
   };
   std::vector<Part> parts;
   const float* k = kernel.typed_data();
-  for (const Phase& v : vertical)
-    for (const Phase& h : horizontal) {
+  for (const Comb& v : vertical)
+    for (const Comb& h : horizontal) {
       Correlation how{v.taps,
                       h.taps * from.channels,
                       row,
@@ -140,8 +140,8 @@ void by_image(ffi::ThreadPool& pool, Array y, Array kernel, Result x, Index down
                       right * to.channels,
                       to.channels};
       auto entry = [&](Index r, Index m, Index c) {
-        Index i = v.phase + v.step * (v.taps - 1 - r);
-        Index j = h.phase + h.step * (h.taps - 1 - m / from.channels);
+        Index i = v.residue + v.step * (v.taps - 1 - r);
+        Index j = h.residue + h.step * (h.taps - 1 - m / from.channels);
         return k[((i * columns + j) * to.channels + c) * from.channels + m % from.channels];
       };
       Index in = (v.start - rows_read.begin) * row +
@@ -163,7 +163,7 @@ void by_image(ffi::ThreadPool& pool, Array y, Array kernel, Result x, Index down
 }
 
 void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index down, Index right,
-                    Index top, Index left) {
+               Index top, Index left) {
   Image from = image_of(x.dimensions()), to = image_of(y.dimensions());
   Index images = x.dimensions()[0];
   Index rows = kernel->dimensions()[0], columns = kernel->dimensions()[1];
@@ -176,8 +176,8 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
   Blocks cut = blocks_of(to.channels);
   Index block = cut.size(), blocks = cut.count(to.channels);
 
-  // What is taken at a time: a strip of rows; of x a panel, in its frame; of y all blocks, where they
-  // are, or each as a panel. Images that are taken together are one strip each.
+  // One step takes a strip of rows: of x a panel, in its frame; of y all blocks in place, or each
+  // block as a panel. Images that are taken together are one strip each.
   Image out{to.height, to.width, to.channels > UNCUT ? block : blocks * block};
   out.height = rows_of_strip(out);
   Image in{(out.height - 1) * down + rows, (to.width - 1) * right + columns,
@@ -190,9 +190,9 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
   Index length = columns * in.channels, of_block = length * block, of_row = blocks * of_block;
   Index kernel_rows = x_panels * rows, of_part = kernel_rows * of_row;
 
-  // Each part of the batch has sums of its own, which are added up in their order at the end: as
-  // many as fit in 4 MB, at least two and at most 16, whatever the number of threads. These share a
-  // part where there are few: its kernel's rows, whose sums are the same whoever takes them.
+  // Each part of the batch has its sums, which are added in their order at the end: as many parts
+  // as fit in 4 MB, at least two and at most 16. Where parts are few, several threads divide the
+  // kernel's rows of a part; the sums of a row do not depend on the thread.
   Index most = std::max<Index>(2, (Index{1} << 20) / of_part);
   Index parts = std::min({images, most, Index{16}});
   Index threads = std::max<Index>(1, pool.num_threads());
@@ -259,7 +259,7 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
       name,                                                                                    \
       [](ffi::ThreadPool pool, Array a, Array b, Result result, Index down, Index right,       \
          Index top, Index left) {                                                              \
-        return told([&] { pass(pool, a, b, result, down, right, top, left); });                \
+        return run([&] { pass(pool, a, b, result, down, right, top, left); });                \
       },                                                                                       \
       ffi::Ffi::Bind()                                                                         \
           .Ctx<ffi::ThreadPool>()                                                              \

@@ -15,17 +15,17 @@ namespace {
 struct Correlation {
   Index rows, length;                // of the kernel
   Index row, down, right;            // steps in the input
-  Index height, width;               // pixels of the output,
+  Index height, width;               // pixels of the output
   Index out_down, out_right;         // steps between them
   Index channels;
 };
 
 // One tile: P pixels of a row, B vectors of channels. The kernel is packed: [r, m, B · lanes].
 //
-// Three pixels share a pointer, from which the processor reaches them by 0, 1 and 2 steps. The
-// compiler, left alone, keeps a step for each pixel, more than there are registers: it would read
-// them from memory for every m. The empty `asm` keeps it from seeing that the pointers are related;
-// that of a vector, from reading it anew for every product.
+// Three pixels share a pointer, from which the processor reaches them by 0, 1 and 2 steps. Otherwise
+// the compiler keeps an offset for each pixel, more than there are registers, and reads them from
+// memory for every m. The first empty `asm` hides from it that the pointers are related. The second
+// keeps a vector in its register, so that it is not read again for every product.
 template <int lanes, int B, int P>
 void correlate_tile(const Correlation& how, const float* in, const float* kernel, float* out,
                     Index channels) {
@@ -77,7 +77,7 @@ void correlate_row(const Correlation& how, const float* in, const float* kernel,
 void correlate(const Correlation& how, const float* in, const float* kernel, float* out) {
   Blocks blocks = blocks_of(how.channels);
   with_blocks(blocks, [&](auto lanes, auto B) {
-    // Rows are powers of two, mostly: tiles that divide them, where these fill enough registers.
+    // Most rows are powers of two long: take tiles that divide them, if these fill the registers.
     constexpr int P = TILE < 24 ? TILE / B : fewer(TILE / B);
     for (Index first = 0; first < how.channels; first += blocks.size()) {
       Index channels = std::min(blocks.size(), how.channels - first);
@@ -89,8 +89,8 @@ void correlate(const Correlation& how, const float* in, const float* kernel, flo
   });
 }
 
-// A kernel as `correlate` reads it: [block, r, m, channels of the block], zeros where there are
-// none.
+// A kernel as `correlate` reads it: [block, r, m, channels of the block], with zeros for channels
+// beyond the last.
 template <class Entry>
 std::vector<float> packed(Index rows, Index length, Index channels, Entry entry) {
   Blocks blocks = blocks_of(channels);

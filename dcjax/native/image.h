@@ -14,8 +14,8 @@ struct Image {
   Index size() const { return height * width * channels; }
 };
 
-// An image in a frame of another size, whose corner is at row `top` and column `left` of it, and its
-// channels from `channel` on: zeros where there is no image and no channel.
+// Copies the part of image `a` that frame `b` covers. The frame's corner is at row `top` and column
+// `left` of the image, its first channel is `channel`; it is zero outside of the image.
 void framed(const float* from, Image a, float* to, Image b, Index top, Index left,
             Index channel = 0) {
   if (!a.size() || !b.size()) {

@@ -9,8 +9,8 @@ namespace {
 
 using Index = std::int64_t;
 
-// A vector of floats that may lie anywhere. TILE: the vectors that a tile's sums may take, so that
-// they and their operands fit in the registers.
+// LANES: floats of a vector. TILE: vectors that a tile's sums may take, so that they and their
+// operands fit in the registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, TILE = 24;
 #elif defined(__AVX__)
@@ -21,6 +21,7 @@ constexpr int LANES = 4, TILE = 24;
 constexpr int LANES = 4, TILE = 12;
 #endif
 
+// Vectors may lie at any address.
 template <int lanes>
 struct VectorOf {
   typedef float type __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
@@ -29,14 +30,14 @@ struct VectorOf {
 template <int lanes>
 using Vector = typename VectorOf<lanes>::type;
 
-// How many a smaller tile takes, for what a tile of n leaves: 24, 16, 8, …; 12, 8, 4, …; 6, 4, 2, 1.
+// The size of the tiles that take what tiles of n leave: 24, 16, 8, …; 12, 8, 4, …; 6, 4, 2, 1.
 constexpr int fewer(int n) { return n % 3 ? n / 2 : n / 3 * 2; }
 
-// What two of the smaller tiles take better than one of n and the rest: 4 and 4 for 6 and 2, as a
-// tile of few sums waits for each of them. Nothing where the smaller one is a half.
+// The rest that two of the smaller tiles take faster than one of n and a remainder, such as 4 and 4
+// instead of 6 and 2: a tile of few sums waits for each of them. Zero where n halves.
 constexpr int for_two(int n) { return n % 3 ? 0 : 2 * fewer(n); }
 
-// How the channels are cut: blocks of B vectors.
+// Channels are cut into blocks of `vectors` vectors.
 struct Blocks {
   int lanes, vectors;
   Index size() const { return lanes * vectors; }

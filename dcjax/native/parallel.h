@@ -1,4 +1,4 @@
-// Work on XLA's threads, and memory of each thread.
+// Work on XLA's threads, and a buffer for each thread.
 
 #pragma once
 
@@ -19,8 +19,8 @@ namespace ffi = xla::ffi;
 namespace {
 
 // Calls f(0), …, f(tasks - 1), on XLA's threads and this one. It waits only for calls that have
-// begun, so that it ends however busy the other threads are. What one of them throws is thrown here
-// once all have ended, for they use what the caller has on its stack.
+// begun, so it ends however busy the other threads are. An exception of f is rethrown here once all
+// calls have ended, because they use the caller's stack.
 void in_parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& f) {
   struct Shared {
     std::atomic<Index> next{0};
@@ -51,7 +51,7 @@ void in_parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(In
   if (shared->failure) std::rethrow_exception(shared->failure);
 }
 
-// Memory of the thread, which is there for its next task.
+// Returns the thread's buffer, which its next task reuses.
 float* scratch(Index size) {
   static thread_local std::vector<float> memory;
   if (static_cast<Index>(memory.size()) < size) memory.resize(size);

@@ -10,10 +10,17 @@ from jaxtyping import Array, Key, PyTree
 
 from dcjax._checks import check_key
 from dcjax._compose.stacked import Stacked
-from dcjax._mesh import DEVICES
 from dcjax._pytrees import copy_tree
 from dcjax.training._data import batcher, place
-from dcjax.training._devices import Device, Engine, choose_devices, engine_for, on_mesh, sharding
+from dcjax.training._devices import (
+    DEVICES,
+    Device,
+    Engine,
+    choose_devices,
+    engine_for,
+    on_mesh,
+    sharding,
+)
 from dcjax.training._learner import learner
 from dcjax.training._recipe import Recipe
 from dcjax.training._retrace_guard import traced_once

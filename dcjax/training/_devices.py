@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dcjax._mesh import DEVICES
-
+DEVICES = "devices"  # the mesh axis over which members and batches are cut
 Device = Any  # a jax.Device: a name in a compiled module, which type checkers do not resolve
 
 

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from dcjax._mesh import DEVICES
 from dcjax._pytrees import reshape_lead
-from dcjax.training._devices import Device, sharding
+from dcjax.training._devices import DEVICES, Device, sharding
 from dcjax.training._retrace_guard import traced_once
 
 

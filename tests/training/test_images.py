@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcjax._mesh import DEVICES
 from dcjax.training import crop_and_flip, no_augment, standardise
-from dcjax.training._devices import sharding
+from dcjax.training._devices import DEVICES, sharding
 
 
 def images(count, height, width, channels=3):
