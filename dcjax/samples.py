@@ -1,10 +1,9 @@
-"""What each sub-network sees of the images: pairs of pure functions `split` and `join`.
+"""Decompositions of samples: pairs of pure functions `split` and `join`.
 
-`split` gives the K sub-networks' images, `join` the image of the composed global network. For all
-ways but `replicate`, the latter is the concatenation of the former along the channels, so that the
-global stem is block-diagonal too; with `replicate` everyone sees the image itself, and the stem's
-kernels are concatenated. The abstract of the method's source speaks of decomposed samples without
-saying how: these ways are this library's own.
+`split` gives the K sub-networks' images, `join` the image of the composed global network. With
+`replicate` all see the image itself, and the stem's kernels are concatenated. For the other ways
+`join` concatenates the images of `split` along the channels, and the global stem is block-diagonal.
+The abstract of the method's source does not say how samples are decomposed; this library chose.
 """
 
 import math
@@ -39,7 +38,7 @@ class Samples(NamedTuple):
 
 
 def replicate(subnets: int) -> Samples:
-    """Every sub-network sees the whole image, and so does the global network.
+    """Show every sub-network, and the global network, the whole image.
 
     Fits any K, and arrays of any rank and dtype.
 
@@ -65,7 +64,7 @@ def replicate(subnets: int) -> Samples:
 
 
 def channels(subnets: int) -> Samples:
-    """Every sub-network sees some of the image's channels.
+    """Show every sub-network some of the image's channels.
 
     Where K divides C, sub-network k sees channels [k·C/K, (k+1)·C/K). Where C divides K, every
     channel is shared by K/C sub-networks: k sees channel k mod C, and the global network's image
@@ -101,7 +100,7 @@ def channels(subnets: int) -> Samples:
 
 
 def tiles(subnets: int | Sequence[int], *, overlap: int = 0) -> Samples:
-    """Every sub-network sees a tile of the image: a grid of rectangles of one size, with overlap.
+    """Show every sub-network a tile of the image: a grid of rectangles of one size, with overlap.
 
     Along a side of H pixels cut into R ≥ 2 parts, a tile is its part of H/R pixels extended by
     `overlap` pixels on both sides. A tile at the image's border cannot be extended beyond it: it is
@@ -139,7 +138,7 @@ def tiles(subnets: int | Sequence[int], *, overlap: int = 0) -> Samples:
 
 
 def phases(subnets: int | Sequence[int]) -> Samples:
-    """Every sub-network sees the whole scene, coarser: one phase of a strided sub-sampling.
+    """Show every sub-network the whole scene, coarser: one phase of a strided sub-sampling.
 
     With strides (R, S), the sub-network of phase (i, j) sees `x[:, i::R, j::S]`. Every pixel is in
     exactly one phase. Fits K = R · S whose R divides H and S divides W.
@@ -183,7 +182,7 @@ _DEVIATIONS: dict[int, tuple[float, ...]] = {
 
 
 def bands(subnets: int, *, deviations: Sequence[float] | None = None) -> Samples:
-    """Every sub-network sees a Haar sub-band of the image, scaled to unit variance.
+    """Show every sub-network a Haar sub-band of the image, scaled to unit variance.
 
     One level maps every 2×2 block (a b; c d) to
 
@@ -251,7 +250,7 @@ NAMES: tuple[str, ...] = tuple(_WAYS)
 
 
 def make(name: str, subnets: int) -> Samples:
-    """The way of that name for K sub-networks, with its other arguments at their defaults.
+    """Return the way of that name for K sub-networks, its other arguments at their defaults.
 
     Args:
         name: One of `NAMES`.
@@ -275,7 +274,7 @@ def make(name: str, subnets: int) -> Samples:
 
 
 def _concatenated(name: str, subnets: int, views: Callable[[Array], list[Array]]) -> Samples:
-    """The way whose global image is the concatenation of the sub-networks' views."""
+    """Return the way whose global image is the concatenation of the sub-networks' views."""
     return Samples(
         name,
         subnets,
@@ -286,7 +285,7 @@ def _concatenated(name: str, subnets: int, views: Callable[[Array], list[Array]]
 
 
 def _of_arrays(name: str, function: Callable[[Any], Array]) -> Callable[[Any], Array]:
-    """The function, with an error for anything but an array."""
+    """Return the function, with an error for anything but an array."""
 
     def checked(x: Any) -> Array:
         if not getattr(x, "shape", ()) or _checks.array_fault(x):
@@ -299,7 +298,7 @@ def _of_arrays(name: str, function: Callable[[Any], Array]) -> Callable[[Any], A
 
 
 def _at_least(least: int, way: str, what: str, value: Any) -> int:
-    """The value as a Python int, or an error."""
+    """Return the value as a Python int, or raise an error."""
     whole = _checks.whole_number(value)
     if whole is None:
         raise TypeError(f"{way}: {what} must be a whole number, got {_checks.shown(value)}")
@@ -309,7 +308,7 @@ def _at_least(least: int, way: str, what: str, value: Any) -> int:
 
 
 def _grid(way: str, subnets: int | Sequence[int]) -> tuple[int, int]:
-    """The grid (rows, columns), as given or the most square one of K cells."""
+    """Return the grid (rows, columns): the given one, or the most square one of K cells."""
     if not isinstance(subnets, Sequence) or isinstance(subnets, (str, bytes)):
         return _most_square(_at_least(1, way, "K", subnets))
     if len(subnets) != 2:
@@ -321,13 +320,13 @@ def _grid(way: str, subnets: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _most_square(subnets: int) -> tuple[int, int]:
-    """The grid of K cells with rows ≤ columns as near as can be."""
+    """Return the grid of K cells with rows ≤ columns that is nearest to a square."""
     rows = max(d for d in range(1, math.isqrt(subnets) + 1) if subnets % d == 0)
     return rows, subnets // rows
 
 
 def _image_shape(way: str, x: Shaped[Array, "N H W C"]) -> tuple[int, int, int]:
-    """(H, W, C) of a batch of images."""
+    """Return (H, W, C) of a batch of images."""
     if x.ndim != 4:
         raise ValueError(f"{way} takes a batch of images (N, H, W, C), got an array of {x.shape}")
     _, height, width, count = x.shape
@@ -335,7 +334,7 @@ def _image_shape(way: str, x: Shaped[Array, "N H W C"]) -> tuple[int, int, int]:
 
 
 def _divided(way: str, x: Shaped[Array, "N H W C"], rows: int, columns: int) -> tuple[int, int]:
-    """(H, W) of images that the grid divides."""
+    """Return (H, W) of images that the grid divides, or raise an error."""
     height, width, _ = _image_shape(way, x)
     if height % rows or width % columns:
         fits = [k for k in range(1, 65) if _fits(way, k, height, width)]
@@ -350,14 +349,14 @@ def _divided(way: str, x: Shaped[Array, "N H W C"], rows: int, columns: int) -> 
 
 
 def _fits(way: str, subnets: int, height: int, width: int) -> bool:
-    """Whether K alone gives a grid that divides the image."""
+    """Return whether K alone gives a grid that divides the image."""
     rows, columns = _most_square(subnets)
     is_power = rows == columns and rows.bit_count() == 1
     return height % rows == 0 and width % columns == 0 and (is_power or way != "bands")
 
 
 def _spans(side: int, parts: int, overlap: int) -> list[slice]:
-    """The tiles' pixels along one side of the image."""
+    """Return the tiles' pixels along one side of the image."""
     part = side // parts
     size = part + 2 * overlap if parts > 1 else side
     if size > side:
@@ -370,7 +369,7 @@ def _spans(side: int, parts: int, overlap: int) -> list[slice]:
 
 
 def _deviations(subnets: int, given: Sequence[float] | None) -> Sequence[float]:
-    """The bands' standard deviations: those given, or the measured ones."""
+    """Return the bands' standard deviations: the given ones, or the measured ones."""
     if given is None and subnets not in _DEVIATIONS:
         raise ValueError(
             f"bands: no standard deviations are known for K = {subnets}, only for K = "
@@ -385,7 +384,7 @@ def _deviations(subnets: int, given: Sequence[float] | None) -> Sequence[float]:
 
 
 def _floats(given: Any) -> list[float]:
-    """Numbers of any kind as Python's."""
+    """Return numbers of any kind as Python's floats."""
     try:
         return np.asarray(given, float).reshape(-1).tolist()
     except Exception as error:
@@ -393,12 +392,12 @@ def _floats(given: Any) -> list[float]:
 
 
 def _haar(x: Float[Array, "N H W C"]) -> list[Array]:
-    """One level's four bands, twice the orthonormal ones (all factors are applied at the end)."""
+    """Return one level's four bands times 2: all factors are applied at the end."""
     return [band for rows in _sum_and_difference(x, 1) for band in _sum_and_difference(rows, 2)]
 
 
 def _sum_and_difference(x: Array, axis: int) -> tuple[Array, Array]:
-    """Neighbouring pairs' sums and differences."""
+    """Return the sums and the differences of neighbouring pairs."""
     even = jax.lax.slice_in_dim(x, 0, None, 2, axis)
     odd = jax.lax.slice_in_dim(x, 1, None, 2, axis)
     return even + odd, even - odd

@@ -1,4 +1,4 @@
-"""Decomposing a network along its width."""
+"""Decomposition of a network along its width."""
 
 import dataclasses
 import inspect
@@ -11,10 +11,10 @@ DEFAULT_FIELDS = ("width",)
 
 
 def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS) -> Any:
-    """The sub-network of a network: the same module, of the same depth, 1/K as wide.
+    """Return the sub-network of a network: the same module, of the same depth, 1/K as wide.
 
-    Divides the dataclass fields that carry width, or calls the module's own `narrow(subnets)` where
-    it defines one: that is the way for nested configurations.
+    Divides the dataclass fields that carry width. A module that defines `narrow(subnets)` returns
+    its sub-network itself, which serves nested configurations.
 
     Args:
       network: a Flax Linen module (any dataclass with the fields will do).
@@ -82,7 +82,7 @@ def _names(fields: Any) -> tuple[str, ...]:
 
 
 def _divided(name: str, value: Any, subnets: int) -> Any:
-    """A width, or a sequence of widths, divided by K."""
+    """Return a width, or a sequence of widths, divided by K."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         divided = [_divided(f"{name}[{i}]", item, subnets) for i, item in enumerate(value)]
         return divided if isinstance(value, list) else tuple(divided)

@@ -1,4 +1,4 @@
-"""Running a traced program while looking at the arrays that chosen equations make."""
+"""Evaluation of a jaxpr that also returns the arrays of chosen equations."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ Seen = dict[Place, list[Array]]
 
 
 def evaluate(program: jex.ClosedJaxpr, args: Sequence[Array], places: Collection[Place]) -> Seen:
-    """The first result of every equation at one of the `places`.
+    """Return the first result of every equation at one of the `places`.
 
     A place is the index of an equation, preceded by those of the equations it lies within. An
-    equation in a `scan` is seen once for every round, so each place has a list. Nothing is seen
-    inside of `cond` and `while`, whose places are missing in the result.
+    equation in a `scan` has a result for every round, so each place has a list. Places
+    inside of `cond` and `while` are missing in the result.
     """
     seen: Seen = {}
     _run(program, args, frozenset(places), (), seen)
@@ -62,7 +62,7 @@ def _equation(
 def _scan(
     eqn: Any, operands: list[Any], places: frozenset[Place], at: Place, seen: Seen
 ) -> list[Any]:
-    """The rounds one after the other, so that each can be looked at."""
+    """Run the rounds one after the other, to see the results of each."""
     consts, carried = scan_counts(eqn.params)
     fixed, carry = operands[:consts], operands[consts : consts + carried]
     sliced = operands[consts + carried :]

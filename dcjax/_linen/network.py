@@ -29,7 +29,7 @@ def layout(
     fields: Sequence[str] = DEFAULT_FIELDS,
     **kwargs: Any,
 ) -> Layout:
-    """The layout of a Flax Linen network: where each sub-network's entries stand in every leaf.
+    """Return the layout of a Flax network: where each sub-network's entries stand in every leaf.
 
     Traces the sub-network and the global network side by side and follows the order of the channels
     through every operation. Costs tracing only; no array of the network's size is allocated.
@@ -47,7 +47,7 @@ def layout(
 
     Raises:
       NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly.
-      TypeError: an argument is of another kind, or the network gives no arrays.
+      TypeError: an argument has another type, or the network gives no arrays.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -72,7 +72,7 @@ def separation(
     fields: Sequence[str],
     **kwargs: Any,
 ) -> Separation:
-    """Both networks traced, with what the tracer knows of every array in between (K ≥ 2)."""
+    """Trace both networks; return what the tracer knows of every array in between (K ≥ 2)."""
     subnet = decompose(network, subnets, fields)
     _check_network(network)
     samples = samples_for(samples, subnets)
@@ -110,7 +110,7 @@ def init(
     fields: Sequence[str] = DEFAULT_FIELDS,
     **kwargs: Any,
 ) -> Stacked:
-    """K sub-networks' variables, independently initialised, stacked.
+    """Initialise K sub-networks independently, and return their variables, stacked.
 
     Sub-network k is initialised with `jax.random.fold_in(key, k)`, so that it does not depend on
     how many there are, as `subnet.init(key_k, samples.split(x)[k])`.
@@ -130,7 +130,7 @@ def init(
     Raises:
       NotSeparableError: the network cannot be composed; nothing has been allocated by then.
       ValueError: K does not divide a width.
-      TypeError: an argument is of another kind.
+      TypeError: an argument has another type.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -154,7 +154,7 @@ def init(
 def apply(
     subnet: Any, stacked: Stacked, xs: Shaped[Array, "K N ..."], **kwargs: Any
 ) -> Shaped[Array, "K N C"]:
-    """All sub-networks' logits on their samples.
+    """Return all sub-networks' logits on their samples.
 
     Args:
       subnet: the sub-network, `decompose(network, K)`.
@@ -167,7 +167,7 @@ def apply(
 
     Raises:
       ValueError: `xs`, or a leaf of `stacked`, has another leading axis than K, or one is missing.
-      TypeError: an argument is of another kind, or the network gives anything but one array.
+      TypeError: an argument has another type, or the network gives anything but one array.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -206,7 +206,7 @@ def apply(
 
 
 def samples_for(samples: Samples | None, subnets: int) -> Samples:
-    """The given samples, or the default, checked against K."""
+    """Return the given samples, or the default, checked against K."""
     if samples is None:
         return replicate(subnets)
     if not isinstance(samples, Samples):
@@ -219,7 +219,7 @@ def samples_for(samples: Samples | None, subnets: int) -> Samples:
 
 
 def _is_collections(tree: Any) -> bool:
-    """Whether Flax takes it for a module's variables."""
+    """Return whether Flax takes the tree for a module's variables."""
     if not isinstance(tree, Mapping) or not all(isinstance(v, Mapping) for v in tree.values()):
         return False
     names = [*tree, *(name for collection in tree.values() for name in collection)]
@@ -233,7 +233,7 @@ def _check_network(network: Any) -> None:
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """The input's shape and dtype."""
+    """Return the input's shape and dtype."""
     if not (hasattr(x, "shape") and hasattr(x, "dtype")) or array_fault(x, abstract=True):
         raise TypeError(
             f"x is one array with the batch first, got {shown(x)}; give what else the "
@@ -244,7 +244,7 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _init(network: Any, kwargs: dict[str, Any]) -> Any:
-    """`network.init` as a function of a key and an input alone."""
+    """Return `network.init` as a function of a key and an input alone."""
     others = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
     rngs = kwargs.get("rngs", {})
 
@@ -255,7 +255,7 @@ def _init(network: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A call of the network, which is to be one as it evaluates."""
+    """Call the network; explain Flax's error if the call is one of training."""
     try:
         return function(*args, **kwargs)
     except (ModifyScopeVariableError, InvalidRngError) as error:

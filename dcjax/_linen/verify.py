@@ -91,9 +91,9 @@ def verify(
       A `Report`; printing it gives a table.
 
     Raises:
-      ValueError: an error above the tolerance, or one that is not a number; the table is in the
+      ValueError: an error above the tolerance, or NaN; the table is in the
         message. The variables are not this network's. Every feature map is zero.
-      TypeError: an argument is of another kind.
+      TypeError: an argument has another type.
 
     >>> import dcjax, jax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -176,7 +176,7 @@ def _check_dtypes(found: Separation, stacked: Stacked) -> None:
 
 
 def _layers(found: Separation) -> dict[Place, str]:
-    """The last feature map of every module: where it is made, and the module's path."""
+    """Return the place of every module's last feature map, with the module's path."""
     last: dict[str, Place] = {}
     for place, (path, value) in found.taps.items():
         if not value.from_params and not value.power:
@@ -211,7 +211,7 @@ def _report(
 def _difference(
     wide: Array, parts: Sequence[Array], orders: Sequence[Order], head_weights: np.ndarray | None
 ) -> tuple[float, float]:
-    """The largest difference of one feature map, and its ratio to the largest magnitude."""
+    """Return the largest difference of one feature map, and its ratio to the largest magnitude."""
     subnets = len(parts)
     kind = np.complex128 if np.iscomplexobj(wide) else np.float64
     whole, own = np.asarray(wide, kind), [np.asarray(part, kind) for part in parts]

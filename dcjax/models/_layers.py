@@ -1,4 +1,4 @@
-"""What the networks are built of."""
+"""Layers and checks that the networks share."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w c"]:
-        """The normalised feature map."""
+        """Return the normalised feature map."""
         x = nn.Conv(
             self.width,
             (self.kernel, self.kernel),
@@ -46,7 +46,7 @@ def check_positive(module: nn.Module, *fields: str) -> None:
 
 
 def check_images(module: nn.Module, x: Array) -> None:
-    """Raise a ValueError unless x is a batch of images: flax would take three axes for one."""
+    """Raise a ValueError unless x has four axes: Flax would take three for a single image."""
     if x.ndim != 4:
         raise ValueError(
             f"{type(module).__name__}: expected images of shape (N, H, W, C), got {x.shape}"

@@ -1,4 +1,4 @@
-"""Batch normalisation in one multiplication and addition an entry."""
+"""Batch normalisation with one multiplication and one addition for each entry."""
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 class BatchNorm(nn.Module):
     """Batch normalisation, y = a x + b with a = γ / √(σ² + ε) and b = β − a μ, for each channel.
 
-    The variables are those of `flax.linen.BatchNorm`, and so are the results, to rounding. That
-    takes (x − μ) a + β, for which XLA goes over x more often, above all in the gradient; the one of
-    a x + b needs Σ g and Σ g x, and is itself one multiplication and addition of g and of x.
+    The variables equal those of `flax.linen.BatchNorm`; results agree to rounding. Flax computes
+    (x − μ) a + β, for which XLA reads x more often, above all in the gradient. The gradient of
+    a x + b needs Σ g and Σ g x, and one multiplication and addition of g and of x.
 
     Statistics are float32 at least; `dtype` is that of the result.
     """
@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*N C"], train: bool) -> Float[Array, "*N C"]:
-        """Normalised by the batch's statistics in training, else by the running ones."""
+        """Normalise by the batch's statistics in training, otherwise by the running ones."""
         shape, axes = x.shape[-1:], tuple(range(x.ndim - 1))
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)

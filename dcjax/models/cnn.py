@@ -21,9 +21,9 @@ class CNN(nn.Module):
         num_classes: Number of logits.
         stages: Number of stages.
         convolutions: Number of convolutions in each stage.
-        dtype: What the layers below the head compute in; parameters and statistics are float32.
-        conv_general_dilated: What the convolutions are computed with, as in `flax.linen.Conv`; by
-            default `jax.lax.conv_general_dilated`; `dcjax.native` has one that is fast on the CPU.
+        dtype: The dtype of the layers below the head; parameters and statistics are float32.
+        conv_general_dilated: The convolution, as in `flax.linen.Conv`: by default
+            `jax.lax.conv_general_dilated`; `dcjax.native` has one that is fast on the CPU.
 
     References:
         K. Simonyan, A. Zisserman, Very deep convolutional networks for large-scale image
@@ -53,7 +53,7 @@ class CNN(nn.Module):
     def __call__(
         self, x: Float[Array, "N H W C"], train: bool = False
     ) -> Float[Array, "N classes"]:
-        """The logits.
+        """Return the logits.
 
         Args:
             x: (N, H, W, C), H and W at least 2^stages.

@@ -21,12 +21,12 @@ class ResNet(nn.Module):
         depth: 6n + 2 weighted layers: 8, 14, 20, 26, 32, ….
         width: Channels of the first stage; all layers but the head scale with it.
         num_classes: Number of logits.
-        dtype: What the layers below the head compute in; parameters and statistics are float32.
-        conv_general_dilated: What the convolutions are computed with, as in `flax.linen.Conv`; by
-            default `jax.lax.conv_general_dilated`; `dcjax.native` has one that is fast on the CPU.
+        dtype: The dtype of the layers below the head; parameters and statistics are float32.
+        conv_general_dilated: The convolution, as in `flax.linen.Conv`: by default
+            `jax.lax.conv_general_dilated`; `dcjax.native` has one that is fast on the CPU.
 
     Raises:
-        ValueError: The depth is none of those.
+        ValueError: The depth is not 6n + 2.
 
     References:
         K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition,
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "N H W C"], train: bool = False
     ) -> Float[Array, "N classes"]:
-        """The logits.
+        """Return the logits.
 
         Args:
             x: (N, H, W, C), of any size.
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w c"]:
-        """The feature map."""
+        """Return the feature map."""
         chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
         first = ConvNorm(self.width, stride=self.stride, name="conv1", **chosen)
         second = ConvNorm(self.width, name="conv2", **chosen)
