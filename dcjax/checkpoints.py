@@ -144,7 +144,7 @@ class Checkpoints:
           record: values that JSON has, to be kept with it.
 
         Raises:
-          CheckpointError: the one before could not be written, and there is no `on_failure`; this
+          CheckpointError: the one before could not be written, without an `on_failure`; this
             one has not been saved.
           TypeError: leaves are not arrays, lists every one; or the record is not for JSON.
           ValueError: the step is negative, or two leaves have the same path.
@@ -176,7 +176,7 @@ class Checkpoints:
         """Wait until what has been saved is on the disk.
 
         Raises:
-          CheckpointError: it could not be written, and there is no `on_failure`.
+          CheckpointError: it could not be written, without an `on_failure`.
         """
         if self._pending is None:
             return
@@ -202,7 +202,7 @@ class Checkpoints:
           step: its number; None for the highest.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint.
+          FileNotFoundError: the checkpoint does not exist.
           CheckpointError: it is damaged; names its folder, and the step before it.
         """
         self._settle()
@@ -227,7 +227,7 @@ class Checkpoints:
           on_damage: called with the error of each that cannot.
 
         Returns:
-          What was saved; None if there is no checkpoint at all.
+          What was saved; None without any checkpoint.
 
         Raises:
           CheckpointError: there are checkpoints and all are damaged.

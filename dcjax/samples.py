@@ -92,8 +92,8 @@ def channels(subnets: int) -> Samples:
             return jnp.split(x, count, axis=-1) * (subnets // count)
         divisors = ", ".join(str(k) for k in range(1, count) if count % k == 0)
         raise ValueError(
-            f"channels: K = {subnets} sub-networks do not share out images of {count} channels; "
-            f"here it fits K = {divisors} and every multiple of {count}"
+            f"channels: K = {subnets} sub-networks cannot share images of {count} channels; "
+            f"expected K = {divisors} or a multiple of {count}"
         )
 
     return _concatenated("channels", subnets, views)
@@ -228,7 +228,7 @@ def bands(subnets: int, *, deviations: Sequence[float] | None = None) -> Samples
         _divided("bands", x, 2**levels, 2**levels)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
-                f"bands takes floating-point images, got {x.dtype}: normalise them first"
+                f"bands expects floating-point images, got {x.dtype}: normalise them first"
             )
         found = [x]
         for _ in range(levels):
@@ -260,15 +260,15 @@ def make(name: str, subnets: int) -> Samples:
         The way's `split` and `join`.
 
     Raises:
-        ValueError: There is no such way, or it does not fit K.
+        ValueError: The name is unknown, or the way does not fit K.
 
     >>> make("tiles", 4).name
     'tiles'
     """
     if not isinstance(name, str) or name not in _WAYS:
         raise ValueError(
-            f"no way to decompose samples is called {_checks.shown(name)}; "
-            f"there are {', '.join(NAMES)}"
+            f"unknown way to decompose samples: {_checks.shown(name)}; choose from "
+            f"{', '.join(NAMES)}"
         )
     return _WAYS[name](subnets)
 
@@ -290,7 +290,7 @@ def _of_arrays(name: str, function: Callable[[Any], Array]) -> Callable[[Any], A
     def checked(x: Any) -> Array:
         if not getattr(x, "shape", ()) or _checks.array_fault(x):
             raise TypeError(
-                f"{name} takes a batch of images, an array (N, …), got {_checks.shown(x)}"
+                f"{name} expects a batch of images, an array (N, …), got {_checks.shown(x)}"
             )
         return function(x)
 
@@ -301,9 +301,9 @@ def _at_least(least: int, way: str, what: str, value: Any) -> int:
     """Return the value as a Python int, or raise an error."""
     whole = _checks.whole_number(value)
     if whole is None:
-        raise TypeError(f"{way}: {what} must be a whole number, got {_checks.shown(value)}")
+        raise TypeError(f"{way}: {what} must be an integer, got {_checks.shown(value)}")
     if not least <= whole < 2**31:
-        raise ValueError(f"{way}: {what} = {whole}, it must be at least {least}, and below 2³¹")
+        raise ValueError(f"{way}: {what} must be at least {least} and below 2³¹, got {whole}")
     return whole
 
 
@@ -312,7 +312,7 @@ def _grid(way: str, subnets: int | Sequence[int]) -> tuple[int, int]:
     if not isinstance(subnets, Sequence) or isinstance(subnets, (str, bytes)):
         return _most_square(_at_least(1, way, "K", subnets))
     if len(subnets) != 2:
-        raise ValueError(f"{way}: a grid is (rows, columns), got {tuple(subnets)}")
+        raise ValueError(f"{way}: a grid must be (rows, columns), got {tuple(subnets)}")
     rows, columns = (
         _at_least(1, way, f"in grid {tuple(subnets)} a side", side) for side in subnets
     )
@@ -328,7 +328,9 @@ def _most_square(subnets: int) -> tuple[int, int]:
 def _image_shape(way: str, x: Shaped[Array, "N H W C"]) -> tuple[int, int, int]:
     """Return (H, W, C) of a batch of images."""
     if x.ndim != 4:
-        raise ValueError(f"{way} takes a batch of images (N, H, W, C), got an array of {x.shape}")
+        raise ValueError(
+            f"{way} expects a batch of images (N, H, W, C), got an array of shape {x.shape}"
+        )
     _, height, width, count = x.shape
     return height, width, count
 

@@ -23,7 +23,7 @@ class LeafLayout:
       global logits are the mean of the sub-networks' logits.
     * `used` is False for a leaf that the traced call does not use (random counters, an auxiliary
       head). It is composed by its shape alone: side by side if it grows, otherwise the mean, or
-      sub-network 0's value if there is no mean (integers, keys).
+      sub-network 0's value of what has no mean (integers, keys).
     """
 
     axes: tuple[Order, ...]

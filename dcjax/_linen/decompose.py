@@ -39,7 +39,7 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     """
     subnets = check_subnets(subnets)
     if not _is_module(network):
-        raise TypeError(f"the network is a Flax Linen module (an instance), got {network!r}")
+        raise TypeError(f"the network must be an instance of a Flax Linen module, got {network!r}")
     if subnets == 1:
         return network
     own = getattr(type(network), "narrow", None)
@@ -48,8 +48,8 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
         subnet = inspect.unwrap(own)(network, subnets)
         if not _is_module(subnet):
             raise TypeError(
-                f"{type(network).__name__}.narrow({subnets}) is the sub-network's module, got "
-                f"{shown(subnet)}"
+                f"{type(network).__name__}.narrow({subnets}) must return the sub-network's "
+                f"module, got {shown(subnet)}"
             )
         return subnet
     fields = _names(fields)
@@ -75,9 +75,11 @@ def _is_module(network: Any) -> bool:
 def _names(fields: Any) -> tuple[str, ...]:
     names = (fields,) if isinstance(fields, str) else fields
     if not (isinstance(names, (Sequence, Set)) and all(isinstance(name, str) for name in names)):
-        raise TypeError(f'fields are names, such as fields=("width",), got {shown(fields)}')
+        raise TypeError(f'fields must be names, such as fields=("width",), got {shown(fields)}')
     if not names:
-        raise ValueError('fields names no field that carries width, such as fields=("width",)')
+        raise ValueError(
+            'fields is empty; name the fields that carry width, such as fields=("width",)'
+        )
     return tuple(names)
 
 
@@ -88,10 +90,10 @@ def _divided(name: str, value: Any, subnets: int) -> Any:
         return divided if isinstance(value, list) else tuple(divided)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
-            f"field {name} carries a width, an int or a sequence of ints, got {value!r}"
+            f"field {name} must be a width, an int or a sequence of ints, got {value!r}"
         )
     if value < 1:
-        raise ValueError(f"field {name} carries a width, which is at least 1, got {value}")
+        raise ValueError(f"field {name} must be a width of at least 1, got {value}")
     if value % subnets:
         near = [w for w in (value - value % subnets, value + -value % subnets) if w > 0]
         raise ValueError(

@@ -180,10 +180,10 @@ def apply(
     check_stacked(stacked)
     if not _is_collections(stacked.tree):
         raise TypeError(
-            "the variables are a dict of collections, such as {'params': {…}}, got "
+            "expected variables as a dict of collections, such as {'params': {…}}, got "
             f"{shown(stacked)}"
         )
-    # Flax does without a bias that is None.
+    # Flax takes a missing bias for None and computes without it.
     leaves = leaves_of(stacked.tree, "stacked tree")
     missing = ["/".join(path) for path in stacked.layout.by_path if path not in leaves]
     if missing:
@@ -191,15 +191,15 @@ def apply(
     xs = array_of("xs", xs)
     if xs.shape[:1] != (len(stacked),):
         raise ValueError(
-            f"xs holds the samples of each of the {len(stacked)} sub-networks that the variables "
-            f"are for: expected shape ({len(stacked)}, N, …), got {xs.shape}"
+            f"expected xs of shape ({len(stacked)}, N, …), the samples of each of the "
+            f"{len(stacked)} sub-networks, got {xs.shape}"
         )
     # Unrolled: convolutions under vmap or in a loop's body are several times slower on a CPU.
     pairs = zip(stacked, xs, strict=True)
     logits = [subnet.apply(variables, x, **kwargs) for variables, x in pairs]
     if array_fault(logits[0]):
         raise TypeError(
-            f"apply stacks logits, one array of each sub-network, and the network's result "
+            f"apply stacks one array of logits from each sub-network, but the network's result "
             f"{array_fault(logits[0])}: call subnet.apply(stacked[k], xs[k]) for other results"
         )
     return jnp.stack(logits)
@@ -210,10 +210,13 @@ def samples_for(samples: Samples | None, subnets: int) -> Samples:
     if samples is None:
         return replicate(subnets)
     if not isinstance(samples, Samples):
-        raise TypeError(f"samples is one of dcjax.samples, such as replicate(4); got {samples!r}")
+        raise TypeError(
+            f"samples must be one of dcjax.samples, such as replicate(4); got {samples!r}"
+        )
     if samples.subnets != subnets:
         raise ValueError(
-            f"samples are for {samples.subnets} sub-networks, the network is split into {subnets}"
+            f"the samples are for {samples.subnets} sub-networks, but the network is split into "
+            f"{subnets}"
         )
     return samples
 
@@ -229,15 +232,17 @@ def _is_collections(tree: Any) -> bool:
 def _check_network(network: Any) -> None:
     methods = all(callable(getattr(network, name, None)) for name in ("init", "apply"))
     if isinstance(network, (type, types.ModuleType)) or not methods:
-        raise TypeError(f"the network is a Flax Linen module (an instance), got {shown(network)}")
+        raise TypeError(
+            f"the network must be an instance of a Flax Linen module, got {shown(network)}"
+        )
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Return the input's shape and dtype."""
     if not (hasattr(x, "shape") and hasattr(x, "dtype")) or array_fault(x, abstract=True):
         raise TypeError(
-            f"x is one array with the batch first, got {shown(x)}; give what else the "
-            "network's call needs as keyword arguments"
+            f"x must be one array with the batch first, got {shown(x)}; pass other inputs of the "
+            "network's call as keyword arguments"
         )
     key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.ShapeDtypeStruct(x.shape, x.dtype if key else canonicalize_dtype(x.dtype))
@@ -261,6 +266,6 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except (ModifyScopeVariableError, InvalidRngError) as error:
         raise ValueError(
             "the network changes its variables or draws random numbers in this call, as in "
-            "training: have it traced as it evaluates (train=False, deterministic=True, "
-            f"use_running_average=True, or what it is called in yours). Flax says: {error}"
+            "training; trace it in evaluation mode (train=False, deterministic=True, "
+            f"use_running_average=True, or your network's flag). Flax says: {error}"
         ) from error

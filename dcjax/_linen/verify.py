@@ -1,4 +1,4 @@
-"""The check that composition was exact: every layer's feature map against the sub-networks'."""
+"""Check that composition was exact: compare every layer's feature map."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,7 +22,7 @@ from dcjax.samples import Samples
 
 
 class LayerError(NamedTuple):
-    """The largest difference in one layer: its path, its feature map's global shape, its errors."""
+    """The errors of one layer, with its path and its feature map's global shape."""
 
     layer: str
     shape: tuple[int, ...]
@@ -36,8 +36,8 @@ class Report(NamedTuple):
     Attributes:
       layers: one `LayerError` for each layer, in the order of the network.
       error: the largest difference over the largest magnitude, over all layers.
-      unseen: paths of layers inside `lax.cond` or `lax.while_loop`, where nothing can be looked at:
-        what comes behind them is compared.
+      unseen: paths of layers inside `lax.cond` or `lax.while_loop`, which cannot be compared; the
+        layers behind them are.
     """
 
     layers: tuple[LayerError, ...]
@@ -67,13 +67,13 @@ def verify(
     weights: Float[Array | np.ndarray, " K"] | None = None,
     **kwargs: Any,
 ) -> Report:
-    """Compare every layer's feature map of the composed network with the K sub-networks' own.
+    """Compare every layer's feature map of the composed network with the K sub-networks'.
 
-    A layer is a module of the network (and the network's own operations outside its modules); its
-    feature map is the last array it computes. Layers inside `nn.scan` are compared in every round;
-    those inside `nn.cond` and `nn.while_loop` are not, and named in the report.
-    After the merge the composed network's arrays are compared with the sub-networks' mean (or what
-    `head` and `weights` say).
+    A layer is a module of the network, or the network's operations outside its modules; its feature
+    map is the last array it computes. Layers inside `nn.scan` are compared in every round. Layers
+    inside `nn.cond` and `nn.while_loop` are not compared; the report names them. Behind the merge
+    the composed network's arrays are compared with the sub-networks' mean, or with the merge that
+    `head` and `weights` define.
 
     Args:
       network: the global network, a Flax Linen module.
@@ -81,9 +81,9 @@ def verify(
       x: a batch of images, before `samples`.
       samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
       fields: the module's fields that carry width (see `decompose`).
-      tolerance: the largest relative error that is accepted; by default 1e-4, or 0.1 where the
-        network computes in half precision (one rounding of bfloat16 is 4e-3).
-      head: how the composed network merges them, as in `compose`.
+      tolerance: the largest accepted relative error; by default 1e-4, or 0.1 if the network
+        computes in half precision (one rounding of bfloat16 is 4e-3).
+      head: how the composed network merges the sub-networks, as in `compose`.
       weights: as in `compose`.
       **kwargs: what else the network's call needs.
 
@@ -91,8 +91,8 @@ def verify(
       A `Report`; printing it gives a table.
 
     Raises:
-      ValueError: an error above the tolerance, or NaN; the table is in the
-        message. The variables are not this network's. Every feature map is zero.
+      ValueError: an error is above the tolerance, or NaN; the message holds the table. The
+        variables are not this network's. Every feature map is zero.
       TypeError: an argument has another type.
 
     >>> import dcjax, jax
@@ -123,8 +123,8 @@ def verify(
     own = [features(stacked[k], x_k) for k, x_k in enumerate(samples.split(x))]
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
         raise ValueError(
-            "every feature map of the sub-networks is zero, so that nothing can be compared: give "
-            "an x that is not all zero, such as jax.random.normal(jax.random.key(1), x.shape)"
+            "every feature map of the sub-networks is zero, so nothing can be compared: give an x "
+            "with other values, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
     composed = jax.jit(
         lambda variables, x: evaluate(found.wide, jax.tree.leaves((variables, x)), layers)
@@ -144,22 +144,22 @@ def verify(
 def _check_tolerance(tolerance: Any) -> None:
     real = isinstance(tolerance, (int, float, np.integer, np.floating))
     if tolerance is not None and (not real or isinstance(tolerance, bool)):
-        raise TypeError(f"tolerance is a number of at least 0, got {shown(tolerance)}")
+        raise TypeError(f"tolerance must be a number of at least 0, got {shown(tolerance)}")
     if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"tolerance is at least 0, got {tolerance}")
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
 
 
 def _check_layout(expected: Layout, got: Layout) -> None:
     if expected != got:
         raise ValueError(
-            f"stacked is not of this network with these samples and this input: expected\n"
+            "stacked does not belong to this network with these samples and this input: expected\n"
             f"{expected}\ngot\n{got}\n"
-            "Pass all of the variables, as dcjax.init gives them for this network"
+            "Pass all variables, as dcjax.init returns them for this network"
         )
 
 
 def _check_dtypes(found: Separation, stacked: Stacked) -> None:
-    """The programs were traced with the network's own dtypes, and run with no others."""
+    """Refuse variables of other dtypes than the network was traced with."""
     leaves = leaves_of(stacked.tree, "stacked tree")
     expected = [aval.dtype for aval in found.narrow.in_avals[: len(leaves)]]
     wrong = [
@@ -169,7 +169,7 @@ def _check_dtypes(found: Separation, stacked: Stacked) -> None:
     ]
     if wrong:
         raise ValueError(
-            "the network's own initialisation gives variables of other dtypes:\n  "
+            "the network initialises variables of other dtypes:\n  "
             + "\n  ".join(wrong)
             + "\nCast them, or give the network the dtype (such as Flax's param_dtype)"
         )

@@ -43,7 +43,7 @@ def separate(
     Raises:
       NotSeparableError: the global network cannot compute what the sub-networks compute.
       ValueError: the two trees of variables differ in structure, or the inputs in number or rank.
-      TypeError: there are no variables, or no results.
+      TypeError: the network has no variables, or no results.
     """
     programs = jax.make_jaxpr(narrow)(*narrow_args), jax.make_jaxpr(wide)(*wide_args)
     leaves = _pair("variables", narrow_args[0], wide_args[0])

@@ -37,7 +37,7 @@ def build() -> Path:
       The shared library.
 
     Raises:
-      NativeError: there is no compiler, or it fails; the message holds what it printed.
+      NativeError: a compiler is missing or fails; the message holds its output.
 
     >>> build().suffix
     '.so'

@@ -24,7 +24,7 @@ def speedup(
     Returns:
       `target_accuracy`; `seconds` and `baseline_seconds`, the times of both; `wall` and `device`,
       the ratios of wall-clock and of device seconds. All but the first are None if the target was
-      not reached, or if the baseline was not trained, diverged, or is no better than guessing.
+      not reached, or if the baseline was not trained, diverged, or does not beat guessing.
     """
     target, cost = baseline["accuracy"], baseline["cost"]
     reached, own = (first_reaching(stage["curve"], target) for stage in (finetune, baseline))

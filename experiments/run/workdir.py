@@ -183,7 +183,7 @@ def _strict(value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None if there is no such file."""
+    """Return the JSON object in a file; None if the file does not exist."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
