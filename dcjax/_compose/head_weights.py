@@ -42,6 +42,26 @@ def head_weights_of(
     return weights
 
 
+def multiplied(part: Array, weight: Float[Array | np.ndarray, ""]) -> Array:
+    """Return a sub-network's part of the head's kernel times w_k, which divides it by K."""
+    return (part * weight).astype(part.dtype)
+
+
+def divided(part: Array, weight: Float[Array | np.ndarray, ""]) -> Array:
+    """Invert `multiplied`; counters and keys stay as they are."""
+    if not jnp.issubdtype(part.dtype, jnp.inexact):
+        return part
+    return (part / weight).astype(part.dtype)
+
+
+def merged(parts: Array, head_weights: Float[Array | np.ndarray, " K"]) -> Array:
+    """Return the weighted sum over the sub-networks; for counters and keys, sub-network 0's."""
+    if not jnp.issubdtype(parts.dtype, jnp.inexact):
+        return parts[0]
+    weights = head_weights.reshape(-1, *[1] * (parts.ndim - 1))
+    return jnp.sum(parts * weights, axis=0).astype(parts.dtype)
+
+
 def check_weights(name: str, weights: Any, subnets: int) -> None:
     """Refuse anything but K convex weights; traced values pass."""
     if not jnp.issubdtype(jnp.result_type(weights), jnp.floating):

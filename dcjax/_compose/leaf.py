@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dcjax._compose.head_weights import divided, merged, multiplied
 from dcjax._layout.layout import LeafLayout
 
 
@@ -49,22 +50,22 @@ def compose_leaf(
 ) -> Array:
     """Write every sub-network's blocks into zeros, or into an old global leaf.
 
-    `factors[k]`, if given, multiplies sub-network k's blocks: this is where the head's kernel is
-    divided by K. Shared entries are the sum of the sub-networks' entries times `head_weights[k]`.
+    `factors[k]`, if given, multiplies sub-network k's blocks: for the head's kernel 1/K. Shared
+    entries are the sum of the sub-networks' entries times `head_weights[k]`.
     """
     if layout.is_mean:
-        return _merged(stacked, head_weights)
+        return merged(stacked, head_weights)
     shape = layout.global_shape(subnets)
     parts = stacked.reshape(subnets, *_factored(layout, layout.narrow_shape))
     out = jnp.zeros(shape, stacked.dtype) if into is None else into
     out = out.reshape(_factored(layout, shape))
     for block in blocks(layout, subnets):
         if block.subnet is None:
-            part = _merged(parts[(slice(None), *block.narrow)], head_weights)
+            part = merged(parts[(slice(None), *block.narrow)], head_weights)
         else:
             part = parts[(block.subnet, *block.narrow)]
             if factors is not None:
-                part = (part * factors[block.subnet]).astype(part.dtype)
+                part = multiplied(part, factors[block.subnet])
         out = out.at[block.wide].set(part)
     return out.reshape(shape)
 
@@ -76,7 +77,7 @@ def extract_leaf(
     """Return a stacked leaf from a global one, the inverse of `compose_leaf`."""
     whole = jnp.sum(head_weights)
     if layout.is_mean:
-        return jnp.broadcast_to(_divided(leaf, whole), (subnets, *leaf.shape))
+        return jnp.broadcast_to(divided(leaf, whole), (subnets, *leaf.shape))
     if 0 in layout.narrow_shape:  # an axis without entries has no blocks
         return jnp.zeros((subnets, *layout.narrow_shape), leaf.dtype)
     wide = leaf.reshape(_factored(layout, layout.global_shape(subnets)))
@@ -84,9 +85,9 @@ def extract_leaf(
     for block in blocks(layout, subnets):
         part = wide[block.wide]
         if block.subnet is None:
-            part = _divided(part, whole)
+            part = divided(part, whole)
         elif layout.head:
-            part = _divided(part, head_weights[block.subnet])
+            part = divided(part, head_weights[block.subnet])
         for own in parts if block.subnet is None else [parts[block.subnet]]:
             own.append(part)
     # A narrow leaf consists of its blocks alone, so joining them needs no zeros.
@@ -120,17 +121,3 @@ def _factored(layout: LeafLayout, sizes: tuple[int, ...]) -> tuple[int, ...]:
     for order, size in zip(layout.axes, sizes, strict=True):
         shape += [order.repeat, size // order.repeat] if order.repeat > 1 else [size]
     return tuple(shape)
-
-
-def _merged(parts: Array, head_weights: Float[Array | np.ndarray, " K"]) -> Array:
-    """Return the weighted sum over the sub-networks; for counters and keys, sub-network 0's."""
-    if not jnp.issubdtype(parts.dtype, jnp.inexact):
-        return parts[0]
-    weights = head_weights.reshape(-1, *[1] * (parts.ndim - 1))
-    return jnp.sum(parts * weights, axis=0).astype(parts.dtype)
-
-
-def _divided(part: Array, by: Array) -> Array:
-    if not jnp.issubdtype(part.dtype, jnp.inexact):
-        return part
-    return (part / by).astype(part.dtype)

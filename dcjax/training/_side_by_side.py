@@ -13,7 +13,7 @@ from dcjax._checks import check_key
 from dcjax.training._data import Data, batcher, place
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, sharding
 from dcjax.training._learner import learner
-from dcjax.training._members import members_on
+from dcjax.training._pmap import members_on
 from dcjax.training._recipe import Recipe
 from dcjax.training._state import TrainState
 from dcjax.training._trainer import Trainer

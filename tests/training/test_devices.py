@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dcjax.training import physical_devices
 from dcjax.training._devices import choose_devices
-from dcjax.training._members import members_on
+from dcjax.training._pmap import members_on
 
 
 @given(st.integers(1, 300), st.integers(1, 16))
