@@ -12,9 +12,9 @@ from experiments import data
 from experiments.results import summary
 from experiments.run import console as progress
 from experiments.run import lock, signals, startup, workdir
-from experiments.settings import flags, validate
+from experiments.settings import naming, validate
+from experiments.settings.flags import Settings
 from experiments.settings.presets import PRESETS
-from experiments.settings.schema import Settings
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 STOPPED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
@@ -81,8 +81,8 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     Returns:
       The exit code.
     """
-    folder = settings.workdir or flags.default_workdir(settings)
-    values, how = flags.flat(settings), settings.keeping
+    folder = settings.workdir or naming.default_workdir(settings)
+    values, how = naming.flat(settings), settings.keeping
     voice = progress.voice(Console(stderr=True))
     if (results := workdir.finished(folder, values, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")

@@ -15,7 +15,7 @@ import dcjax
 from dcjax import training
 from experiments.benchmark.timing import Ways, in_turns
 from experiments.method import factory
-from experiments.settings.schema import Network
+from experiments.settings.flags import Network
 
 BATCH = 128
 Made = tuple[training.Trainer, Any]

@@ -13,7 +13,7 @@ import dcjax
 from dcjax import training
 from experiments.data import Dataset
 from experiments.run.checkpointing import Keeper
-from experiments.settings.schema import Network, Settings, Training
+from experiments.settings.flags import Network, Settings, Training
 
 Convolution = Callable[..., Array]
 STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning", "baseline": "baseline"}

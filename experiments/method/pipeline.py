@@ -20,7 +20,7 @@ from experiments.results.score import Score, score
 from experiments.results.speedup import speedup
 from experiments.run import provenance
 from experiments.run.checkpointing import Keeper
-from experiments.settings.schema import Settings
+from experiments.settings.flags import Settings
 
 
 def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:

@@ -14,7 +14,7 @@ from experiments.data import Dataset
 from experiments.run.console import Voice
 from experiments.run.signals import Stop, Stopped
 from experiments.run.workdir import Metrics, WorkdirError
-from experiments.settings.schema import Keeping
+from experiments.settings.flags import Keeping
 
 Record = dict[str, Any]
 FOLDER = "checkpoints"

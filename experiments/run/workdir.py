@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from experiments.results.schema import Results
-from experiments.settings.flags import PLACES, as_flag
+from experiments.settings.naming import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 

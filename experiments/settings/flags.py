@@ -1,76 +1,171 @@
-"""Settings as flags: their names and values, the command that gives them, the default workdir."""
+"""The settings of a run, frozen dataclasses: every field is a flag of the command line."""
 
 import dataclasses
-import hashlib
-import json
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from experiments.settings.presets import PRESETS
-from experiments.settings.schema import Keeping, Settings
+import tyro
 
-# Two runs that differ in these only have the same results: they say where a run reads and writes,
-# and the preset's values are compared one by one. A sub-network that diverged is in the results.
-PLACES = ("workdir", "data_dir", "preset", *(f.name for f in dataclasses.fields(Keeping)))
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    """Return the settings as one dict by their flags' names, of plain values that JSON can hold.
-
-    >>> flat(Settings(subnets=2))["subnets"], flat(Settings())["width"]
-    (2, 32)
-    """
-    flags: dict[str, Any] = {}
-    groups: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(settings).items():
-        if isinstance(value, dict):
-            groups |= value
-        else:
-            flags[name] = value
-    return {name: str(v) if isinstance(v, Path) else v for name, v in (flags | groups).items()}
+CHOICES = {
+    "preset": ("quick", "digits", "paper"),
+    "model": ("resnet", "cnn"),
+    "samples": ("replicate", "channels", "tiles", "phases", "bands"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "on_diverged": ("stop", "restart", "drop"),
+}
+"""The values of the flags that take a name."""
 
 
-def as_args(settings: Settings) -> list[str]:
-    """Return the flags of a command with these settings, without those in `PLACES`.
-
-    >>> as_args(dataclasses.replace(Settings(), seed=3, subnets=2))
-    ['--subnets', '2', '--seed', '3']
-    """
-    args = [] if settings.preset == "quick" else ["--preset", settings.preset]
-    for name, value in _changes(settings, PRESETS[settings.preset]).items():
-        if isinstance(value, bool):
-            args.append(as_flag(name) if value else as_flag(f"no_{name}"))
-        else:
-            args += [as_flag(name), str(value)]
-    return args
+def _choice(flag: str) -> Any:
+    # Plain strings, not Literal: an unknown name is reported by `validate`, with the nearest one.
+    return tyro.conf.arg(metavar=f"{{{','.join(CHOICES[flag])}}}")
 
 
-def as_flag(name: str) -> str:
-    """Return the flag of a setting.
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The global network, and what its sub-networks see."""
 
-    >>> as_flag("batch_size")
-    '--batch-size'
-    """
-    return f"--{name.replace('_', '-')}"
-
-
-def default_workdir(settings: Settings) -> Path:
-    """Return a folder in runs/: a readable name, and a digest where flags depart from the preset.
-
-    >>> default_workdir(Settings()).as_posix()
-    'runs/auto-quick-k4-seed0'
-    """
-    named = {"subnets": settings.subnets, "seed": settings.seed}
-    changes = _changes(settings, dataclasses.replace(PRESETS[settings.preset], **named))
-    dataset = re.sub(r"[^A-Za-z0-9]+", "-", settings.data.dataset).strip("-").lower()
-    name = f"{dataset}-{settings.preset}-k{settings.subnets}-seed{settings.seed}"
-    if changes.keys() - {"dataset"}:
-        name += "-" + hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs", name)
+    model: Annotated[str, _choice("model")] = "resnet"
+    """Architecture."""
+    depth: int = 8
+    """Layers with weights: 6n+2 for a resnet (8, 14, 20, …), 3n+2 for a cnn (5, 8, 11, …)."""
+    width: int = 32
+    """Channels of the global network's first stage; each sub-network has width / subnets."""
+    samples: Annotated[str, _choice("samples")] = "replicate"
+    """What each sub-network sees of an image."""
+    precision: Annotated[str, _choice("precision")] = "auto"
+    """Arithmetic of training; auto is float32 on the CPU, else bfloat16. Parameters and evaluation
+    are always float32."""
+    native: bool = True
+    """On the CPU, use convolutions compiled for its processor. They need a C++ compiler once;
+    without one, JAX's convolutions are used, with a notice."""
 
 
-def _changes(settings: Settings, preset: Settings) -> dict[str, Any]:
-    """Return the flags, apart from those in `PLACES`, whose values differ from the preset's."""
-    plain = flat(preset)
-    return {n: v for n, v in flat(settings).items() if n not in PLACES and v != plain[n]}
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The three stages: stochastic gradient descent with momentum, cosine decay."""
+
+    subnet_epochs: int = 8
+    """Epochs of the sub-networks."""
+    finetune_epochs: int = 2
+    """Epochs of the composed network."""
+    baseline_epochs: int = 6
+    """Epochs of the global network trained from scratch, for comparison."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 0.8
+    """Peak learning rate of the sub-networks and of the baseline. The default suits width 32; at
+    width 64, 0.4 is better for the sub-networks (docs/results.md)."""
+    finetune_rate: float | None = None
+    """Peak learning rate of fine-tuning; by default --learning-rate."""
+    warmup_epochs: float = 0.5
+    """Epochs of linear warm-up of the sub-networks, at most half of their training."""
+    baseline_warmup_epochs: float = 1.5
+    """Epochs of warm-up of the baseline; it needs more than narrow networks (docs/results.md)."""
+    weight_decay: float = 5e-4
+    """Weight decay of the kernels."""
+    label_smoothing: float = 0.0
+    """Part of each label that is spread evenly over all classes, in all stages."""
+    evaluate_every: int | None = None
+    """Steps between evaluations of the global network; by default it is evaluated after each epoch.
+    More evaluations give finer times to an accuracy, but on accelerators each step is then a
+    separate call."""
+    average: float = 0.95
+    """Evaluate and hand on an average of the weights over about 1 / (1 - this) steps, in all
+    stages: 0.95 for about 20 steps; 0 for the last weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How the sub-networks' training continues in fine-tuning."""
+
+    subnet_final_rate: float | None = None
+    """Learning rate at which the sub-networks end. By default fine-tuning begins there: one
+    schedule runs through both stages and decays once, in fine-tuning. With 0 they decay too."""
+    finetune_warmup_epochs: float = 0.0
+    """Epochs of linear warm-up of fine-tuning, at most half of it."""
+    carry_momentum: bool = True
+    """Start fine-tuning with the sub-networks' momenta, composed; otherwise with zero momenta."""
+    head_rate: float | None = None
+    """Factor of the fine-tuning learning rate for the head's kernel; by default min(1, 4/K), which
+    keeps the logits from changing too fast with many sub-networks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    dataset: str = "auto"
+    """cifar10, digits, folder:PATH (train/<class>/*.jpg, test/<class>/*.jpg), or auto: cifar10, or
+    digits if it cannot be had and no --data-dir is given. All but digits are shifted and mirrored
+    at random in training."""
+    data_dir: Path | None = None
+    """Directory of tensorflow-datasets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    train_size: int | None = 10_000
+    """Train on at most this many images, a seeded and class-balanced subset; None for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What is kept on disk, and what happens when something goes wrong."""
+
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; by default one after each epoch. Saving within an epoch counts as
+    training time."""
+    keep: int = 2
+    """Number of newest checkpoints to keep of each stage."""
+    only_subnet: int | None = None
+    """Train only this sub-network (counted from 0). The command without this flag collects those
+    that are trained and trains the others."""
+    on_diverged: Annotated[str, _choice("on_diverged")] = "stop"
+    """If a sub-network's loss becomes NaN or infinite: stop; restart it from its last good
+    checkpoint with another random key and half the learning rate; or drop it from the head."""
+    fresh: bool = False
+    """Delete what an earlier run left in the workdir, and start again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Train K sub-networks side by side, compose them, fine-tune; compare with a baseline."""
+
+    subnets: int = 4
+    """K, the number of sub-networks; it divides the width."""
+    seed: int = 0
+    """Seed of everything random."""
+    preset: Annotated[str, _choice("preset")] = "quick"
+    """Defaults of the other flags: quick (CIFAR-10, minutes on two CPU cores), digits (1,400 small
+    images, no network needed, two minutes) or paper (ResNet-32 of width 64, 160 epochs: for
+    GPUs)."""
+    workdir: Path | None = None
+    """Folder for the results; by default a folder in runs/, named after the settings."""
+    network: Network = Network()
+    training: Training = Training()
+    transfer: Transfer = Transfer()
+    data: Data = Data()
+    keeping: Keeping = Keeping()
+
+    @property
+    def finetune_rate(self) -> float:
+        """The peak learning rate of fine-tuning."""
+        given = self.training.finetune_rate
+        return self.training.learning_rate if given is None else given
+
+    @property
+    def head_rate(self) -> float:
+        """The factor of the fine-tuning learning rate for the head's kernel.
+
+        >>> Settings(subnets=4).head_rate, Settings(subnets=8).head_rate
+        (1.0, 0.5)
+        """
+        given = self.transfer.head_rate
+        return min(1.0, 4 / self.subnets) if given is None else given
+
+    @property
+    def subnet_final_rate(self) -> float:
+        """The learning rate at which the sub-networks end.
+
+        >>> Settings(training=Training(learning_rate=0.1)).subnet_final_rate
+        0.1
+        """
+        given = self.transfer.subnet_final_rate
+        return min(self.training.learning_rate, self.finetune_rate) if given is None else given

@@ -1,6 +1,6 @@
 """The presets: the settings from which the other flags depart."""
 
-from experiments.settings.schema import Data, Network, Settings, Training, Transfer
+from experiments.settings.flags import Data, Network, Settings, Training, Transfer
 
 # Smaller batches than quick, so that an epoch of few images has enough steps.
 _DIGITS = Settings(

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments import data
-from experiments.settings.flags import as_flag, flat
-from experiments.settings.schema import CHOICES, Settings
+from experiments.settings.flags import CHOICES, Settings
+from experiments.settings.naming import as_flag, flat
 
 _LEAST = {
     1: (

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.settings.schema import Settings
+from experiments.settings.flags import Settings
 
 
 class Arm(NamedTuple):

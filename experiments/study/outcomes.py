@@ -9,7 +9,7 @@ import jax
 
 import dcjax
 from experiments.method import factory
-from experiments.settings.schema import Settings
+from experiments.settings.flags import Settings
 from experiments.study import arms, costs
 from experiments.study.trials import Trial, read
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from experiments import markdown
 from experiments.run import startup, workdir
-from experiments.settings import flags
-from experiments.settings.schema import Settings
+from experiments.settings import naming
+from experiments.settings.flags import Settings
 from experiments.study import arms
 
 
@@ -37,7 +37,7 @@ class Trial(NamedTuple):
     def results(self) -> dict[str, Any] | None:
         """The recorded results; None if there are none of these settings."""
         kept = read(self.records).get(self.folder.name)
-        if kept is None or workdir.differences(kept["settings"], flags.flat(self.settings)):
+        if kept is None or workdir.differences(kept["settings"], naming.flat(self.settings)):
             return None
         return kept["results"]
 
@@ -55,8 +55,8 @@ def trials(study: arms.Study, runs: Path, records: Path, seeds: int) -> Iterator
 
 def keep(trial: Trial) -> None:
     """Write the results of a finished trial into the records of its study, a line a trial."""
-    values = flags.flat(trial.settings)
-    settings = {name: value for name, value in values.items() if name not in flags.PLACES}
+    values = naming.flat(trial.settings)
+    settings = {name: value for name, value in values.items() if name not in naming.PLACES}
     results = workdir.finished(trial.folder, values)
     kept = read(trial.records) | {trial.folder.name: {"settings": settings, "results": results}}
     trial.records.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,6 @@ def _call(command: list[str], jobs: int, log: Path) -> None:
 def command(trial: Trial, data_dir: Path | None) -> list[str]:
     """Return the command of a trial, as a user would type it."""
     place = [] if data_dir is None else ["--data-dir", str(data_dir)]
-    chosen = flags.as_args(trial.settings)
+    chosen = naming.as_args(trial.settings)
     folder = ["--workdir", str(trial.folder)]
     return [sys.executable, "-m", "experiments.cifar10", *chosen, *place, *folder]

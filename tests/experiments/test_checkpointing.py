@@ -9,7 +9,7 @@ from experiments.data import Dataset, Split
 from experiments.run import checkpointing, workdir
 from experiments.run import console as progress
 from experiments.run import signals as stop
-from experiments.settings.schema import Keeping
+from experiments.settings.flags import Keeping
 
 RECORD = {"progress": {}}
 

@@ -8,9 +8,8 @@ import pytest
 
 import dcjax
 from experiments import cli
-from experiments.settings import flags, validate
-from experiments.settings.presets import PRESETS
-from experiments.settings.schema import (
+from experiments.settings import naming, validate
+from experiments.settings.flags import (
     CHOICES,
     Data,
     Keeping,
@@ -19,6 +18,7 @@ from experiments.settings.schema import (
     Training,
     Transfer,
 )
+from experiments.settings.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -99,7 +99,7 @@ def test_a_mistake_is_named(settings, said):
 def test_a_rate_is_a_positive_number(name, rate):
     settings = Settings(training=dataclasses.replace(Training(), **{name: rate}))
     assert validate.problems(settings) == [
-        f"{flags.as_flag(name)} {rate}: expected a finite number above 0"
+        f"{naming.as_flag(name)} {rate}: expected a finite number above 0"
     ]
 
 
@@ -120,7 +120,7 @@ def test_flat_settings_are_unique_names_of_all_fields():
     groups = (Network, Training, Transfer, Data, Keeping)
     fields = [field.name for group in groups for field in dataclasses.fields(group)]
     own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
-    assert sorted(flags.flat(Settings())) == sorted(own + fields)
+    assert sorted(naming.flat(Settings())) == sorted(own + fields)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_flat_settings_are_unique_names_of_all_fields():
     ],
 )
 def test_settings_as_flags_are_the_same_settings(settings):
-    assert cli.parse("test", flags.as_args(settings)) == settings
+    assert cli.parse("test", naming.as_args(settings)) == settings
 
 
 @pytest.mark.parametrize(
@@ -156,11 +156,11 @@ def test_default_workdirs_tell_settings_apart():
     wide = dataclasses.replace(Settings(), network=Network(width=64))
     wider = dataclasses.replace(Settings(), network=Network(width=128))
     other = [Settings(), Settings(seed=1), Settings(subnets=2), PRESETS["paper"], wide, wider]
-    assert len({flags.default_workdir(settings) for settings in other}) == len(other)
+    assert len({naming.default_workdir(settings) for settings in other}) == len(other)
     moved = dataclasses.replace(wide, data=Data(data_dir=Path("elsewhere")))
-    assert flags.default_workdir(moved) == flags.default_workdir(wide)
+    assert naming.default_workdir(moved) == naming.default_workdir(wide)
 
 
 def test_default_workdir_of_a_folder_is_one_name(tmp_path):
     settings = Settings(data=Data(dataset=f"folder:{tmp_path}"))
-    assert flags.default_workdir(settings).parent == Path("runs")
+    assert naming.default_workdir(settings).parent == Path("runs")

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.run import provenance as environment
 from experiments.run import workdir
-from experiments.settings import flags, validate
+from experiments.settings import naming, validate
 from experiments.study import __main__ as command
 from experiments.study import arms, costs, outcomes, tables, trials
 from experiments.study.costs import Cost, Narrow, Point, Wide
@@ -55,7 +55,7 @@ def settings_of(arm):
 def test_every_declared_trial_can_be_run(name):
     found = list(trials.trials(STUDIES[name], Path("runs"), Path("records"), seeds=3))
     assert len({trial.folder for trial in found}) == len(found)
-    settings = [flags.flat(trial.settings) for trial in found]
+    settings = [naming.flat(trial.settings) for trial in found]
     assert len({json.dumps(each, default=str) for each in settings}) == len(found)
     for trial in found:
         assert validate.problems(trial.settings) == []
@@ -131,7 +131,7 @@ def ran(small, monkeypatch):
         folder = Path(args[args.index("--workdir") + 1])
         trial = next(t for t in declared(folder.parents[1]) if t.folder == folder)
         folder.mkdir(parents=True, exist_ok=True)
-        values = flags.flat(trial.settings)
+        values = naming.flat(trial.settings)
         (folder / workdir.SETTINGS).write_text(json.dumps(values))
         workdir.finish(folder, results(trial.settings))
         commands.append(args)

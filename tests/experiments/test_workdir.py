@@ -6,8 +6,8 @@ import math
 import pytest
 
 from experiments.run import workdir
-from experiments.settings.flags import flat
-from experiments.settings.schema import Settings
+from experiments.settings.flags import Settings
+from experiments.settings.naming import flat
 
 HERE = flat(Settings())
 RESULTS = {"dataset": "digits"}

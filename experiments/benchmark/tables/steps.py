@@ -11,7 +11,7 @@ from experiments.benchmark.tables import Cases, Rows
 from experiments.benchmark.timing import milliseconds
 from experiments.markdown import table
 from experiments.method import factory
-from experiments.settings.schema import Network
+from experiments.settings.flags import Network
 
 
 def rows(platform: str, full: bool) -> Cases:
