@@ -55,12 +55,8 @@ def replicate(subnets: int) -> Samples:
     (4, 8, 32, 32, 3)
     """
     subnets = _at_least(1, "replicate", "K", subnets)
-    return Samples(
-        "replicate",
-        subnets,
-        _of_arrays("replicate", lambda x: jnp.broadcast_to(x, (subnets, *x.shape))),
-        _of_arrays("replicate", lambda x: x),
-    )
+    split = _of_arrays("replicate", lambda x: jnp.broadcast_to(x, (subnets, *x.shape)))
+    return Samples("replicate", subnets, split, _of_arrays("replicate", lambda x: x))
 
 
 def channels(subnets: int) -> Samples:
@@ -85,7 +81,7 @@ def channels(subnets: int) -> Samples:
     subnets = _at_least(1, "channels", "K", subnets)
 
     def views(x: Shaped[Array, "N H W C"]) -> list[Array]:
-        count = _image_shape("channels", x)[2]
+        count = x.shape[-1]
         if count % subnets == 0:
             return jnp.split(x, subnets, axis=-1)
         if subnets % count == 0:
@@ -230,20 +226,17 @@ def bands(subnets: int, *, deviations: Sequence[float] | None = None) -> Samples
             raise TypeError(
                 f"bands expects floating-point images, got {x.dtype}: normalise them first"
             )
-        found = [x]
-        for _ in range(levels):
-            found = [band for wider in found for band in _haar(wider)]
-        return [band * factor for band, factor in zip(found, factors, strict=True)]
+        found = [x]  # 2^levels times the bands: `factors` hold the powers of 1/2
+        for axis in (1, 2) * levels:
+            halves = [[jax.lax.slice_in_dim(y, i, None, 2, axis) for i in (0, 1)] for y in found]
+            found = [y for even, odd in halves for y in (even + odd, even - odd)]
+        return [y * factor for y, factor in zip(found, factors, strict=True)]
 
     return _concatenated("bands", subnets, views)
 
 
 _WAYS: dict[str, Callable[[int], Samples]] = {
-    "replicate": replicate,
-    "channels": channels,
-    "tiles": tiles,
-    "phases": phases,
-    "bands": bands,
+    way.__name__: way for way in (replicate, channels, tiles, phases, bands)
 }
 NAMES: tuple[str, ...] = tuple(_WAYS)
 """The names of all ways, as `make` takes them."""
@@ -275,12 +268,20 @@ def make(name: str, subnets: int) -> Samples:
 
 def _concatenated(name: str, subnets: int, views: Callable[[Array], list[Array]]) -> Samples:
     """Return the way whose global image is the concatenation of the sub-networks' views."""
+
+    def checked(x: Shaped[Array, "N ..."]) -> list[Array]:
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} expects a batch of images (N, H, W, C), got an array of shape {x.shape}"
+            )
+        return views(x)
+
     return Samples(
         name,
         subnets,
         # jit: otherwise each slice compiles by itself
-        _of_arrays(name, jax.jit(lambda x: jnp.stack(views(x)))),
-        _of_arrays(name, jax.jit(lambda x: jnp.concatenate(views(x), axis=-1))),
+        _of_arrays(name, jax.jit(lambda x: jnp.stack(checked(x)))),
+        _of_arrays(name, jax.jit(lambda x: jnp.concatenate(checked(x), axis=-1))),
     )
 
 
@@ -325,36 +326,21 @@ def _most_square(subnets: int) -> tuple[int, int]:
     return rows, subnets // rows
 
 
-def _image_shape(way: str, x: Shaped[Array, "N H W C"]) -> tuple[int, int, int]:
-    """Return (H, W, C) of a batch of images."""
-    if x.ndim != 4:
-        raise ValueError(
-            f"{way} expects a batch of images (N, H, W, C), got an array of shape {x.shape}"
-        )
-    _, height, width, count = x.shape
-    return height, width, count
-
-
 def _divided(way: str, x: Shaped[Array, "N H W C"], rows: int, columns: int) -> tuple[int, int]:
     """Return (H, W) of images that the grid divides, or raise an error."""
-    height, width, _ = _image_shape(way, x)
+    height, width = x.shape[1:3]
     if height % rows or width % columns:
-        fits = [k for k in range(1, 65) if _fits(way, k, height, width)]
-        remedy = (
+        known = (1, 4, 16, 64) if way == "bands" else range(1, 65)
+        grids = {k: _most_square(k) for k in known}
+        fits = [str(k) for k, (r, c) in grids.items() if height % r == 0 and width % c == 0]
+        grid = (
             "" if way == "bands" else f", or a grid (rows, columns) that divides {height}×{width}"
         )
         raise ValueError(
             f"{way}: a grid of {rows}×{columns} (K = {rows * columns}) does not divide images of "
-            f"{height}×{width}; up to 64 these K fit: {', '.join(map(str, fits))}{remedy}"
+            f"{height}×{width}; up to 64 these K fit: {', '.join(fits)}{grid}"
         )
     return height, width
-
-
-def _fits(way: str, subnets: int, height: int, width: int) -> bool:
-    """Return whether K alone gives a grid that divides the image."""
-    rows, columns = _most_square(subnets)
-    is_power = rows == columns and rows.bit_count() == 1
-    return height % rows == 0 and width % columns == 0 and (is_power or way != "bands")
 
 
 def _spans(side: int, parts: int, overlap: int) -> list[slice]:
@@ -372,34 +358,19 @@ def _spans(side: int, parts: int, overlap: int) -> list[slice]:
 
 def _deviations(subnets: int, given: Sequence[float] | None) -> Sequence[float]:
     """Return the bands' standard deviations: the given ones, or the measured ones."""
-    if given is None and subnets not in _DEVIATIONS:
-        raise ValueError(
-            f"bands: no standard deviations are known for K = {subnets}, only for K = "
-            f"{', '.join(map(str, _DEVIATIONS))}: measure them on your images, give deviations="
-        )
-    deviations = _DEVIATIONS[subnets] if given is None else _floats(given)
-    if len(deviations) != subnets or not all(0 < value < math.inf for value in deviations):
-        raise ValueError(
-            f"bands: deviations must be K = {subnets} positive numbers, got {list(deviations)}"
-        )
-    return deviations
-
-
-def _floats(given: Any) -> list[float]:
-    """Return numbers of any kind as Python's floats."""
+    if given is None:
+        if subnets not in _DEVIATIONS:
+            raise ValueError(
+                f"bands: no standard deviations are known for K = {subnets}, only for K = "
+                f"{', '.join(map(str, _DEVIATIONS))}: measure them on your images, give deviations="
+            )
+        return _DEVIATIONS[subnets]
     try:
-        return np.asarray(given, float).reshape(-1).tolist()
+        deviations = np.asarray(given, float).reshape(-1).tolist()
     except Exception as error:
         raise TypeError(f"bands: deviations must be numbers, got {_checks.shown(given)}") from error
-
-
-def _haar(x: Float[Array, "N H W C"]) -> list[Array]:
-    """Return one level's four bands times 2: all factors are applied at the end."""
-    return [band for rows in _sum_and_difference(x, 1) for band in _sum_and_difference(rows, 2)]
-
-
-def _sum_and_difference(x: Array, axis: int) -> tuple[Array, Array]:
-    """Return the sums and the differences of neighbouring pairs."""
-    even = jax.lax.slice_in_dim(x, 0, None, 2, axis)
-    odd = jax.lax.slice_in_dim(x, 1, None, 2, axis)
-    return even + odd, even - odd
+    if len(deviations) != subnets or not all(0 < value < math.inf for value in deviations):
+        raise ValueError(
+            f"bands: deviations must be K = {subnets} positive numbers, got {deviations}"
+        )
+    return deviations
