@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,49 +55,7 @@ def layout(
     >>> layout.subnets
     4
     """
-    _check_network(network)
-    subnets, x = check_subnets(subnets), _abstract(x)
-    if subnets == 1:
-        samples_for(samples, 1)
-        return identity_layout(jax.eval_shape(_init(network, kwargs), jax.random.key(0), x))
-    return separation(network, subnets, x, samples=samples, fields=fields, **kwargs).layout
-
-
-def separation(
-    network: Any,
-    subnets: int,
-    x: Any,
-    *,
-    samples: Samples | None,
-    fields: Sequence[str],
-    **kwargs: Any,
-) -> Separation:
-    """Trace both networks; return what the tracer knows of every array in between (K ≥ 2)."""
-    subnet = decompose(network, subnets, fields)
-    _check_network(network)
-    samples = samples_for(samples, subnets)
-    narrow_x = jax.eval_shape(lambda x: samples.split(x)[0], x)
-    wide_x = jax.eval_shape(samples.join, x)
-    key = jax.random.key(0)
-    # The global network first: what is wrong there is wrong without dcjax, too.
-    wide = jax.eval_shape(_init(network, kwargs), key, wide_x)
-    try:
-        narrow = jax.eval_shape(_init(subnet, kwargs), key, narrow_x)
-    except Exception as error:
-        error.add_note(
-            f"This is dcjax's sub-network, decompose(network, {subnets}); the global one can be "
-            "initialised. Whatever depends on the width has to divide with it: "
-            "nn.GroupNorm(num_groups=None, group_size=…), numbers of heads that are fields, or a "
-            "method narrow(subnets) that says what the sub-network is."
-        )
-        raise
-    return separate(
-        lambda variables, x: _call(subnet.apply, variables, x, **kwargs),
-        lambda variables, x: _call(network.apply, variables, x, **kwargs),
-        (narrow, narrow_x),
-        (wide, wide_x),
-        subnets,
-    )
+    return traced_layout(networks(network, subnets, samples, fields, kwargs), _abstract(x))
 
 
 def init(
@@ -139,16 +97,13 @@ def init(
     (4, 10)
     """
     check_key(key, "the order of arguments is init(network, K, key, x)")
-    subnets, x = check_subnets(subnets), array_of("x", x)
-    found = layout(network, subnets, x, samples=samples, fields=fields, **kwargs)
-    subnet = decompose(network, subnets, fields)
-    xs = samples_for(samples, subnets).split(x)
+    both, x = networks(network, subnets, samples, fields, kwargs), array_of("x", x)
+    found = traced_layout(both, _abstract(x))
     # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
     options = {"xla_backend_optimization_level": 1}
-    initialise = jax.jit(_init(subnet, kwargs), compiler_options=options)
-    keys = [jax.random.fold_in(key, k) for k in range(subnets)]
-    variables = [initialise(key_k, x_k) for key_k, x_k in zip(keys, xs, strict=True)]
-    return stack(variables, like=found)
+    initialise = jax.jit(_init(both.subnet, kwargs), compiler_options=options)
+    xs = enumerate(both.samples.split(x))
+    return stack([initialise(jax.random.fold_in(key, k), x_k) for k, x_k in xs], like=found)
 
 
 def apply(
@@ -205,10 +160,33 @@ def apply(
     return jnp.stack(logits)
 
 
-def samples_for(samples: Samples | None, subnets: int) -> Samples:
-    """Return the given samples, or the default, checked against K."""
-    if samples is None:
-        return replicate(subnets)
+class Networks(NamedTuple):
+    """A network, its sub-network and number of sub-networks, and what the networks are called with.
+
+    Attributes:
+      samples: gives what each sub-network, and the global network, sees of a batch of images.
+      kwargs: the arguments of the networks' call besides the images.
+    """
+
+    network: Any
+    subnet: Any
+    subnets: int
+    samples: Samples
+    kwargs: dict[str, Any]
+
+
+def networks(
+    network: Any,
+    subnets: int,
+    samples: Samples | None,
+    fields: Sequence[str],
+    kwargs: dict[str, Any],
+) -> Networks:
+    """Decompose the network, and check the arguments against each other."""
+    _check_network(network)
+    subnets = check_subnets(subnets)
+    subnet = decompose(network, subnets, fields)
+    samples = replicate(subnets) if samples is None else samples
     if not isinstance(samples, Samples):
         raise TypeError(
             f"samples must be one of dcjax.samples, such as replicate(4); got {samples!r}"
@@ -218,7 +196,41 @@ def samples_for(samples: Samples | None, subnets: int) -> Samples:
             f"the samples are for {samples.subnets} sub-networks, but the network is split into "
             f"{subnets}"
         )
-    return samples
+    return Networks(network, subnet, subnets, samples, kwargs)
+
+
+def traced_layout(both: Networks, x: Any) -> Layout:
+    """Return the layout for a batch of images, or for its shape and dtype."""
+    if both.subnets > 1:
+        return separation(both, x).layout
+    initialise = _init(both.network, both.kwargs)
+    return identity_layout(jax.eval_shape(initialise, jax.random.key(0), x))
+
+
+def separation(both: Networks, x: Any) -> Separation:
+    """Trace both networks; return what the tracer knows of every array in between (K ≥ 2)."""
+    narrow_x = jax.eval_shape(lambda x: both.samples.split(x)[0], x)
+    wide_x = jax.eval_shape(both.samples.join, x)
+    key = jax.random.key(0)
+    # The global network first: what is wrong there is wrong without dcjax, too.
+    wide = jax.eval_shape(_init(both.network, both.kwargs), key, wide_x)
+    try:
+        narrow = jax.eval_shape(_init(both.subnet, both.kwargs), key, narrow_x)
+    except Exception as error:
+        error.add_note(
+            f"This is dcjax's sub-network, decompose(network, {both.subnets}); the global one can "
+            "be initialised. Whatever depends on the width has to divide with it: "
+            "nn.GroupNorm(num_groups=None, group_size=…), numbers of heads that are fields, or a "
+            "method narrow(subnets) that says what the sub-network is."
+        )
+        raise
+    return separate(
+        lambda variables, x: _call(both.subnet.apply, variables, x, **both.kwargs),
+        lambda variables, x: _call(both.network.apply, variables, x, **both.kwargs),
+        (narrow, narrow_x),
+        (wide, wide_x),
+        both.subnets,
+    )
 
 
 def _is_collections(tree: Any) -> bool:

@@ -1,9 +1,10 @@
 """Check that composition was exact: compare every layer's feature map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
@@ -12,11 +13,11 @@ from dcjax._compose.compose import compose
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
 from dcjax._compose.stacked import Stacked
-from dcjax._layout.layout import Layout
+from dcjax._layout.layout import Layout, table
 from dcjax._layout.order import Order
 from dcjax._linen.decompose import DEFAULT_FIELDS
 from dcjax._linen.intermediates import Place, evaluate
-from dcjax._linen.network import layout, samples_for, separation
+from dcjax._linen.network import networks, separation, traced_layout
 from dcjax._tracing.solve import Separation
 from dcjax.samples import Samples
 
@@ -47,12 +48,10 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         rows = [("layer", "shape", "absolute", "relative")]
         rows += [(e.layer, str(e.shape), f"{e.absolute:.1e}", f"{e.relative:.1e}") for e in self[0]]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        lines = [*map(str.rstrip, lines), f"largest relative error {self.error:.1e}"]
+        text = f"{table(rows)}\nlargest relative error {self.error:.1e}"
         if self.unseen:
-            lines.append(f"not compared, within cond or while: {', '.join(self.unseen)}")
-        return "\n".join(lines)
+            text += f"\nnot compared, within cond or while: {', '.join(self.unseen)}"
+        return text
 
 
 def verify(
@@ -103,33 +102,31 @@ def verify(
     True
     """
     check_stacked(stacked)
-    _check_tolerance(tolerance)
-    subnets, x = len(stacked), array_of("x", x)
+    if tolerance is not None:
+        _check_tolerance(tolerance)
+    x = array_of("x", x)
     variables = compose(stacked, head=head, weights=weights)
-    if subnets == 1:
-        expected = layout(network, 1, x, samples=samples, fields=fields, **kwargs)
-        _check_layout(expected, stacked.layout)
+    both = networks(network, len(stacked), samples, fields, kwargs)
+    if both.subnets == 1:
+        _check_layout(traced_layout(both, x), stacked.layout)
         return Report((), 0.0)  # one sub-network is the global network
-    found = separation(network, subnets, x, samples=samples, fields=fields, **kwargs)
+    found = separation(both, x)
     _check_layout(found.layout, stacked.layout)
     _check_dtypes(found, stacked)
     layers = _layers(found)
-    samples = samples_for(samples, subnets)
 
-    @jax.jit
-    def features(variables: PyTree, x: Array) -> dict[Place, list[Array]]:
-        return evaluate(found.narrow, jax.tree.leaves((variables, x)), layers)
+    def features(program: jex.ClosedJaxpr) -> Callable[[PyTree, Array], dict[Place, list[Array]]]:
+        return jax.jit(lambda *args: evaluate(program, jax.tree.leaves(args), layers))
 
-    own = [features(stacked[k], x_k) for k, x_k in enumerate(samples.split(x))]
+    narrow = features(found.narrow)
+    own = [narrow(stacked[k], x_k) for k, x_k in enumerate(both.samples.split(x))]
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
         raise ValueError(
             "every feature map of the sub-networks is zero, so nothing can be compared: give an x "
             "with other values, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
-    composed = jax.jit(
-        lambda variables, x: evaluate(found.wide, jax.tree.leaves((variables, x)), layers)
-    )(variables, samples.join(x))
-    head_weights = np.asarray(head_weights_of(head, weights, subnets), np.float64)
+    composed = features(found.wide)(variables, both.samples.join(x))
+    head_weights = np.asarray(head_weights_of(head, weights, both.subnets), np.float64)
     report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
     limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
@@ -143,9 +140,9 @@ def verify(
 
 def _check_tolerance(tolerance: Any) -> None:
     real = isinstance(tolerance, (int, float, np.integer, np.floating))
-    if tolerance is not None and (not real or isinstance(tolerance, bool)):
+    if not real or isinstance(tolerance, bool):
         raise TypeError(f"tolerance must be a number of at least 0, got {shown(tolerance)}")
-    if tolerance is not None and not tolerance >= 0:
+    if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
 
 
@@ -200,10 +197,9 @@ def _report(
         errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
         if not errors:
             unseen.append(name)
-        else:
-            worst = np.max(np.array(errors), axis=0)  # NaN stays NaN
-            absolute, relative = map(float, worst)
-            rows.append(LayerError(name, composed[place][0].shape, absolute, relative))
+            continue
+        absolute, relative = map(float, np.max(np.array(errors), axis=0))  # NaN stays NaN
+        rows.append(LayerError(name, composed[place][0].shape, absolute, relative))
     error = float(np.max([row.relative for row in rows], initial=0.0))
     return Report(tuple(rows), error, tuple(unseen))
 
