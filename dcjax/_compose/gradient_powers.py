@@ -47,11 +47,6 @@ def parameter_of(path: Path, layout: Layout) -> Path | None:
     return next((path[i:] for i in range(len(path)) if path[i:] in layout.by_path), None)
 
 
-def _evenly(leaf: int) -> float:
-    """Leave the gradients as they are."""
-    return 1.0
-
-
 def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[int | str]:
     """Return the power of the gradients in every array of the state, or the reason against one.
 
@@ -62,7 +57,7 @@ def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[
     paths = [path_of(path) for path, _ in leaves]
     shapes = [(2,) * len(params.layout.by_path[path].narrow_shape) for path in paths]
 
-    def tree(value: float, scaled: Factors = _evenly) -> PyTree:
+    def tree(value: float, scaled: Factors = lambda leaf: 1.0) -> PyTree:
         arrays = [
             jnp.asarray(np.broadcast_to(value * scaled(i), shape), leaf.dtype)
             for i, (shape, (_, leaf)) in enumerate(zip(shapes, leaves, strict=True))
@@ -71,7 +66,7 @@ def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[
 
     update = jax.jit(lambda gradient, state, at: optimizer.update(gradient, state, at)[1])
 
-    def history(probe: _Probe, scaled: Factors = _evenly) -> list[list[Any]]:
+    def history(probe: _Probe, scaled: Factors = lambda leaf: 1.0) -> list[list[Any]]:
         at = tree(probe.parameters)
         state, states = optimizer.init(at), []
         for gradient in _PROBE:
@@ -129,11 +124,12 @@ def _power(first: Any, runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> i
         return 0
     if np.any(np.asarray(first) != 0):
         return "it does not start from zero, so it is not an average of gradients alone"
-    found = set()
-    for low, high in runs:
-        for a, b in zip(map(_magnitude, low), map(_magnitude, high), strict=True):
-            if a > 0 and b > 0:
-                found.add(math.log(b / a, _FACTOR))
+    found = {
+        math.log(b / a, _FACTOR)
+        for low, high in runs
+        for a, b in zip(map(_magnitude, low), map(_magnitude, high), strict=True)
+        if a > 0 and b > 0
+    }
     if not found:
         return f"it stays zero for {len(_PROBE)} steps, so its power cannot be measured"
     power = round(min(found))
@@ -142,9 +138,6 @@ def _power(first: Any, runs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> i
     return power
 
 
-def _magnitude(leaf: Any) -> float:
-    """Return the largest magnitude; 0 for counts and keys."""
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-        return 0.0
-    kind = np.complex128 if np.iscomplexobj(leaf) else np.float64
-    return float(np.max(np.abs(np.asarray(leaf, kind)), initial=0.0))
+def _magnitude(array: Any) -> float:
+    """Return the largest magnitude of an entry."""
+    return float(np.max(np.abs(np.asarray(array, np.complex128)), initial=0.0))

@@ -195,10 +195,11 @@ def _composed_leaf(
 ) -> Array:
     rule = composition.rule
     if rule is None:
-        if leaf.shape == composition.shape:
-            return _as(composition.dtype, leaf)
-        real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return _as(composition.dtype, jnp.mean(leaf, axis=0) if real else leaf[0])
+        if leaf.shape != composition.shape:
+            real = jnp.issubdtype(leaf.dtype, jnp.floating)
+            leaf = jnp.mean(leaf, axis=0) if real else leaf[0]
+        # Random keys cannot be cast.
+        return leaf if leaf.dtype == composition.dtype else leaf.astype(composition.dtype)
     assert not isinstance(composition.power, str)
     factors = head_weights**composition.power
     old = None
@@ -208,8 +209,3 @@ def _composed_leaf(
     own = None if rule.head else factors
     whole = compose_leaf(leaf, old, head_weights, own, layout=rule, subnets=subnets)
     return whole.astype(composition.dtype)
-
-
-def _as(dtype: Any, x: Array) -> Array:
-    """Cast x if its dtype differs; random keys cannot be cast."""
-    return x if x.dtype == dtype else x.astype(dtype)
