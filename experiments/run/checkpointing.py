@@ -1,4 +1,4 @@
-"""The checkpoints of a run's phases: when to save, and where to go on."""
+"""The checkpoints of a run's stages: when to save, and where to continue."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from experiments.data import Dataset
 from experiments.run.console import Voice
 from experiments.run.signals import Stop, Stopped
-from experiments.run.workdir import Metrics, WorkdirError
+from experiments.run.workdir import Metrics, WorkdirError, unwritable
 from experiments.settings.flags import Keeping
 
 Record = dict[str, Any]
@@ -21,11 +21,9 @@ FOLDER = "checkpoints"
 
 
 class Keeper(NamedTuple):
-    """What keeps the phases of a run.
+    """Opens the checkpoints of a run's stages, in `checkpoints/NAME` below `workdir`.
 
-    Attributes:
-      workdir: the run's folder; the checkpoints of a phase are in `checkpoints/NAME` below it.
-      dataset: the fingerprint of the data, which every checkpoint repeats.
+    `dataset` is the fingerprint of the data; every checkpoint records it.
     """
 
     workdir: Path
@@ -36,30 +34,30 @@ class Keeper(NamedTuple):
     stop: Stop
 
     def has(self, name: str) -> bool:
-        """Return whether a phase of that name has left checkpoints."""
+        """Return whether the stage of that name has checkpoints."""
         folder = self.workdir / FOLDER / name
         return folder.is_dir() and bool(Checkpoints(folder).steps())
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator["Kept"]:
-        """Open the checkpoints of the phase of that name, as long as the context lasts."""
+        """Open the checkpoints of the stage of that name; the context's end waits for saves."""
 
         def on_damage(error: CheckpointError) -> None:
-            self.voice.say(f"{name}: {error}; taking the one before")
+            self.voice.say(f"{name}: {error}; using the one before")
 
         def on_failure(step: int, error: Exception) -> None:
-            self.voice.say(f"{name}: step {step} is not saved, training goes on: {error}")
+            self.voice.say(f"{name}: step {step} is not saved, training continues: {error}")
 
         folder = self.workdir / FOLDER / name
         try:
             checkpoints = Checkpoints(folder, keep=self.how.keep, on_failure=on_failure)
         except OSError as error:
-            raise WorkdirError(f"{self.workdir} cannot be written: {error.strerror}") from None
+            raise unwritable(self.workdir, error) from None
         with checkpoints:
             try:
                 found = checkpoints.newest(on_damage)
             except CheckpointError as error:
-                raise WorkdirError(f"{error}. --fresh starts the whole run anew") from None
+                raise WorkdirError(f"{error}. Start the run again with --fresh") from None
             record: Record = found.record if found else {"finished": False, "metrics": None}
             if found is not None and record["dataset"] != self.dataset:
                 raise WorkdirError(
@@ -74,10 +72,7 @@ class Keeper(NamedTuple):
 
 
 class Kept:
-    """The checkpoints of one phase.
-
-    * `found`: the newest one at the start; None if there was none.
-    """
+    """The checkpoints of one stage; `found` is the newest at its start, None if it had none."""
 
     def __init__(self, keeper: Keeper, checkpoints: Checkpoints, found: Checkpoint | None):
         self.found = found
@@ -93,7 +88,7 @@ class Kept:
         return epoch_ends if every is None else step // every > self._last // every
 
     def save(self, step: int, tree: PyTree, record: Record, *, finished: bool = False) -> None:
-        """Save in the background; if the run has been asked to stop, wait for it and stop."""
+        """Save in the background; raise `Stopped` after the save if the run was asked to stop."""
         keeper = self._keeper
         position = keeper.log.position()
         common = {"dataset": keeper.dataset, "metrics": position, "finished": finished}
@@ -106,13 +101,13 @@ class Kept:
             raise Stopped(keeper.stop.asked)
 
     def before(self) -> Checkpoint | None:
-        """Return the newest checkpoint there is now."""
+        """Return the newest readable checkpoint, None if there is none; wait for saves."""
         self._checkpoints.wait()
         return self._checkpoints.newest(lambda error: None)
 
 
 def fingerprint(dataset: Dataset) -> Record:
-    """Return what distinguishes a set of images from others."""
+    """Return the name, the sizes and the SHA-256 of the images and labels of a data set."""
     digest = hashlib.sha256()
     for array in (*dataset.train, *dataset.test):
         digest.update(np.ascontiguousarray(array).data)

@@ -18,14 +18,14 @@ SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 
 
 class WorkdirError(Exception):
-    """The folder cannot take this run; the message says why and what to do."""
+    """The folder cannot hold this run; the message says why and what to do."""
 
 
 class Metrics:
-    """The file of metrics. A call writes a line: the time, and the given fields.
+    """The file of metrics; each call writes a line with the time and the given fields.
 
-    A run that continues repeats steps that have lines already: `rewind` cuts those off. A position
-    is the file's name and a number of bytes; positions of other files are ignored.
+    A run that continues repeats steps that already have lines, which `rewind` cuts off. A position
+    is the file's name and a number of bytes; positions in other files are ignored.
     """
 
     def __init__(self, file: IO[str]):
@@ -40,18 +40,17 @@ class Metrics:
         self._file.flush()  # a run that dies leaves all that it measured
 
     def position(self) -> list[Any]:
-        """Return the position of the end."""
+        """Return the position of the file's end."""
         return [self._name, self._file.tell()]
 
     def pass_over(self, position: Sequence[Any]) -> None:
-        """Keep what is before that position from now on."""
+        """Never cut off lines before that position again."""
         if position[0] == self._name:
             self._passed = position[1]
 
     def rewind(self, position: Sequence[Any] | None = None) -> None:
-        """Cut off what is after that position, or after the last that was passed over."""
-        here = position is not None and position[0] == self._name
-        target = position[1] if position is not None and here else self._passed
+        """Cut off the lines after that position, or after the last one passed over."""
+        target = position[1] if position and position[0] == self._name else self._passed
         if target < self._file.seek(0, os.SEEK_END):
             self._file.truncate(target)
             self._file.seek(0, os.SEEK_END)
@@ -69,18 +68,22 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
       WorkdirError: the folder holds another run, or cannot be written.
     """
     if not (workdir / SETTINGS).is_file():
-        _refuse_strangers(workdir)
-    elif fresh:
-        pass
-    elif difference := differences(_read(workdir / SETTINGS) or {}, settings):
-        raise WorkdirError(
-            f"the workdir {workdir} holds a run of other settings:\n"
-            + "\n".join(f"  {line}" for line in difference)
-            + "\nGive another --workdir, repeat those settings, or start again with --fresh"
-        )
-    elif (results := _read(workdir / RESULTS)) is not None:
-        return cast(Results, results)
-    probe(workdir)
+        foreign = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
+        if foreign:
+            raise WorkdirError(
+                f"the workdir {workdir} holds {' and '.join(foreign)} without {SETTINGS}, so they "
+                "are not from a run. Give another --workdir or move them away"
+            )
+    elif not fresh:
+        if difference := differences(_read(workdir / SETTINGS) or {}, settings):
+            raise WorkdirError(
+                f"the workdir {workdir} holds a run with other settings:\n  "
+                + "\n  ".join(difference)
+                + "\nGive another --workdir, repeat those settings, or start again with --fresh"
+            )
+        if (results := _read(workdir / RESULTS)) is not None:
+            return cast(Results, results)
+    _probe(workdir)
     return None
 
 
@@ -98,11 +101,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def probe(workdir: Path) -> None:
-    """Check that the folder can be made and written, by doing both; leave no trace.
-
-    Permission bits do not tell enough (root, read-only mounts, quotas).
-    """
+def _probe(workdir: Path) -> None:
+    """Check that the folder can be made and written, by doing both; leave no trace."""
+    # Permission bits do not tell enough: there are root, read-only mounts and quotas.
     made: list[Path] = []
     try:
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
@@ -132,7 +133,7 @@ def opened(
     Args:
       workdir: created if missing.
       settings: plain values by the names of their flags.
-      member: the only sub-network to be trained; its metrics have a separate file.
+      member: the only sub-network to train, whose metrics have a separate file; None for all.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / SETTINGS, settings)
@@ -160,10 +161,9 @@ def plain(results: Results) -> Results:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON to a file that appears whole or not at all."""
-    text = _dumps(values, indent=2) + "\n"
     from dcjax.atomic import replacing  # imports JAX
 
+    text = _dumps(values, indent=2) + "\n"
     # Processes that train one sub-network each write the same settings at the same time.
     with replacing(path) as file:
         file.write(text.encode())
@@ -186,28 +186,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None if the file does not exist."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, got {type(values).__name__}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise WorkdirError(f"{path} cannot be read: {error}. {_remedy(path)}") from None
-    if not isinstance(values, dict):
-        raise WorkdirError(
-            f"{path}: expected a JSON object, got {type(values).__name__}. {_remedy(path)}"
-        )
+        remedy = "Give another --workdir, or --fresh to delete the run and start again"
+        if path.name == RESULTS:
+            remedy = "Delete that file: the same command writes it again from the checkpoints"
+        raise WorkdirError(f"{path} cannot be read: {error}. {remedy}") from None
     return values
-
-
-def _remedy(damaged: Path) -> str:
-    if damaged.name == RESULTS:
-        return "Delete that file: the same command writes it again from the checkpoints"
-    return "Give another --workdir, or --fresh to delete the run and start again"
-
-
-def _refuse_strangers(workdir: Path) -> None:
-    """Refuse to overwrite files of these names that are not from a run."""
-    strangers = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
-    if strangers:
-        raise WorkdirError(
-            f"the workdir {workdir} holds {' and '.join(strangers)} without {SETTINGS}, so they "
-            "are not from a run. Give another --workdir or move them away"
-        )

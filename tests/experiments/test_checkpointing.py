@@ -1,4 +1,4 @@
-"""The checkpoints of a run's phases: when, which, and what if the disk fails."""
+"""The checkpoints of a run's stages: when, which, and what if the disk fails."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +81,7 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(keeper, tmp_path):
     with keeper().opened("phase") as kept:
         np.testing.assert_array_equal(kept.found.into(tree(1))["w"], 1)
     assert "00000002" in keeper.said[0]
-    assert "taking the one before" in keeper.said[0]
+    assert "using the one before" in keeper.said[0]
 
 
 def test_all_damaged_is_an_error_that_offers_to_start_anew(keeper, tmp_path):
@@ -116,8 +116,8 @@ def test_a_full_disk_is_reported_and_training_goes_on(keeper, monkeypatch):
         kept.save(4, tree(4), RECORD)
         assert kept.before().step == 4
     assert [line.split(":")[1].strip() for line in keeper.said] == [
-        "step 2 is not saved, training goes on",
-        "step 3 is not saved, training goes on",
+        "step 2 is not saved, training continues",
+        "step 3 is not saved, training continues",
     ]
     assert all("No space left on device" in line for line in keeper.said)
 
