@@ -1,10 +1,10 @@
-"""Checkpoints: written and committed by Orbax, whole or not at all, and checked when they are read.
+"""Checkpoints that Orbax writes and commits atomically, and that are checked when they are read.
 
-The checkpoint of step 12 in a folder is what Orbax leaves in `00000012/`; if step 12 is saved
-again, in `00000012.1/`, and so on: the highest number counts. Orbax commits atomically but loads
-flipped bits without an error, so its custom metadata hold a sealed description with a SHA-256 for
-every leaf (`dcjax._files.manifest`), and the caller's record. The leaves' bytes are one array to
-Orbax: of several damaged arrays it reports one, and the errors of the others cannot be caught.
+Step 12 is saved in the folder `00000012`; if it is saved again, in `00000012.1`, and so on. The
+highest number counts. Orbax loads flipped bits without an error, so its custom metadata hold the
+caller's record and a sealed description with a SHA-256 of every leaf (`dcjax._files.manifest`).
+Orbax gets the leaves' bytes as one array, because it reports only one of several damaged arrays
+and the errors of the others cannot be caught.
 """
 
 import concurrent.futures
@@ -24,12 +24,12 @@ from jaxtyping import PyTree
 
 from dcjax._files import manifest
 
-# A folder's names of checkpoints; those with a suffix are left by a killed save or deletion.
+# Names of checkpoints; a killed save or deletion leaves those with a suffix.
 _NAME = re.compile(r"([0-9]{8,})(?:\.([0-9]+))?(\.deleted|\.orbax-checkpoint-tmp.*)?")
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be read or written; `file` and `reason` say what is wrong."""
+    """A checkpoint cannot be read or written: `file` says which, `reason` why."""
 
     def __init__(self, file: Path, reason: str):
         super().__init__(file, reason)
@@ -40,10 +40,7 @@ class CheckpointError(Exception):
 
 
 class Checkpoint(NamedTuple):
-    """What was saved: the step, the caller's record, and the leaves by their paths in the tree.
-
-    `into(like)` returns the tree.
-    """
+    """A saved step: its number, the caller's record, and the leaves by their paths in the tree."""
 
     step: int
     record: dict[str, Any]
@@ -53,13 +50,13 @@ class Checkpoint(NamedTuple):
         """Return the saved leaves in the structure of `like`.
 
         Args:
-          like: a pytree of arrays of the same structure, shapes and dtypes.
+          like: a pytree of arrays with the same structure, shapes and dtypes.
 
         Returns:
           JAX arrays; NumPy arrays where JAX would narrow them (64 bits without `jax_enable_x64`).
 
         Raises:
-          ValueError: the leaves differ; lists every difference.
+          ValueError: the paths, shapes or dtypes differ; lists every difference.
         """
         paths, structure = jax.tree_util.tree_flatten_with_path(like)
         here = {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in paths}
@@ -70,26 +67,24 @@ class Checkpoint(NamedTuple):
             if there.get(name) != here.get(name)
         ]
         if wrong:
-            raise ValueError(
-                f"the checkpoint of step {self.step} is of another tree:\n  " + "\n  ".join(wrong)
-            )
+            head = f"the checkpoint of step {self.step} is of another tree:\n  "
+            raise ValueError(head + "\n  ".join(wrong))
         return structure.unflatten([self.leaves[name] for name in here])
 
 
 class Checkpoints:
     """The checkpoints of one training run in a folder.
 
-    Save within the context, `with Checkpoints(folder) as checkpoints:`. Its end waits until
-    everything is written; if its body raises, that error goes on, with a note of what could not be
-    written.
+    Save within the context, `with Checkpoints(folder) as checkpoints:`, whose end waits until
+    everything is written. If its body raises, a failed save is added to that error as a note.
 
     Args:
-      folder: made if it is missing. Names of eight digits and more in it are the checkpoints'.
-      keep: how many to keep: the one just saved and those of the steps before it. All of later
-        steps stay until a run that went back reaches them. An old one is deleted only after a newer
-        one is committed, and does not count if `newest` found it damaged.
-      on_failure: called with the step and the error when a checkpoint could not be written, so that
-        training can go on; without it the next `save` or `wait` raises the error.
+      folder: created if missing. Names of eight or more digits in it belong to the checkpoints.
+      keep: how many to keep of the step just saved and those before it; damaged ones that `newest`
+        found do not count. Later steps stay until a run that went back reaches them. An old
+        checkpoint is deleted only after a newer one is committed.
+      on_failure: called with the step and the error if a checkpoint could not be written, so that
+        training can continue; without it the next `save` or `wait` raises the error.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -119,7 +114,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Checkpoints":
-        # A thread of ours, because Orbax in the caller's thread would meddle with its event loop.
+        # A separate thread, because Orbax would interfere with an event loop in the caller's.
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         return self
 
@@ -136,19 +131,19 @@ class Checkpoints:
             self._writer = None
 
     def save(self, step: int, tree: PyTree, record: Mapping[str, Any] | None = None) -> None:
-        """Save in the background, after an unfinished save and a copy to the host.
+        """Copy the tree to the host, wait for an unfinished save, and save in the background.
 
         Args:
-          step: its number, not negative; a checkpoint of the same step is replaced.
+          step: a number >= 0; a checkpoint of the same step is replaced.
           tree: a pytree of arrays or typed random keys.
-          record: values that JSON has, to be kept with it.
+          record: JSON values to save with it.
 
         Raises:
-          CheckpointError: the one before could not be written, without an `on_failure`; this
-            one has not been saved.
-          TypeError: leaves are not arrays, lists every one; or the record is not for JSON.
+          CheckpointError: the save before failed and there is no `on_failure`; this step is not
+            saved.
+          TypeError: leaves are not arrays, lists every one; or the record has other values.
           ValueError: the step is negative, or two leaves have the same path.
-          RuntimeError: outside the context, where nothing would wait until it is written.
+          RuntimeError: called outside the context.
         """
         if self._writer is None:
             raise RuntimeError(
@@ -165,18 +160,15 @@ class Checkpoints:
         description, arrays = manifest.describe(leaves)
         data = manifest.pack(arrays)  # a copy, which later steps cannot change
         content = {"step": step, "record": dict(record or {}), "leaves": description}
-        try:
-            text = manifest.seal({**content, "bytes": data.size})
-        except TypeError as error:
-            raise TypeError(f"expected a record of values that JSON has: {error}") from None
+        text = manifest.seal({**content, "bytes": data.size})
         self.wait()
         self._pending = step, self._writer.submit(self._write, step, text, data)
 
     def wait(self) -> None:
-        """Wait until what has been saved is on the disk.
+        """Wait until the last save is on the disk.
 
         Raises:
-          CheckpointError: it could not be written, without an `on_failure`.
+          CheckpointError: the save failed and there is no `on_failure`.
         """
         if self._pending is None:
             return
@@ -184,8 +176,8 @@ class Checkpoints:
         error = written.exception()  # if interrupted here, the save stays pending
         self._pending = None
         if error is not None:
-            reason = f"cannot be written: {_short(error)}"
-            failure = CheckpointError(self.folder / f"{step:08d}", reason)
+            target = self.folder / f"{step:08d}"
+            failure = CheckpointError(target, f"cannot be written: {_short(error)}")
             failure.__cause__ = error
             if self._on_failure is None:
                 raise failure
@@ -196,17 +188,13 @@ class Checkpoints:
         return list(self._committed())
 
     def load(self, step: int | None = None) -> Checkpoint:
-        """Return a checkpoint to the bit; waits for an unfinished save.
-
-        Args:
-          step: its number; None for the highest.
+        """Return the checkpoint of a step, None for the last; wait for an unfinished save.
 
         Raises:
           FileNotFoundError: the checkpoint does not exist.
-          CheckpointError: it is damaged; names its folder, and the step before it.
+          CheckpointError: it is damaged; names its folder and the step before it.
         """
-        self._settle()
-        committed = self._committed()
+        committed = self._settled()
         wanted = max(committed, default=None) if step is None else step
         if wanted not in committed:
             raise FileNotFoundError(
@@ -221,19 +209,15 @@ class Checkpoints:
             raise CheckpointError(error.file, f"{error.reason}; {hint}") from error
 
     def newest(self, on_damage: Callable[[CheckpointError], None]) -> Checkpoint | None:
-        """Return the newest checkpoint that can be read; waits for an unfinished save.
+        """Return the newest readable checkpoint, None if there are none; wait for a save.
 
         Args:
-          on_damage: called with the error of each that cannot.
-
-        Returns:
-          What was saved; None without any checkpoint.
+          on_damage: called with the error of each newer, damaged checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints and all are damaged.
+          CheckpointError: all checkpoints are damaged.
         """
-        self._settle()
-        committed = self._committed()
+        committed = self._settled()
         for step in reversed(committed):
             try:
                 return _read(step, committed[step])
@@ -241,18 +225,18 @@ class Checkpoints:
                 self._damaged.add(committed[step])
                 on_damage(error)
         if committed:
-            raise CheckpointError(
-                self.folder, f"all checkpoints are damaged: steps {list(committed)}"
-            )
+            reason = f"all checkpoints are damaged: steps {list(committed)}"
+            raise CheckpointError(self.folder, reason)
         return None
 
-    def _settle(self) -> None:
-        """Wait until nothing is being written or deleted; its errors are for `wait`."""
+    def _settled(self) -> dict[int, Path]:
+        """Return the checkpoints after an unfinished save, whose errors are for `wait`."""
         if self._pending is not None:
             concurrent.futures.wait([self._pending[1]])
+        return self._committed()
 
     def _found(self) -> list[tuple[int, int, bool, Path]]:
-        """Return step, number, whether it is committed, and path of everything that is ours."""
+        """Return the sorted (step, number, is committed, path) of all that saves have made."""
         matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("*"))
         return sorted(
             (int(match[1]), int(match[2] or 0), not match[3] and path.is_dir(), path)
@@ -261,15 +245,15 @@ class Checkpoints:
         )
 
     def _committed(self) -> dict[int, Path]:
-        """Return the checkpoints by their steps, in order; the newest of each step."""
+        """Return the newest checkpoint of each step, in order."""
         return {step: path for step, _, committed, path in self._found() if committed}
 
     def _write(self, step: int, text: str, data: np.ndarray) -> None:
-        from orbax.checkpoint import v1  # half a second, only for those who save
+        from orbax.checkpoint import v1  # takes half a second
 
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} has vanished")
-        self._delete(lambda at, is_whole, path: not is_whole)  # left by killed saves
+        self._delete(lambda at, committed, path: not committed)  # left by killed saves
         number = max((n for at, n, *_ in self._found() if at == step), default=-1) + 1
         target = self.folder / (f"{step:08d}.{number}" if number else f"{step:08d}")
         try:
@@ -277,11 +261,11 @@ class Checkpoints:
             for path in (*target.rglob("*"), target, self.folder):
                 _sync(path)  # Orbax does not, and what is older is about to be deleted
         except BaseException:
-            with contextlib.suppress(OSError):  # what there is may fill the disk
-                self._delete(lambda at, is_whole, path: path == target or not is_whole)
+            with contextlib.suppress(OSError):  # the disk may be full
+                self._delete(lambda at, committed, path: path == target or not committed)
             raise
-        good = {at: path for at, path in self._committed().items() if path not in self._damaged}
-        kept = sorted(at for at in good if at <= step)[-self.keep :]
+        good = [at for at, path in self._committed().items() if path not in self._damaged]
+        kept = [at for at in good if at <= step][-self.keep :]
         with contextlib.suppress(OSError):  # the next save tries again
             self._delete(lambda at, _, path: at < kept[0] or (at == step and path != target))
 
@@ -311,7 +295,8 @@ def _read(step: int, folder: Path) -> Checkpoint:
     except Exception as error:  # Orbax's errors are of many types
         raise CheckpointError(folder, f"is damaged: {_short(error)}") from error
     for name, leaf in leaves.items():
-        leaves[name] = leaf if manifest.is_narrowed(leaf) else jax.numpy.asarray(leaf)
+        if not manifest.is_narrowed(leaf):
+            leaves[name] = jax.numpy.asarray(leaf)
     return Checkpoint(step, content["record"], leaves)
 
 
@@ -324,13 +309,12 @@ def _sync(path: Path) -> None:
 
 
 def _kind(leaf: Any) -> str:
-    if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
-        return type(leaf).__name__
-    return f"{leaf.dtype.name}{list(leaf.shape)}"
+    is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+    return f"{leaf.dtype.name}{list(leaf.shape)}" if is_array else type(leaf).__name__
 
 
 def _short(error: BaseException) -> str:
-    """Return an error in one line; the system's words if there are any among its causes."""
+    """Return one line: the system's message if a cause has one, else the error's first line."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:

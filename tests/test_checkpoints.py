@@ -171,7 +171,7 @@ def test_within_a_running_event_loop(tmp_path):
 def test_a_record_may_be_left_out_and_is_of_json(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, jnp.ones(2))
-        with pytest.raises(TypeError, match=r"a record of values that JSON has: .*float32"):
+        with pytest.raises(TypeError, match=r"float32 is not JSON serializable"):
             checkpoints.save(2, jnp.ones(2), {"loss": np.float32(1)})
         assert checkpoints.load().record == {}
 
