@@ -1,7 +1,7 @@
 """The file formats: named arrays and a text in one file, without pickle.
 
-Both formats are read from the file's bytes. Members are never compressed, and every declared size
-is compared with the bytes that are there, so a file takes little more memory than it has bytes.
+Members are never compressed, and every declared size is compared with the bytes that are there, so
+reading a file takes little more memory than it has bytes.
 """
 
 import io
@@ -19,9 +19,7 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
-# The name under which a file holds its text; no array has this name.
-_TEXT = "dcjax.json"
-
+_TEXT = "dcjax.json"  # the name of the text in a file; `manifest` gives no array this name
 _NPZ_DTYPES = frozenset(np.dtype(code).name for code in "?bhiqBHIQefdFD")
 _SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(bool),
@@ -37,9 +35,9 @@ class Format(NamedTuple):
     """A file format.
 
     * `dtypes`: names of the dtypes it can hold; other arrays must be given as bytes.
-    * `write(file, text, arrays)`: write arrays in C order and little-endian.
-    * `read(data)`: the inverse, from the file's bytes. Raises an exception of any type if the data
-      is not in this format. The arrays may be read-only views of `data`.
+    * `write(file, text, arrays)`: writes arrays, which are in C order and little-endian.
+    * `read(data)`: returns the text and the arrays from the file's bytes; the arrays may be
+      read-only views. Raises an exception of any type if the data is not in this format.
     """
 
     dtypes: frozenset[str]
@@ -94,7 +92,9 @@ def _read_npy(name: str, member: bytes) -> np.ndarray:
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
         if is_fortran or dtype.kind not in "biufc":
             raise ValueError("not a plain array in C order")
-        _check_size(dtype, shape, len(member) - file.tell())
+        size = len(member) - file.tell()
+        if dtype.itemsize * math.prod(shape) != size:
+            raise ValueError(f"{dtype.name}{list(shape)} does not fit its {size} bytes")
         return np.load(io.BytesIO(member), allow_pickle=False)
     except Exception as error:
         raise ValueError(f"{name!r}: {error}") from error
@@ -106,10 +106,9 @@ def _write_safetensors(file: BinaryIO, text: str, arrays: Arrays) -> None:
 
 def _read_safetensors(data: bytes) -> tuple[str, Arrays]:
     arrays = {}
-    # This checks that the tensors fill the file without holes or overlaps; `load` lacks bfloat16.
+    # This checks sizes, and that tensors have no holes or overlaps; `load` lacks bfloat16.
     for name, tensor in _safetensors().deserialize(data):
         dtype = _SAFETENSORS_DTYPES[tensor["dtype"]]
-        _check_size(dtype, tensor["shape"], len(tensor["data"]))
         arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
     text = json.loads(header).get("__metadata__", {}).get(_TEXT)
@@ -123,12 +122,6 @@ def _safetensors() -> ModuleType:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "a .safetensors file needs the package safetensors: pip install safetensors, or "
-            "pip install 'dcjax[safetensors]'; a .npz file needs no other package"
+            "a .safetensors file needs: pip install safetensors. A .npz file needs no package"
         ) from error
     return safetensors
-
-
-def _check_size(dtype: np.dtype, shape: tuple[int, ...] | list[int], size: int) -> None:
-    if dtype.itemsize * math.prod(shape) != size:
-        raise ValueError(f"{dtype.name}{list(shape)} does not fit its {size} bytes")

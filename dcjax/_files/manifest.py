@@ -1,7 +1,7 @@
 """Variables as named arrays and a description in JSON, and back.
 
 The description holds the nested dicts, the layouts, and the name, dtype, shape and SHA-256 of every
-array. It is sealed with a SHA-256 of its own; everything is checked before it is used.
+array. It starts with its SHA-256. Everything is checked before it is used.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ DTYPES = {
 
 
 def seal(content: dict[str, Json]) -> str:
-    """Return the content as JSON, after its SHA-256."""
+    """Return a SHA-256 followed by the content as JSON."""
     document = json.dumps({"version": _VERSION, **content})
     return hashlib.sha256(document.encode()).hexdigest() + document
 
@@ -44,7 +44,7 @@ def unseal(text: str) -> dict[str, Json]:
     """Return the content that `seal` was given; a `ValueError` if the text has changed."""
     digest, document = text[:64], text[64:]
     if hashlib.sha256(document.encode()).hexdigest() != digest:
-        raise ValueError("its description does not have its SHA-256")
+        raise ValueError("its description does not match its SHA-256")
     content = json.loads(document)
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise ValueError(f"it is not of version {_VERSION}, which this dcjax reads")
@@ -71,17 +71,17 @@ def restore(description: Json, arrays: Mapping[str, np.ndarray]) -> PyTree:
 
 
 def name_of(path: Path) -> str:
-    """Return a leaf's path as people read it."""
+    """Return a leaf's path for an error message."""
     return "/".join(path) or "the tree"
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
-    """Return every entry's bytes along one more axis, for formats that lack the dtype."""
+    """Return the bytes of every entry along a new last axis, for formats without the dtype."""
     return array[..., None].view(np.uint8)
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return a copy of all bytes as one array, with one more: Orbax refuses empty arrays."""
+    """Return a copy of all bytes as one array, and a zero, because Orbax refuses empty arrays."""
     parts = [as_bytes(array).reshape(-1) for array in arrays.values()]
     return np.concatenate([*parts, np.zeros(1, np.uint8)])
 
@@ -99,10 +99,10 @@ def unpack(description: Json, data: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def is_narrowed(leaf: Any) -> bool:
-    """Return whether JAX, as it is set now, would change the dtype of a NumPy array."""
-    return isinstance(leaf, np.ndarray) and (
-        jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
-    )
+    """Return whether the leaf is a NumPy array whose dtype JAX would change, as it is set now."""
+    if not isinstance(leaf, np.ndarray):
+        return False
+    return jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
 
 
 def _to_json(node: PyTree, path: Path, arrays: dict[str, np.ndarray], wrong: list[str]) -> Json:
@@ -159,29 +159,34 @@ def _from_json(node: Json, path: Path, arrays: dict[str, np.ndarray]) -> PyTree:
             stacked = Stacked(_from_json(inner, path, arrays), layout_from_json(layout))
             _check_fit(stacked, path)
             return stacked
-        case {"array": str(name), "dtype": str(dtype), "shape": list(shape), **rest}:
-            if rest.keys() == {"sha256", "impl"} and isinstance(rest["impl"], str | None):
-                if name not in arrays or dtype not in DTYPES:
-                    raise ValueError(
-                        f"{name_of(path)}: the dtype {dtype!r} is unknown, or the array {name!r} "
-                        "is missing or used twice"
-                    )
-                array = _restored(arrays.pop(name), DTYPES[dtype], shape)
-                if array is None or _digest(array) != rest["sha256"]:
-                    raise ValueError(
-                        f"{name_of(path)}: the array is not a {dtype}{shape} with its SHA-256"
-                    )
-                impl = rest["impl"]
-                return array if not impl else jax.random.wrap_key_data(jnp.array(array), impl=impl)
+        case {
+            "array": str(name),
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "sha256": str(sha256),
+            "impl": str() | None as impl,
+            **rest,
+        } if not rest:
+            if name not in arrays or dtype not in DTYPES:
+                raise ValueError(
+                    f"{name_of(path)}: the dtype {dtype!r} is unknown, or the array {name!r} "
+                    "is missing or used twice"
+                )
+            array = _restored(arrays.pop(name), DTYPES[dtype], shape)
+            if array is None or _digest(array) != sha256:
+                raise ValueError(
+                    f"{name_of(path)}: the array is not a {dtype}{shape} with its SHA-256"
+                )
+            return array if not impl else jax.random.wrap_key_data(jnp.array(array), impl=impl)
     raise ValueError(f"{name_of(path)}: this part of the tree's description is malformed")
 
 
 def _restored(array: np.ndarray, kind: np.dtype, shape: list[int]) -> np.ndarray | None:
-    """Return the array, which may have been stored as its bytes; None if it is another one."""
+    """Return the array, which may be stored as bytes; None if its dtype or shape is wrong."""
     if array.dtype == np.uint8 and list(array.shape) == [*shape, kind.itemsize]:
         array = array.view(kind)[..., 0]
     is_same = array.dtype == kind and list(array.shape) == shape
-    # NumPy's behaviour is undefined for other bytes.
+    # NumPy's behaviour is undefined for bools of other bytes.
     is_valid = kind.kind != "b" or (as_bytes(array) <= 1).all()
     return array if is_same and is_valid else None
 

@@ -20,21 +20,20 @@ class FileError(ValueError):
 def save(path: str | os.PathLike[str], variables: PyTree) -> None:
     """Write variables to a file for `dcjax.load`.
 
-    The path's suffix names the format: `.npz` (NumPy's) or `.safetensors`, which needs the package
-    `safetensors` (`pip install 'dcjax[safetensors]'`). Both hold plain arrays, which other programs
-    read under names such as `params/Dense_0/kernel`, with a description of the tree and its
-    layouts; neither uses pickle. Arrays keep their dtypes; those that a format lacks (bfloat16 and
-    float8 in .npz) are stored as bytes, with one axis more. The file appears whole or not at all,
-    and replaces an older one only then.
+    Both formats hold plain arrays, which other programs read under names such as
+    `params/Dense_0/kernel`, and a description of the tree and its layouts; neither uses pickle.
+    Arrays keep their dtypes; those that a format lacks (bfloat16 and float8 in .npz) are stored as
+    bytes along a new last axis. The file appears, or replaces an older one, whole or not at all.
 
     Args:
-      path: the file to write, ending in `.npz` or `.safetensors`.
+      path: the file to write, ending in `.npz`, or in `.safetensors`, which needs the package
+        safetensors (`pip install 'dcjax[safetensors]'`).
       variables: a `Stacked`, a nested dict with str keys, or such a dict with `Stacked` nodes at
         any depth. Its leaves are JAX or NumPy arrays, or typed random keys.
 
     Raises:
       TypeError: the tree has other containers or leaves; lists all of them.
-      ValueError: the suffix is another one, or a `Stacked` does not fit its layout.
+      ValueError: the suffix is not one of these, or a `Stacked` does not fit its layout.
       ImportError: the package safetensors is missing.
 
     >>> import dcjax, jax, os, tempfile
@@ -58,22 +57,21 @@ def save(path: str | os.PathLike[str], variables: PyTree) -> None:
 def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTree:
     """Return the variables in a file of `dcjax.save`, checked before they are used.
 
-    Nothing in the file is executed, and no array is made before the file is known to have all of
-    its bytes. Names, dtypes, shapes and layouts are checked, and every array against its SHA-256.
-    That finds damage; it does not tell who wrote the file, or whether the weights are good.
+    Nothing in the file is executed. Names, dtypes, shapes and layouts are checked, and every array
+    against its SHA-256. That finds damage; it does not tell who wrote the file.
 
     Args:
       path: the file, ending in `.npz` or `.safetensors`.
       max_bytes: the size of the largest file to read; None for no limit.
 
     Returns:
-      What was saved: nested dicts of JAX arrays, and `Stacked` nodes with equal layouts. A
-      `FrozenDict` comes back as a dict.
+      Nested dicts of JAX arrays, and `Stacked` nodes with equal layouts. A `FrozenDict` comes back
+      as a dict.
 
     Raises:
       FileError: the file is damaged, larger than `max_bytes`, or not one of `dcjax.save`.
       FileNotFoundError: the file does not exist.
-      ValueError: an array has 64 bits and JAX is set to 32, or the suffix is another one.
+      ValueError: an array has 64 bits and JAX is set to 32, or the suffix is not one of these.
       ImportError: the package safetensors is missing.
 
     >>> import dcjax, jax, os, tempfile

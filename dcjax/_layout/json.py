@@ -1,4 +1,4 @@
-"""A layout as plain JSON values, and back: parsed values are checked before they are used."""
+"""Layouts to and from plain JSON values, which are checked before they are used."""
 
 from typing import Any
 
