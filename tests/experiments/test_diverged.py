@@ -75,7 +75,7 @@ def assert_others_are_untouched(folder, alone):
 
 
 def results(folder):
-    return cli.workdir.finished(folder, cli.flags.flat(cli.parse(PROGRAM, TINY)))
+    return cli.workdir.finished(folder, cli.naming.flat(cli.parse(PROGRAM, TINY)))
 
 
 def test_stop_says_which_and_where_and_how_to_go_on(poisoned, alone, tmp_path, capsys):
