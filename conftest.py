@@ -18,7 +18,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
+import jaxtyping
+import pytest
 
+if os.environ.get("DCJAX_CHECK_ANNOTATIONS"):  # takes a third more time
+    from tests import annotations
+
+    annotations.install()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -26,3 +32,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 collect_ignore = []
 if importlib.util.find_spec("torch") is None:
     collect_ignore.append("experiments/benchmark/torch_steps.py")
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """For calls that accept more than their annotations say, or refuse it in a function below."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

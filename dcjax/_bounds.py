@@ -74,10 +74,10 @@ _COUNTS = ("samples", "right", "right_lower", "right_upper")
 
 
 def bounds(
-    logits: Num[Array, "K N C"],
-    labels: Integer[Array, " N"],
+    logits: Num[Array | np.ndarray, "K N C"],
+    labels: Integer[Array | np.ndarray, " N"],
     *,
-    weights: Float[Array, " K"] | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
 ) -> Bounds:
     """Bound the composed network's cost and accuracy by its sub-networks' logits.
 
@@ -138,11 +138,11 @@ def bounds(
 
 def bounds_update(
     sums: BoundsSums,
-    logits: Num[Array, "K N C"],
-    labels: Integer[Array, " N"],
+    logits: Num[Array | np.ndarray, "K N C"],
+    labels: Integer[Array | np.ndarray, " N"],
     *,
-    weights: Float[Array, " K"] | None = None,
-    mask: Bool[Array, " N"] | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
+    mask: Bool[Array | np.ndarray, " N"] | None = None,
 ) -> BoundsSums:
     """Add a batch to the sums of `bounds`, for data sets that do not fit in memory at once.
 

@@ -358,6 +358,7 @@ def test_no_checkpoint(tmp_path):
             checkpoints.load()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_large_steps_and_those_of_numpy(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(np.int64(7), jnp.ones(2), {})  # pyright: ignore[reportArgumentType]

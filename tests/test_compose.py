@@ -182,9 +182,13 @@ def test_controls_that_do_not_fit_are_refused(stacked):
         dcjax.compose(stacked, off_diagonal=0.1)
     with pytest.raises(ValueError, match="mind the call"):
         dcjax.compose(stacked, off_diagonal=jax.nn.initializers.he_normal, key=jax.random.key(0))
-    chex.assert_trees_all_equal(dcjax.compose(stacked, weights=[0.5, 0.5]), dcjax.compose(stacked))
     with pytest.raises(ValueError, match="weight 0"):
         dcjax.extract(dcjax.compose(stacked), like=stacked, weights=jnp.array([1.0, 0.0]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_list_of_weights_is_taken(stacked):
+    chex.assert_trees_all_equal(dcjax.compose(stacked, weights=[0.5, 0.5]), dcjax.compose(stacked))
 
 
 def test_leaves_that_the_call_does_not_use_are_named_and_averaged():

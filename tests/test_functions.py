@@ -131,6 +131,7 @@ def test_python_s_numbers_are_leaves():
         assert shapes == {(name,): np.shape(leaf) for name, leaf in tree.items()}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("words", "change"),
     [

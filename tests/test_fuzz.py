@@ -45,6 +45,7 @@ from tests.fuzzing.values import (
 )
 from tests.long import short_and_long
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 LIBRARY, HERE = (pathlib.Path(file).parent for file in (dcjax.__file__, __file__))
 
 

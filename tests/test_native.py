@@ -156,7 +156,7 @@ def test_zeros_between_blocks_change_no_bit(size, width, stride):
     convolve = functools.partial(
         conv_general_dilated, window_strides=(stride, stride), padding="SAME", **OPTIONS
     )
-    apart = [convolve(x, kernel) for x, kernel in zip(xs, kernels, strict=True)]
+    apart = [convolve(*pair) for pair in zip(jnp.asarray(xs), jnp.asarray(kernels), strict=True)]
     composed = convolve(jnp.concatenate(list(xs), -1), jnp.asarray(whole))
     np.testing.assert_array_equal(composed, jnp.concatenate(apart, -1))
 

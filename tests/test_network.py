@@ -63,6 +63,7 @@ def test_fields_that_carry_width():
     assert dcjax.decompose(network, 1) is network
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
@@ -106,6 +107,7 @@ def test_errors_say_what_is_wrong(error, message, call):
         call()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_any_integer_counts_subnetworks():
     x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     expected = dcjax.layout(LeNet(4), 2, x)
@@ -386,6 +388,7 @@ def test_verify_does_not_compare_zeros():
         dcjax.verify(network, stacked, x)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_a_stacked_is_not_is_said():
     network = dcjax.models.CNN(width=4, num_classes=3)
     stacked = dcjax.init(network, 2, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))

@@ -212,6 +212,7 @@ def test_powers_are_measured_and_not_guessed_from_names(optimizer, powers):
     assert values == {0.5**power for power in powers}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("optimizer", "words"),
     [

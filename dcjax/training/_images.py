@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 
 def crop_and_flip(
-    key: Key[Array, ""], images: Shaped[Array, "N H W C"], padding: int = 4
+    key: Key[Array, ""], images: Shaped[Array | np.ndarray, "N H W C"], padding: int = 4
 ) -> Shaped[Array, "N H W C"]:
     """Shift every image at random and mirror it with probability 1/2.
 
@@ -56,7 +56,7 @@ def crop_and_flip(
     return jax.vmap(view)(padded, shifts, flips)
 
 
-def no_augment(key: Key[Array, ""], images: Shaped[Array, "N H W C"]) -> Shaped[Array, "N H W C"]:
+def no_augment(key: Key[Array, ""], images: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
     """Return the images unchanged, for data that must not be mirrored, such as digits.
 
     >>> int(no_augment(jax.random.key(0), jnp.ones((1, 2, 2, 1), jnp.uint8)).sum())

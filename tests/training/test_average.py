@@ -60,6 +60,7 @@ def test_it_is_what_is_evaluated_and_changes_no_training(trainer, study):
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_counters_are_not_averaged():
     assert _mix(DECAY, jnp.int32(3), jnp.int32(7)) == 7
     assert _mix(DECAY, jnp.float32(1), jnp.float32(2)) == 1.25
