@@ -139,7 +139,7 @@ class Checkpoints:
           record: JSON values to save with it.
 
         Raises:
-          CheckpointError: the save before failed and there is no `on_failure`; this step is not
+          CheckpointError: the save before failed, without an `on_failure`; this step is not
             saved.
           TypeError: leaves are not arrays, lists every one; or the record has other values.
           ValueError: the step is negative, or two leaves have the same path.
@@ -168,7 +168,7 @@ class Checkpoints:
         """Wait until the last save is on the disk.
 
         Raises:
-          CheckpointError: the save failed and there is no `on_failure`.
+          CheckpointError: the save failed, without an `on_failure`.
         """
         if self._pending is None:
             return

@@ -18,7 +18,7 @@ class Diverged(Exception):
 
 
 class Watcher:
-    """Looks for sub-networks whose loss or variables are no longer finite.
+    """A watch on sub-networks whose loss or variables become NaN or infinite.
 
     All states are in plain form, each leaf with an entry for each member in its leading axis.
 

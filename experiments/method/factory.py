@@ -23,7 +23,7 @@ VERIFIED_IMAGES = 64
 
 
 class Setup(NamedTuple):
-    """What the stages of one run share.
+    """The values that the stages of one run share.
 
     Attributes:
       network: the global network in training's precision.

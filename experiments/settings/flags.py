@@ -32,7 +32,7 @@ class Network:
     width: int = 32
     """Channels of the global network's first stage; each sub-network has width / subnets."""
     samples: Annotated[str, _choice("samples")] = "replicate"
-    """What each sub-network sees of an image."""
+    """The part of an image that each sub-network sees."""
     precision: Annotated[str, _choice("precision")] = "auto"
     """Arithmetic of training; auto is float32 on the CPU, else bfloat16. Parameters and evaluation
     are always float32."""
@@ -107,7 +107,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Keeping:
-    """What is kept on disk, and what happens when something goes wrong."""
+    """The files to keep, and the reaction to a failure."""
 
     checkpoint_every: int | None = None
     """Steps between checkpoints; by default one after each epoch. Saving within an epoch counts as

@@ -1,4 +1,4 @@
-"""What JAX compiles during a block of code."""
+"""Count what JAX compiles during a block of code."""
 
 import contextlib
 
