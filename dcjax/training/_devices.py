@@ -55,7 +55,7 @@ class Engine(NamedTuple):
 
 
 def engine_for(platform: str) -> Engine:
-    """Return the fastest engine of a platform (`python -m experiments.benchmark --only engines`).
+    """Return the fastest engine of a platform.
 
     On the CPU XLA's convolutions are several times slower under `vmap` or in the body of a loop. On
     accelerators `vmap` makes grouped convolutions, which are slow there, and a loop compiles one

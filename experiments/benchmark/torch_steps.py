@@ -58,7 +58,7 @@ def ways(batch: int, depth: int, width: int, networks: int) -> Ways:
     """Return the steps on a batch of images of 32×32×3, by their names.
 
     `torch_loop` trains the networks one after another, `torch_vmap` at once, `torch_global` one of
-    K times the width, and `torch_compiled` one with `torch.compile`.
+    K times the width.
     """
     x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
     y = torch.randint(10, (batch,))
@@ -66,25 +66,21 @@ def ways(batch: int, depth: int, width: int, networks: int) -> Ways:
         "torch_loop": _loop_step([ResNet(depth, width) for _ in range(networks)], x, y),
         "torch_vmap": _vmap_step([ResNet(depth, width) for _ in range(networks)], x, y),
         "torch_global": _loop_step([ResNet(depth, width * networks)], x, y),
-        "torch_compiled": _loop_step([ResNet(depth, width)], x, y, torch.compile),
     }
 
 
-def _loop_step(
-    nets: list[Any], x: torch.Tensor, y: torch.Tensor, transform: Any = lambda cost: cost
-) -> Callable[[], Any]:
+def _loop_step(nets: list[Any], x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
     """Return one step of SGD with Nesterov momentum of each network, one after another."""
     nets = [net.to(memory_format=torch.channels_last) for net in nets]
     optimizers = [
         torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         for net in nets
     ]
-    costs = [transform(lambda net=net: nn.functional.cross_entropy(net(x), y)) for net in nets]
 
     def step() -> None:
-        for cost, optimizer in zip(costs, optimizers, strict=True):
+        for net, optimizer in zip(nets, optimizers, strict=True):
             optimizer.zero_grad()
-            cost().backward()
+            nn.functional.cross_entropy(net(x), y).backward()
             optimizer.step()
 
     return step
@@ -120,22 +116,19 @@ def _vmap_step(nets: list[Any], x: torch.Tensor, y: torch.Tensor) -> Callable[[]
     return step
 
 
-def convolution_passes(
-    batch: int, size: int, before: int, after: int, kernel: int, stride: int
-) -> Ways:
-    """Return the three passes of a square convolution of square images."""
-    x = torch.randn(batch, before, size, size).to(memory_format=torch.channels_last)
-    weight = torch.randn(after, before, kernel, kernel).to(memory_format=torch.channels_last)
-    steps, pads = [stride] * 2, [kernel // 2] * 2
-    y = nn.functional.conv2d(x, weight, None, steps, pads)
+def convolution_passes(batch: int, size: int, channels: int) -> Ways:
+    """Return the three passes of a 3×3 convolution of square images."""
+    x = torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3).to(memory_format=torch.channels_last)
+    y = nn.functional.conv2d(x, weight, padding=1)
 
     def backward(*wanted: bool) -> Any:
         return torch.ops.aten.convolution_backward(
-            y, x, weight, None, steps, pads, [1, 1], False, [0, 0], 1, [*wanted, False]
+            y, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*wanted, False]
         )
 
     return {
-        "forward": lambda: nn.functional.conv2d(x, weight, None, steps, pads),
+        "forward": lambda: nn.functional.conv2d(x, weight, padding=1),
         "by_image": lambda: backward(True, False),
         "by_kernel": lambda: backward(False, True),
     }

@@ -1,6 +1,6 @@
 """The tables, a module each. To add one, write a module here and a place in BENCHMARKS.md.
 
-A module defines `rows(platform, full)`, which returns the arguments of each row by its name;
+A module defines `rows(platform)`, which returns the arguments of each row by its name;
 `measure(*arguments, runs)`, which measures a row; and `render(rows)`, which returns the table.
 """
 

@@ -1,11 +1,10 @@
 """The convolution's passes: forward, the gradient by the image, the gradient by the kernel."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from experiments.benchmark.tables import Cases, Rows
@@ -17,61 +16,36 @@ PASSES = {"forward": "forward", "by_image": "by the image", "by_kernel": "by the
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-class Convolution(NamedTuple):
-    """A square convolution of square images."""
-
-    size: int
-    before: int
-    after: int
-    kernel: int = 3
-    stride: int = 1
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of one pass over a batch."""
-        pixels = BATCH * (self.size // self.stride) ** 2
-        return 2 * pixels * self.kernel**2 * self.before * self.after
-
-
-def rows(platform: str, full: bool) -> Cases:
+def rows(platform: str) -> Cases:
     """Return the arguments of `measure` for each row, by the row's name."""
     sizes = (32, 8), (16, 16), (8, 32), (32, 16), (16, 32), (8, 64), (32, 32), (16, 128), (8, 256)
     return {f"{s}×{s}×{c}": (s, c) for s, c in sizes if platform == "cpu"}
 
 
 def measure(size: int, channels: int, runs: int) -> dict[str, Any]:
-    """Measure GF/s of the passes of a 3×3 convolution."""
-    conv = Convolution(size, channels, channels)
-    found = in_turns(passes(conv), runs)
-    return {name: conv.flops / timing.median / 1e9 for name, timing in found.items()}
+    """Measure GF/s of the passes of a 3×3 convolution of square images.
 
-
-def passes(conv: Convolution) -> Ways:
-    """Return the passes over a batch by their names and makers: `forward native`, …
-
-    `lax` are XLA's, `native` the compiled ones, `torch` PyTorch's.
+    Returns:
+      Figures by pass and maker, such as `forward native`: `lax` are XLA's passes, `native` the
+      compiled ones, `torch` PyTorch's.
     """
-    rng = np.random.default_rng(0)
-    x, kernel = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in (
-            (BATCH, conv.size, conv.size, conv.before),
-            (conv.kernel, conv.kernel, conv.before, conv.after),
-        )
-    )
-    makers = {"lax": lax.conv_general_dilated, "native": convolution()}
-    ways: dict[str, Callable[[], Any]] = {}
-    for maker, convolve in makers.items():
-        if convolve is not None:
-            ways |= {f"{n} {maker}": way for n, way in _passes(convolve, conv, x, kernel).items()}
+    makers = {"lax": passes(lax.conv_general_dilated, size, channels)}
+    if (compiled := convolution()) is not None:
+        makers["native"] = passes(compiled, size, channels)
     if (torch := torch_steps()) is not None:
-        ways |= {f"{n} torch": way for n, way in torch.convolution_passes(BATCH, *conv).items()}
-    return ways
+        makers["torch"] = torch.convolution_passes(BATCH, size, channels)
+    ways = {f"{n} {maker}": way for maker, its in makers.items() for n, way in its.items()}
+    flops = 2 * BATCH * size**2 * 3**2 * channels**2
+    return {name: flops / timing.median / 1e9 for name, timing in in_turns(ways, runs).items()}
 
 
-def _passes(convolve: Callable[..., Array], conv: Convolution, x: Array, kernel: Array) -> Ways:
+def passes(convolve: Callable[..., Array], size: int, channels: int) -> Ways:
+    """Return the passes of a convolution over a batch, by their names."""
+    x = jax.random.normal(jax.random.key(0), (BATCH, size, size, channels))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
+
     def forward(x: Array, kernel: Array) -> Array:
-        return convolve(x, kernel, (conv.stride,) * 2, "SAME", dimension_numbers=LAYOUT)
+        return convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
     def by_image(x: Array, kernel: Array, y: Array) -> Array:
         return jax.vjp(lambda x: forward(x, kernel), x)[1](y)[0]
@@ -83,7 +57,7 @@ def _passes(convolve: Callable[..., Array], conv: Convolution, x: Array, kernel:
         function = jax.jit(function)
         return lambda: function(*args).block_until_ready()
 
-    y = forward(x, kernel)
+    y = jnp.ones_like(x)
     return {
         "forward": way(forward, x, kernel),
         "by_image": way(by_image, x, kernel, y),
