@@ -89,7 +89,7 @@ class Model(TypedDict):
 
 
 class Devices(TypedDict):
-    """The devices there were, how many of them each stage used, and how many runs shared them."""
+    """The devices there were, and how many of them each stage used."""
 
     platform: str
     kind: str
@@ -97,7 +97,6 @@ class Devices(TypedDict):
     count: int
     physical: int
     used: dict[str, int]
-    jobs: int
 
 
 class Results(TypedDict):

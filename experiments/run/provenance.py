@@ -1,7 +1,6 @@
 """The versions, devices and commit of a run, for its results."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ import jax
 
 from dcjax import training
 from experiments.results.schema import Devices
-from experiments.run.startup import JOBS
 
 
 def versions() -> dict[str, str]:
@@ -30,7 +28,6 @@ def devices(used: Mapping[str, int]) -> Devices:
         "count": len(here),
         "physical": training.physical_devices(here),
         "used": dict(used),
-        "jobs": int(os.environ.get(JOBS, "1")),
     }
 
 

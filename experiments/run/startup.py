@@ -5,9 +5,6 @@ import ctypes
 import os
 from pathlib import Path
 
-JOBS = "DCJAX_JOBS"
-"""The environment variable with the number of trials of a study that share the machine."""
-
 # mallopt's numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 

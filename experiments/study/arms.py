@@ -1,7 +1,7 @@
 """Arms, the ways to train that a study compares, and the settings of their trials."""
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 from experiments.settings.flags import Settings
@@ -80,16 +80,13 @@ def with_flags(flags: Mapping[str, Any]) -> Settings:
     >>> with_flags({"width": 64, "seed": 1}).network.width
     64
     """
-    left = dict(flags)
-
-    def replaced(group: Any) -> Any:
-        values = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
-        for name, value in values.items():
-            inner = dataclasses.is_dataclass(value)
-            values[name] = replaced(value) if inner else left.pop(name, value)
-        return dataclasses.replace(group, **values)
-
-    settings = replaced(Settings())
-    if left:
-        raise ValueError(f"no such settings: {', '.join(sorted(left))}")
+    settings = Settings()
+    groups = {name: vars(value) for name, value in vars(settings).items() if is_dataclass(value)}
+    group_of = {field: name for name, values in groups.items() for field in values}
+    for field, value in flags.items():
+        if group := group_of.get(field):
+            changed = replace(getattr(settings, group), **{field: value})
+            settings = replace(settings, **{group: changed})
+        else:
+            settings = replace(settings, **{field: value})
     return settings

@@ -1,69 +1,31 @@
 """The study's tables, and the document that holds them between its markers."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from experiments.markdown import put, table, write
-from experiments.study import costs, figure
-from experiments.study.outcomes import Gain, Outcome, best, by_arm, devices, paired
-from experiments.study.outcomes import gain as gain_of
+from experiments.study import figure
+from experiments.study.outcomes import Outcome, best, by_arm, devices, paired
+from experiments.study.studies import length
 
 
-def report(document: Path, found: Sequence[Outcome]) -> None:
-    """Write a study's tables and its picture.
-
-    Raises:
-      ValueError: the document has no place for them.
-    """
-    name = found[0].trial.study.name
-    picture = document.with_name(f"{document.stem}-{name}.svg")
-    parts = [_conditions(found), _accuracies(found), _speedups(found)]
-    parts += [f"![accuracy against cost]({picture.name})"]
-    text = put(document.read_text(), name, "\n\n".join(parts))
-    figure.draw_curves(picture, name, by_arm(found))
+def report(document: Path, found: Mapping[str, list[Outcome]]) -> None:
+    """Write the tables and the pictures of all studies that have a place in the document."""
+    text = document.read_text()
+    for name, its in found.items():
+        if f"<!-- {name} -->" in text:
+            picture = document.with_name(f"{document.stem}-{name}.svg")
+            figure.draw_curves(picture, name, its)
+            parts = [_conditions(its), _accuracies(its), _speedups(its)]
+            text = put(
+                text, name, "\n\n".join([*parts, f"![accuracy against cost]({picture.name})"])
+            )
+    its = [found[study.name] for study in length.STUDIES if study.name in found]
+    if rows := _lengths(its):
+        text = put(text, "length", rows)
     write(document, text)
-
-
-def report_lengths(document: Path, studies: Sequence[Sequence[Outcome]]) -> None:
-    """Write the gain against the length of training, of the length studies that have both sides.
-
-    Raises:
-      ValueError: the document has no place for it.
-    """
-    gains = [gain for found in studies if (gain := gain_of(found))]
-    if not gains:
-        return
-    gains.sort(key=lambda gain: (gain.width, gain.epochs))
-    picture = document.with_name(f"{document.stem}-length.svg")
-    parts = ["    python -m experiments.study --only length-wWIDTH-eEPOCHS", _versions(studies)]
-    parts += [_lengths(gains), f"![gain against the length of training]({picture.name})"]
-    text = put(document.read_text(), "length", "\n\n".join(parts))
-    figure.draw_gains(picture, gains)
-    write(document, text)
-
-
-def _lengths(gains: Sequence[Gain]) -> str:
-    body = []
-    for each in gains:
-        operations = each.transfer[0].cost.operations / each.scratch[0].cost.operations
-        body.append([str(each.width), str(each.epochs)])
-        for side in (each.scratch, each.transfer):
-            accuracies = [100 * outcome.accuracy for outcome in side]
-            body[-1] += [side[0].trial.arm.name, spread(accuracies)]
-        body[-1] += [f"{operations:.2f}", spread(each.points, "+"), str(len(each.points))]
-    head = ["width", "epochs from scratch", "best from scratch", "%", "best transfer", "%"]
-    head += ["operations, of scratch", "gain, points", "seeds"]
-    return table(head, body)
-
-
-def _versions(studies: Sequence[Sequence[Outcome]]) -> str:
-    said = {
-        ", ".join(f"{k} {v}" for k, v in each.results["versions"].items() if k != "dcjax")
-        for found in studies
-        for each in found
-    }
-    return f"{'; '.join(sorted(said))}."
 
 
 def _conditions(found: Sequence[Outcome]) -> str:
@@ -72,25 +34,32 @@ def _conditions(found: Sequence[Outcome]) -> str:
     seeds = len({each.trial.seed for each in found})
     return (
         f"    python -m experiments.study --only {study.name} --seeds {seeds}\n\n"
-        f"{study.title}; {len(found)} trials; {_versions([found])}"
+        f"{study.title}; {len(found)} trials; {_versions(found)}"
     )
+
+
+def _versions(found: Sequence[Outcome]) -> str:
+    said = {
+        ", ".join(f"{k} {v}" for k, v in each.results["versions"].items() if k != "dcjax")
+        for each in found
+    }
+    return f"{'; '.join(sorted(said))}."
 
 
 def _accuracies(found: Sequence[Outcome]) -> str:
     """Return the table of every arm's accuracies and costs."""
     body = []
     for name, group in by_arm(found).items():
-        cost = group[0].cost
         before = ["–", "–", "–"]
         if not group[0].trial.arm.is_scratch:
-            subnets = [100 * a for each in group for a in each.results["subnets_phase"]["accuracy"]]
-            composed = [100 * each.points[0].accuracy for each in group]
-            fall = 100 * max(costs.fall(each.points) for each in group)
-            before = [spread(subnets), spread(composed), f"{fall:.1f}"]
-        final = spread([100 * each.accuracy for each in group])
-        seconds = [f"{cost.device_seconds:.0f}", f"{cost.wall_seconds:.0f}"]
-        teraflops = f"{cost.operations / 1e12:.1f}"
-        body.append([name, str(len(group)), *before, final, *seconds, teraflops])
+            subnets = [a for each in group for a in each.results["subnets_phase"]["accuracy"]]
+            fall = max(each.accuracies[0] - each.accuracies.min() for each in group)
+            composed = [each.accuracies[0] for each in group]
+            before = [spread(subnets), spread(composed), f"{100 * fall:.1f}"]
+        final = spread([each.accuracy for each in group])
+        device, several, operations = group[0].costs[-1]
+        costs = [f"{device:.0f}", f"{several:.0f}", f"{operations / 1e12:.1f}"]
+        body.append([name, str(len(group)), *before, final, *costs])
     head = ["arm", "seeds", "sub-networks, %", "composed, %", "largest fall, points", "final, %"]
     count = devices(found[0].trial.study)
     return table([*head, "device-seconds", f"seconds on {count} devices", "TFLOP"], body)
@@ -101,40 +70,31 @@ def _speedups(found: Sequence[Outcome]) -> str:
 
     Each trains a different global network, so that arms are compared within it only.
     """
-    kinds = dict.fromkeys(each.trial.settings.network.samples for each in found)
-    return "\n\n".join(
-        _against_scratch([each for each in found if each.trial.settings.network.samples == kind])
-        for kind in kinds
-    )
+    kinds: dict[str, list[Outcome]] = {}
+    for each in found:
+        kinds.setdefault(each.trial.settings.network.samples, []).append(each)
+    return "\n\n".join(map(_against_scratch, kinds.values()))
 
 
 def _against_scratch(found: Sequence[Outcome]) -> str:
     """Return how much sooner each arm reaches the final accuracy of the best arm from scratch."""
-    arms, scratch = by_arm(found), by_arm(found, scratch=True)
-    if not scratch:
-        return f"No arm from scratch has finished, to compare with: {', '.join(arms)}."
-    baseline = best(scratch)
+    baseline = best(found, scratch=True)
+    if not baseline:
+        return "No arm from scratch has finished with these samples."
     name = baseline[0].trial.arm.name
     body = []
-    for arm, group in arms.items():
-        pairs = paired(baseline, group)
-        if arm == name or not pairs:
+    for arm, group in by_arm(found).items():
+        if arm == name:
             continue
+        pairs = paired(baseline, group)
         # The baseline's clock, too, stops where it first has that accuracy, maybe before its end.
-        reached = [
-            (first.cost, point.cost)
+        ratios = [
+            its.cost_to(its.accuracy) / cost
             for its, ours in pairs
-            if (first := costs.first_reaching(its.points, its.accuracy))
-            and (point := costs.first_reaching(ours.points, its.accuracy))
+            if (cost := ours.cost_to(its.accuracy)) is not None
         ]
-        ratios = ["–"] * len(costs.Cost._fields)
-        if reached:
-            ratios = [
-                f"{statistics.mean(theirs[n] / ours[n] for theirs, ours in reached):.2f}×"
-                for n in range(len(costs.Cost._fields))
-            ]
-        gains = [100 * (ours.accuracy - its.accuracy) for its, ours in pairs]
-        body.append([arm, f"{len(reached)} of {len(pairs)}", *ratios, spread(gains, "+")])
+        cells = [f"{ratio:.2f}×" for ratio in np.mean(ratios, axis=0)] if ratios else ["–"] * 3
+        body.append([arm, f"{len(ratios)} of {len(pairs)}", *cells, spread(_gains(pairs), "+")])
     head = ["arm", "seeds that reach it", "device-seconds"]
     head += [f"seconds on {devices(found[0].trial.study)} devices", "operations"]
     head += ["final accuracy, points above"]
@@ -144,11 +104,35 @@ def _against_scratch(found: Sequence[Outcome]) -> str:
     )
 
 
-def spread(points: Sequence[float], sign: str = "") -> str:
-    """Return mean ± standard deviation; `sign="+"` shows the sign of a positive mean.
+def _gains(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[float]:
+    return [ours.accuracy - its.accuracy for its, ours in pairs]
 
-    >>> spread([50.0, 52.0]), spread([50.0]), spread([0.5, 1.5], "+")
+
+def _lengths(studies: Sequence[Sequence[Outcome]]) -> str:
+    """Return the gain of the best transfer against the length of training; "" if there is none."""
+    body = []
+    for found in studies:
+        scratch, transfer = best(found, scratch=True), best(found, scratch=False)
+        if not (pairs := paired(scratch, transfer)):
+            continue
+        settings = scratch[0].trial.settings
+        cells = [str(settings.network.width), str(settings.training.baseline_epochs)]
+        for side in (scratch, transfer):
+            cells += [side[0].trial.arm.name, spread([each.accuracy for each in side])]
+        operations = transfer[0].costs[-1, 2] / scratch[0].costs[-1, 2]
+        body.append([*cells, f"{operations:.2f}", spread(_gains(pairs), "+"), str(len(pairs))])
+    head = ["width", "epochs from scratch", "best from scratch", "%", "best transfer", "%"]
+    head += ["operations, of scratch", "gain, points", "seeds"]
+    command = "    python -m experiments.study --only length-wWIDTH-eEPOCHS"
+    versions = _versions([each for found in studies for each in found])
+    return f"{command}\n\n{versions}\n\n{table(head, body)}" if body else ""
+
+
+def spread(fractions: Sequence[float], sign: str = "") -> str:
+    """Return mean ± standard deviation in percent; `sign="+"` shows the sign of a positive mean.
+
+    >>> spread([0.50, 0.52]), spread([0.5]), spread([0.005, 0.015], "+")
     ('51.0 ± 1.4', '50.0', '+1.0 ± 0.7')
     """
-    mean = f"{statistics.mean(points):{sign}.1f}"
-    return mean if len(points) < 2 else f"{mean} ± {statistics.stdev(points):.1f}"
+    mean = f"{100 * np.mean(fractions):{sign}.1f}"
+    return mean if len(fractions) < 2 else f"{mean} ± {100 * np.std(fractions, ddof=1):.1f}"
