@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown.
+    """Return a table in Markdown.
 
     >>> print(table(["a", "b"], [["1", "2"]]))
     | a | b |
@@ -18,10 +18,10 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def put(text: str, name: str, body: str) -> str:
-    """The document's text with another body in the place of that name.
+    """Return the document's text with another body in the place of that name.
 
     Raises:
-      ValueError: it has no such place.
+      ValueError: the document has no such place.
 
     >>> put("<!-- a -->old<!-- end -->", "a", "new")
     '<!-- a -->\\nnew\\n<!-- end -->'

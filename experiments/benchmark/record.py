@@ -55,13 +55,12 @@ def conditions(runs: int) -> dict[str, Any]:
 
 
 def publish(document: Path, place: str, command: str, measured: Measured, table: str) -> None:
-    """Put the command, the conditions and the table between `<!-- PLACE -->` and `<!-- end -->`.
-
-    Raises:
-      ValueError: the document has no such place.
-    """
+    """Put the command, the conditions and the table between `<!-- PLACE -->` and `<!-- end -->`."""
     on = measured.conditions
     versions = ", ".join(f"{name} {version}" for name, version in on["versions"].items())
     said = f"{on['device']}: {on['processor']}; {versions}; commit {on['commit'] or 'unknown'}"
     body = f"    {command}\n\n{said}; {datetime.date.today()}.\n\n{table}"
-    markdown.write(document, markdown.put(document.read_text(), place, body))
+    text = document.read_text()
+    if f"<!-- {place} -->" not in text:  # the table's first time on such an accelerator
+        text += f"\n## {place.capitalize()}\n\n<!-- {place} -->\n<!-- end -->\n"
+    markdown.write(document, markdown.put(text, place, body))

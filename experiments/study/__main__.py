@@ -22,8 +22,7 @@ class Options:
     """
 
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar=" ".join(STUDIES))] = ()
-    """The studies to run. Some take hours: each module in experiments/study/studies says how
-    many."""
+    """The studies to run. Some take hours: each module in experiments/study/studies says so."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[ARM ...]")] = ()
     """Run only these arms, in this order; by default all."""
     seeds: int = 3

@@ -103,12 +103,14 @@ def test_tables_replace_what_stands_between_their_markers(tmp_path):
     )
 
 
-def test_a_document_without_the_place_is_an_error(tmp_path):
+def test_an_accelerator_s_table_is_appended_beside_the_cpu_s(tmp_path):
     document = tmp_path / "doc.md"
-    document.write_text("<!-- steps -->\n<!-- end -->\n")
-    with pytest.raises(ValueError, match="<!-- steps on gpu -->"):
-        publish(document, "steps on gpu")
-    assert document.read_text() == "<!-- steps -->\n<!-- end -->\n"
+    document.write_text("<!-- steps -->\nold\n<!-- end -->\n")
+    publish(document, "steps on gpu")
+    publish(document, "steps on gpu")
+    text = document.read_text()
+    assert text.startswith("<!-- steps -->\nold\n<!-- end -->\n\n## Steps on gpu\n")
+    assert text.count("<!-- steps on gpu -->") == text.count("the command") == 1
 
 
 def test_the_repository_s_document_has_every_place():
