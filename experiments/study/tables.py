@@ -19,12 +19,12 @@ def report(document: Path, found: Mapping[str, list[Outcome]]) -> None:
             picture = document.with_name(f"{document.stem}-{name}.svg")
             figure.draw_curves(picture, name, its)
             parts = [_conditions(its), _accuracies(its), _speedups(its)]
-            text = put(
-                text, name, "\n\n".join([*parts, f"![accuracy against cost]({picture.name})"])
-            )
-    its = [found[study.name] for study in length.STUDIES if study.name in found]
-    if rows := _lengths(its):
-        text = put(text, "length", rows)
+            parts += [f"![accuracy against cost]({picture.name})"]
+            text = put(text, name, "\n\n".join(parts))
+    # The studies of the length share one table.
+    lengths = [found[study.name] for study in length.STUDIES if study.name in found]
+    if "<!-- length -->" in text and (gains := _lengths(lengths)):
+        text = put(text, "length", gains)
     write(document, text)
 
 
