@@ -10,7 +10,6 @@
 Importing this is quick and starts neither JAX nor tensorflow-datasets; TensorFlow is never needed.
 """
 
-from experiments.data.load import check_name as check_name
 from experiments.data.load import load as load
 from experiments.data.subset import subset as subset
 from experiments.data.types import DataError as DataError

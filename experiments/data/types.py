@@ -70,11 +70,9 @@ def moments(
     (array([0.5, 0.5, 0.5], dtype=float32), array([0.5, 0.5, 0.5], dtype=float32))
     """
     n = images[..., 0].size
-    # In parts, because squares take 4 bytes each.
-    parts = (images[i : i + 1024] for i in range(0, len(images), 1024))
-    squared = [np.square(part, dtype=np.uint32).sum(axis=0, dtype=np.int64) for part in parts]
-    squares = np.sum(squared, axis=(0, 1, 2))
-    total = images.sum(axis=0, dtype=np.int64).sum(axis=(0, 1))
-    variance = [n * int(q) - int(s) ** 2 for s, q in zip(total, squares, strict=True)]
+    total = images.sum(axis=(0, 1, 2), dtype=np.int64)
+    squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64, casting="safe")
+    # Python's integers, because n·q exceeds 64 bits.
+    variance = [n * q - s**2 for s, q in zip(total.tolist(), squares.tolist(), strict=True)]
     std = np.sqrt(np.array(variance, float)) / n / 255
     return (total / n / 255).astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments import data
 from experiments.settings.flags import CHOICES, Settings
 from experiments.settings.naming import as_flag, flat
 
@@ -64,10 +63,6 @@ def _unknown_names(values: dict[str, Any]) -> Iterator[str]:
             near = difflib.get_close_matches(values[name], known, n=1)
             hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
             yield f"{as_flag(name)} {values[name]!r}: {hint} from {', '.join(known)}"
-    try:
-        data.check_name(values["dataset"])
-    except data.DataError as error:
-        yield str(error)
 
 
 def _conflicts(settings: Settings) -> Iterator[str]:

@@ -104,7 +104,7 @@ def test_sixteen_bit_image(folder):
 def test_images_of_different_sizes(folder):
     path = folder / "test" / "ape" / "wide.png"
     save(path, noise(height=6, width=9))
-    refused(folder, f"{path}: 9×6, but {folder / 'train' / 'ape' / '0.png'} is 5×6")
+    refused(folder, f"{path}: its shape is (6, 9, 3), but the first image's (6, 5, 3)")
 
 
 def test_many_problems_are_counted(folder):

@@ -1,13 +1,14 @@
 """A folder of images: train/<class>/*.png, test/<class>/*.png."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from experiments.data.images import pixels
 from experiments.data.types import DataError, Dataset, Notify, Split, measured
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -31,11 +32,18 @@ def load(place: str | Path, notify: Notify = print) -> Dataset:
     """
     root = Path(place).expanduser()
     train, test = (_classes(root / split) for split in ("train", "test"))
-    _agree(root, train, test)
+    if train.keys() != test.keys():
+        raise DataError(
+            f"the classes in {root} differ between the splits: only in train "
+            f"{sorted(train.keys() - test)}, only in test {sorted(test.keys() - train)}; "
+            "every class needs images in both"
+        )
     notify(f"reading the images in {root}")
-    paths = [file for split in (train, test) for files in split.values() for file in files]
-    images = _read(paths)
-    train_labels, test_labels = _labels(train), _labels(test)
+    images = _read([file for split in (train, test) for files in split.values() for file in files])
+    train_labels, test_labels = (
+        np.repeat(np.arange(len(split), dtype=np.int32), [len(files) for files in split.values()])
+        for split in (train, test)
+    )
     return measured(
         f"folder:{place}",
         Split(images[: len(train_labels)], train_labels),
@@ -55,9 +63,7 @@ def _classes(split: Path) -> dict[str, list[Path]]:
     }
     empty = [name for name, files in classes.items() if not files]
     if len(classes) < 2 or empty:
-        got = (
-            f"no images in {', '.join(empty[:SHOWN])}" if empty else f"{len(classes)} class folders"
-        )
+        got = f"no images in {', '.join(empty)}" if empty else f"{len(classes)} class folders"
         raise DataError(f"{got} below {split}: {LAYOUT}, two classes or more")
     return classes
 
@@ -67,57 +73,30 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _agree(root: Path, train: Iterable[str], test: Iterable[str]) -> None:
-    """Raise unless both splits have the same classes."""
-    only = {"train": sorted(set(train) - set(test)), "test": sorted(set(test) - set(train))}
-    if any(only.values()):
-        raise DataError(
-            f"the classes in {root} differ between the splits: "
-            f"only in train {only['train']}, only in test {only['test']}; "
-            "every class needs images in both"
-        )
-
-
-def _labels(classes: dict[str, list[Path]]) -> np.ndarray:
-    """Return the class numbers of a split's images, in the order of `_classes`."""
-    return np.repeat(np.arange(len(classes), dtype=np.int32), [len(f) for f in classes.values()])
-
-
 def _read(paths: Sequence[Path]) -> UInt8[np.ndarray, "N H W 3"]:
     """Read all images, in order; report all that are damaged or of another size at once."""
-    images, first, problems = np.empty((len(paths), 0, 0, 3), np.uint8), None, []
     with ThreadPoolExecutor() as pool:
-        for i, read in enumerate(pool.map(_pixels_or_problem, paths)):
-            if isinstance(read, str):
-                problems.append(read)
-                continue
-            if first is None:  # the first good image sets the size
-                images, first = np.empty((len(paths), *read.shape), np.uint8), i
-            if read.shape == images.shape[1:]:
-                images[i] = read
-            else:
-                known = f"{paths[first]} is {_size(images[first])}"
-                problems.append(f"{paths[i]}: {_size(read)}, but {known}")
+        images: list[Any] = list(pool.map(_pixels_or_problem, paths))
+    shape = next((image.shape for image in images if not isinstance(image, str)), None)
+    problems = []
+    for path, image in zip(paths, images, strict=True):
+        if isinstance(image, str):
+            problems.append(f"{path}: {image}")
+        elif image.shape != shape:
+            problems.append(f"{path}: its shape is {image.shape}, but the first image's {shape}")
     if problems:
-        raise DataError(_summary(problems, len(paths)))
-    return images
+        head = f"{len(problems)} of {len(paths)} images cannot be used; replace or remove them:"
+        rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise DataError("\n  ".join([head, *problems[:SHOWN], *rest]))
+    return np.stack(images)
 
 
-def _summary(problems: Sequence[str], total: int) -> str:
-    """Describe what is wrong with the images, the first few in full."""
-    rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    head = f"{len(problems)} of {total} images cannot be used; replace or remove them:"
-    return "\n  ".join([head, *problems[:SHOWN], *rest])
-
-
-def _pixels_or_problem(path: Path) -> np.ndarray | str:
-    """Return the image, or what is wrong with its file."""
+def _pixels_or_problem(path: Path) -> UInt8[np.ndarray, "H W 3"] | str:
+    """Return the image as RGB, grey tiled and transparency dropped; or what is wrong with it."""
     try:
-        return pixels(path)
+        with Image.open(path) as image:
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                return f"expected 8 bits a channel, got mode {image.mode!r}"  # Pillow would clip
+            return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many types for damaged files
-        return f"{path}: {error}"
-
-
-def _size(image: np.ndarray) -> str:
-    """Return width × height, as people write it."""
-    return f"{image.shape[1]}×{image.shape[0]}"
+        return str(error)
