@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tyro
@@ -18,6 +18,8 @@ from experiments.settings.presets import PRESETS
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 STOPPED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
+COLLECT = "; the command without --only-subnet collects it from the same workdir"
+NO_ROOM = ", but could not be saved: make room in the workdir; the same command continues"
 
 
 class Ended(Exception):
@@ -106,9 +108,8 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     """
     chosen = settings.data
     loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
-    size = min(chosen.train_size or len(loaded.train.labels), len(loaded.train.labels))
-    train = data.subset(loaded.train, size, settings.seed, len(loaded.classes))
-    _refuse(validate.data_problems(settings, *train.images.shape[:3]))
+    train = data.subset(loaded.train, chosen.train_size, settings.seed, len(loaded.classes))
+    _refuse(validate.data_problems(settings, train.images.shape))
     return loaded._replace(train=train)
 
 
@@ -125,13 +126,13 @@ def _train(
     from experiments.method.divergence import Diverged
     from experiments.run import checkpointing
 
-    how, asked = settings.keeping, settings.data.dataset
+    how = settings.keeping
     fingerprint = checkpointing.fingerprint(dataset)
     keeper = checkpointing.Keeper(folder, how, fingerprint, voice, metrics, stop)
     try:
         if how.only_subnet is not None:
             kept = pipeline.run_one(settings, dataset, keeper, how.only_subnet)
-            voice.say(_one_trained(how.only_subnet, folder, kept))
+            voice.say(f"sub-network {how.only_subnet} is trained" + (COLLECT if kept else NO_ROOM))
             return OK if kept else LOST
         results = workdir.plain(pipeline.run(settings, dataset, keeper))
     except Diverged as error:
@@ -143,22 +144,10 @@ def _train(
     except OSError as error:
         voice.say(f"the results cannot be written to {folder}: {error.strerror}")
         code = LOST
-    summary.show(results, Console(), asked=asked)
+    summary.show(results, Console(), asked=settings.data.dataset)
     return code
 
 
-def _one_trained(subnet: int, folder: Path, kept: bool) -> str:
-    if kept:
-        return (
-            f"sub-network {subnet} is trained; the command without --only-subnet collects it from "
-            f"{folder}"
-        )
-    return (
-        f"sub-network {subnet} is trained, but could not be saved in {folder}: make room there; "
-        "the same command continues"
-    )
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise Ended(BAD_INPUT, "error: " + "\n  ".join(problems))
+def _refuse(problems: Iterable[str]) -> None:
+    if found := "\n  ".join(problems):
+        raise Ended(BAD_INPUT, f"error: {found}")

@@ -1,39 +1,41 @@
 """The settings of a run, frozen dataclasses: every field is a flag of the command line."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
-
-CHOICES = {
-    "preset": ("quick", "digits", "paper"),
-    "model": ("resnet", "cnn"),
-    "samples": ("replicate", "channels", "tiles", "phases", "bands"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "on_diverged": ("stop", "restart", "drop"),
-}
-"""The values of the flags that take a name."""
+from typing import Annotated, Literal, NamedTuple
 
 
-def _choice(flag: str) -> Any:
-    # Plain strings, not Literal: an unknown name is reported by `validate`, with the nearest one.
-    return tyro.conf.arg(metavar=f"{{{','.join(CHOICES[flag])}}}")
+class Expected(NamedTuple):
+    """The numbers that a flag takes, in words, and the test for them, which NaN fails."""
+
+    words: str
+    test: Callable[[float], bool]
+
+
+Count = Annotated[int, Expected("an integer of at least 1", lambda x: x >= 1)]
+Natural = Annotated[int, Expected("an integer of at least 0", lambda x: x >= 0)]
+NotNegative = Annotated[
+    float, Expected("a finite number of at least 0", lambda x: 0 <= x < math.inf)
+]
+Positive = Annotated[float, Expected("a finite number above 0", lambda x: 0 < x < math.inf)]
+Part = Annotated[float, Expected("at least 0 and below 1", lambda x: 0 <= x < 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """The global network, and what its sub-networks see."""
 
-    model: Annotated[str, _choice("model")] = "resnet"
+    model: Literal["resnet", "cnn"] = "resnet"
     """Architecture."""
-    depth: int = 8
+    depth: Count = 8
     """Layers with weights: 6n+2 for a resnet (8, 14, 20, …), 3n+2 for a cnn (5, 8, 11, …)."""
-    width: int = 32
+    width: Count = 32
     """Channels of the global network's first stage; each sub-network has width / subnets."""
-    samples: Annotated[str, _choice("samples")] = "replicate"
+    samples: Literal["replicate", "channels", "tiles", "phases", "bands"] = "replicate"
     """The part of an image that each sub-network sees."""
-    precision: Annotated[str, _choice("precision")] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of training; auto is float32 on the CPU, else bfloat16. Parameters and evaluation
     are always float32."""
     native: bool = True
@@ -45,32 +47,32 @@ class Network:
 class Training:
     """The three stages: stochastic gradient descent with momentum, cosine decay."""
 
-    subnet_epochs: int = 8
+    subnet_epochs: Natural = 8
     """Epochs of the sub-networks."""
-    finetune_epochs: int = 2
+    finetune_epochs: Natural = 2
     """Epochs of the composed network."""
-    baseline_epochs: int = 6
+    baseline_epochs: Natural = 6
     """Epochs of the global network trained from scratch, for comparison."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images a step."""
-    learning_rate: float = 0.8
+    learning_rate: Positive = 0.8
     """Peak learning rate of the sub-networks and of the baseline. The default suits width 32; at
     width 64, 0.4 is better for the sub-networks (docs/results.md)."""
-    finetune_rate: float | None = None
+    finetune_rate: Positive | None = None
     """Peak learning rate of fine-tuning; by default --learning-rate."""
-    warmup_epochs: float = 0.5
+    warmup_epochs: NotNegative = 0.5
     """Epochs of linear warm-up of the sub-networks, at most half of their training."""
-    baseline_warmup_epochs: float = 1.5
+    baseline_warmup_epochs: NotNegative = 1.5
     """Epochs of warm-up of the baseline; it needs more than narrow networks (docs/results.md)."""
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """Weight decay of the kernels."""
-    label_smoothing: float = 0.0
+    label_smoothing: Part = 0.0
     """Part of each label that is spread evenly over all classes, in all stages."""
-    evaluate_every: int | None = None
+    evaluate_every: Count | None = None
     """Steps between evaluations of the global network; by default it is evaluated after each epoch.
     More evaluations give finer times to an accuracy, but on accelerators each step is then a
     separate call."""
-    average: float = 0.95
+    average: Part = 0.95
     """Evaluate and hand on an average of the weights over about 1 / (1 - this) steps, in all
     stages: 0.95 for about 20 steps; 0 for the last weights."""
 
@@ -79,14 +81,14 @@ class Training:
 class Transfer:
     """How the sub-networks' training continues in fine-tuning."""
 
-    subnet_final_rate: float | None = None
+    subnet_final_rate: NotNegative | None = None
     """Learning rate at which the sub-networks end. By default fine-tuning begins there: one
     schedule runs through both stages and decays once, in fine-tuning. With 0 they decay too."""
-    finetune_warmup_epochs: float = 0.0
+    finetune_warmup_epochs: NotNegative = 0.0
     """Epochs of linear warm-up of fine-tuning, at most half of it."""
     carry_momentum: bool = True
     """Start fine-tuning with the sub-networks' momenta, composed; otherwise with zero momenta."""
-    head_rate: float | None = None
+    head_rate: NotNegative | None = None
     """Factor of the fine-tuning learning rate for the head's kernel; by default min(1, 4/K), which
     keeps the logits from changing too fast with many sub-networks."""
 
@@ -101,7 +103,7 @@ class Data:
     at random in training."""
     data_dir: Path | None = None
     """Directory of tensorflow-datasets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
-    train_size: int | None = 10_000
+    train_size: Count | None = 10_000
     """Train on at most this many images, a seeded and class-balanced subset; None for all."""
 
 
@@ -109,15 +111,15 @@ class Data:
 class Keeping:
     """The files to keep, and the reaction to a failure."""
 
-    checkpoint_every: int | None = None
+    checkpoint_every: Count | None = None
     """Steps between checkpoints; by default one after each epoch. Saving within an epoch counts as
     training time."""
-    keep: int = 2
+    keep: Count = 2
     """Number of newest checkpoints to keep of each stage."""
-    only_subnet: int | None = None
+    only_subnet: Natural | None = None
     """Train only this sub-network (counted from 0). The command without this flag collects those
     that are trained and trains the others."""
-    on_diverged: Annotated[str, _choice("on_diverged")] = "stop"
+    on_diverged: Literal["stop", "restart", "drop"] = "stop"
     """If a sub-network's loss becomes NaN or infinite: stop; restart it from its last good
     checkpoint with another random key and half the learning rate; or drop it from the head."""
     fresh: bool = False
@@ -128,11 +130,11 @@ class Keeping:
 class Settings:
     """Train K sub-networks side by side, compose them, fine-tune; compare with a baseline."""
 
-    subnets: int = 4
+    subnets: Count = 4
     """K, the number of sub-networks; it divides the width."""
-    seed: int = 0
+    seed: Natural = 0
     """Seed of everything random."""
-    preset: Annotated[str, _choice("preset")] = "quick"
+    preset: Literal["quick", "digits", "paper"] = "quick"
     """Defaults of the other flags: quick (CIFAR-10, minutes on two CPU cores), digits (1,400 small
     images, no network needed, two minutes) or paper (ResNet-32 of width 64, 160 epochs: for
     GPUs)."""

@@ -22,13 +22,9 @@ def flat(settings: Settings) -> dict[str, Any]:
     (2, 32)
     """
     flags: dict[str, Any] = {}
-    groups: dict[str, Any] = {}
     for name, value in dataclasses.asdict(settings).items():
-        if isinstance(value, dict):
-            groups |= value
-        else:
-            flags[name] = value
-    return {name: str(v) if isinstance(v, Path) else v for name, v in (flags | groups).items()}
+        flags |= value if isinstance(value, dict) else {name: value}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
 
 
 def as_args(settings: Settings) -> list[str]:

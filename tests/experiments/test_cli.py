@@ -43,8 +43,8 @@ def refused(capsys, *args):
         (["--subnets", "3", "--width", "64"], "64 is not divisible by 3"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--learning-rate", "-0.1"], "--learning-rate -0.1"),
-        (["--preset", "papr"], "did you mean 'paper'"),
-        (["--dataset", "cifar"], "did you mean cifar10"),
+        (["--dataset", "cifar"], "expected auto, cifar10, digits or folder:PATH"),
+        (["--dataset", "digits", "--samples", "channels"], "--samples channels: K = 4"),
         (["--dataset", "digits", "--batch-size", "1401"], "at most --batch-size 1400"),
         (["--workdir", "file"], "it is a file"),
     ],
@@ -64,6 +64,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(args, said, capsys, tmp_pat
         (["--subnets", "four"], "'four'"),
         (["--subnets"], "--subnets"),
         (["--preset"], "--preset"),
+        (["--preset", "papr"], "papr"),
+        (["--precision", "half"], "half"),
         (["--widht", "32"], "--width"),
         (["cifar10"], "cifar10"),
     ],
@@ -126,7 +128,7 @@ def test_no_backend_starts_for_samples_that_do_not_fit():
 
     With a platform that does not exist, starting a backend would be an error.
     """
-    args = ["--samples", "channels", "--subnets", "4"]
+    args = ["--dataset", "digits", "--samples", "channels", "--subnets", "4"]
     done = subprocess.run(
         [sys.executable, "-m", "experiments.cifar10", *args],
         capture_output=True,
@@ -135,7 +137,7 @@ def test_no_backend_starts_for_samples_that_do_not_fit():
         env=os.environ | {"JAX_PLATFORMS": "nowhere"},
     )
     assert done.returncode == cli.BAD_INPUT
-    assert "--samples channels does not fit --subnets 4" in done.stderr
+    assert "--samples channels: K = 4" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -10,7 +11,6 @@ import dcjax
 from experiments import cli
 from experiments.settings import naming, validate
 from experiments.settings.flags import (
-    CHOICES,
     Data,
     Keeping,
     Network,
@@ -28,24 +28,22 @@ def test_presets_are_right(preset):
 
 
 def test_the_choices_are_those_there_are():
-    assert CHOICES["preset"] == tuple(PRESETS)
-    assert CHOICES["samples"] == dcjax.samples.NAMES
+    def choices(group, name):
+        return get_args(get_type_hints(group)[name])
+
+    assert choices(Settings, "preset") == tuple(PRESETS)
+    assert choices(Network, "samples") == dcjax.samples.NAMES
 
 
 @pytest.mark.parametrize(
-    ("samples", "size", "fits"),
-    [
-        ("channels", (32, 32), "1, 3, 6, 9, 12, 15"),
-        ("tiles", (32, 32), "1, 2, 4, 8, 16, 32, 64"),
-        ("phases", (28, 30), "1, 2, 3, 4, 5, 6, 10, 20, 24"),
-        ("bands", (32, 32), "1, 4, 16"),
-    ],
+    ("samples", "size"),
+    [("channels", (32, 32)), ("tiles", (32, 32)), ("phases", (28, 30)), ("bands", (32, 32))],
 )
-def test_samples_that_do_not_fit_say_which_subnets_do(samples, size, fits):
+def test_samples_that_do_not_fit_are_named(samples, size):
     settings = Settings(11, network=Network(width=11, samples=samples))
-    (problem,) = validate.data_problems(settings, 1000, *size)
-    assert f"--samples {samples} does not fit --subnets 11" in problem
-    assert f"up to 64 it fits {fits}" in problem
+    (problem,) = validate.data_problems(settings, (1000, *size, 3))
+    assert problem.startswith(f"--samples {samples}: ")
+    assert "11" in problem
 
 
 def test_paper_preset_is_the_published_size():
@@ -59,17 +57,11 @@ WRONG = [
     (Settings(subnets=0), "--subnets 0"),
     (Settings(subnets=-1), "--subnets -1"),
     (Settings(seed=-1), "--seed -1"),
-    (Settings(preset="papr"), "did you mean 'paper'"),
     (Settings(subnets=3, network=Network(width=64)), "64 is not divisible by 3"),
     (Settings(network=Network(depth=9)), "8, 14, 20, 26, …; the nearest is 8"),
     (Settings(network=Network(depth=2)), "6n+2"),
     (Settings(network=Network(model="cnn", depth=2)), "5, 8, 11, 14, …; the nearest is 5"),
-    (Settings(64, network=Network("cnn", width=64, samples="tiles")), "sees only 4×4"),
     (Settings(network=Network(width=0)), "--width 0"),
-    (Settings(network=Network(model="resnt")), "did you mean 'resnet'"),
-    (Settings(network=Network(samples="tile")), "did you mean 'tiles'"),
-    (Settings(network=Network(samples="channels")), "--samples channels does not fit --subnets 4"),
-    (Settings(network=Network(precision="half")), "--precision 'half': choose from auto, float32"),
     (Settings(training=Training(subnet_epochs=-1)), "--subnet-epochs -1"),
     (Settings(training=Training(batch_size=0)), "--batch-size 0"),
     (Settings(training=Training(weight_decay=math.nan)), "--weight-decay nan"),
@@ -77,14 +69,9 @@ WRONG = [
     (Settings(training=Training(label_smoothing=1.0)), "--label-smoothing 1.0"),
     (Settings(training=Training(average=1.0)), "--average 1.0"),
     (Settings(transfer=Transfer(subnet_final_rate=0.9)), "at most the --learning-rate 0.8"),
-    (Settings(training=Training(warmup_epochs=9)), "--warmup-epochs 9: expected at most the 8"),
-    (Settings(transfer=Transfer(finetune_warmup_epochs=3)), "3: expected at most the 2"),
     (Settings(transfer=Transfer(head_rate=-0.5)), "--head-rate -0.5"),
     (Settings(keeping=Keeping(only_subnet=1, fresh=True)), "--fresh with --only-subnet"),
-    (Settings(data=Data(dataset="cifar")), "did you mean cifar10"),
-    (Settings(data=Data(dataset="folder:nowhere")), "no folder 'nowhere'"),
     (Settings(data=Data(train_size=0)), "--train-size 0"),
-    (Settings(data=Data(train_size=100)), "at most --batch-size 100"),
 ]
 
 
@@ -104,16 +91,24 @@ def test_a_rate_is_a_positive_number(name, rate):
 
 
 def test_every_mistake_is_listed_at_once():
-    settings = Settings(subnets=0, preset="x", training=Training(batch_size=-1))
+    settings = Settings(subnets=0, training=Training(batch_size=-1, average=math.nan))
     assert len(validate.problems(settings)) == 3
 
 
-def test_what_a_folder_holds_is_checked_once_it_is_read(tmp_path):
-    settings = Settings(subnets=3, network=Network(width=48, samples="tiles"))
-    settings = dataclasses.replace(settings, data=Data(dataset=f"folder:{tmp_path}"))
-    assert validate.problems(settings) == []
-    assert validate.data_problems(settings, images=128, height=32, width=48) == []
-    assert len(validate.data_problems(settings, images=127, height=32, width=32)) == 2
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ((128, 32, 48, 3), []),
+        ((127, 32, 32, 3), ["at most --batch-size 127", "--samples tiles"]),
+        ((128, 12, 12, 3), ["sees only 12×4"]),
+    ],
+)
+def test_data_that_does_not_fit_the_settings(images, said):
+    settings = Settings(subnets=3, network=Network("cnn", width=48, samples="tiles"))
+    problems = list(validate.data_problems(settings, images))
+    assert len(problems) == len(said)
+    for problem, words in zip(problems, said, strict=True):
+        assert words in problem
 
 
 def test_flat_settings_are_unique_names_of_all_fields():
