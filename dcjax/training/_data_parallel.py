@@ -23,7 +23,6 @@ from dcjax.training._devices import (
 )
 from dcjax.training._learner import learner
 from dcjax.training._recipe import Recipe
-from dcjax.training._retrace_guard import traced_once
 from dcjax.training._state import TrainState
 from dcjax.training._trainer import Trainer
 
@@ -83,8 +82,7 @@ def data_parallel(
         return to_devices(jax.jit(one.init)(variables, key))
 
     def compiled(function: Any) -> Any:
-        function = traced_once(on_mesh(function, devices))
-        return jax.jit(function, out_shardings=replicated, donate_argnums=0)
+        return jax.jit(on_mesh(function, devices), out_shardings=replicated, donate_argnums=0)
 
     # Only the order and the evaluation's batches are cut explicitly; XLA cuts what follows.
     return Trainer(
@@ -93,11 +91,11 @@ def data_parallel(
         finish=lambda state: to_host(state.result),
         to_devices=to_devices,
         to_host=to_host,
-        shuffle=jax.jit(traced_once(one.shuffle), out_shardings=sharding(devices, None, DEVICES)),
+        shuffle=jax.jit(one.shuffle, out_shardings=sharding(devices, None, DEVICES)),
         step=compiled(one.step),
         epoch=compiled(one.epoch) if engine.whole_epochs else None,
         batch=batcher(recipe.batch_size, sharding(devices, DEVICES)),
-        forward=jax.jit(traced_once(on_mesh(one.forward, devices))),
+        forward=jax.jit(on_mesh(one.forward, devices)),
         batch_size=recipe.batch_size,
         lead=(),
         devices=devices,

@@ -45,21 +45,19 @@ def choose_devices(parts: int, devices: Sequence[Device] | None = None) -> tuple
 class Engine(NamedTuple):
     """The way in which a device runs its sub-networks.
 
-    * `members`: `"unrolled"`, one after another in one program; `"vmap"`, batched; `"map"`, in a
-      compiled loop.
+    * `members`: `"unrolled"`, one after another in one program; `"map"`, in a compiled loop.
     * `whole_epochs`: whether an epoch is one call, a compiled loop over its steps.
     """
 
-    members: Literal["unrolled", "vmap", "map"]
+    members: Literal["unrolled", "map"]
     whole_epochs: bool
 
 
 def engine_for(platform: str) -> Engine:
     """Return the fastest engine of a platform.
 
-    On the CPU XLA's convolutions are several times slower under `vmap` or in the body of a loop. On
-    accelerators `vmap` makes grouped convolutions, which are slow there, and a loop compiles one
-    sub-network's program; on an H200 the loop is as fast as its members one after another.
+    On the CPU XLA's convolutions are several times slower in the body of a loop. On accelerators a
+    loop compiles one sub-network's program, and is as fast as its members one after another.
 
     >>> engine_for("cpu")
     Engine(members='unrolled', whole_epochs=False)

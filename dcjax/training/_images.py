@@ -1,7 +1,6 @@
 """Images on the device: random crops and flips of uint8, then standardisation."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,24 +78,24 @@ def standardise(
       The function; it takes images of any leading shape.
 
     Raises:
-      ValueError: a standard deviation is not positive.
+      ValueError: a standard deviation is not positive; or, from the function, images are floats.
 
     >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
     Array([-1.,  1.], dtype=float32)
     """
     if not np.all(np.asarray(std) > 0):
         raise ValueError(f"expected standard deviations > 0, got std = {std}")
-    return Standardise(
-        np.asarray(1 / (255 * np.asarray(std)), np.float32),
-        np.asarray(np.asarray(mean) / np.asarray(std), np.float32),
-    )
+    scale = np.asarray(1 / (255 * np.asarray(std)), np.float32)
+    offset = np.asarray(np.asarray(mean) / np.asarray(std), np.float32)
 
+    def normalise(images: Shaped[Array, "*N C"]) -> Float[Array, "*N C"]:
+        # Images that are scaled already would be scaled again, and the network would not learn.
+        if not jnp.issubdtype(images.dtype, jnp.integer):
+            raise ValueError(
+                "dcjax.training.standardise expects integer images from 0 to 255, got "
+                f"{images.dtype}{images.shape}; for scaled images give "
+                "Recipe(normalise=lambda x: x)"
+            )
+        return images.astype(jnp.float32) * scale - offset
 
-class Standardise(NamedTuple):
-    """The function x ↦ scale · x − offset in float32."""
-
-    scale: Float[np.ndarray, "*C"]
-    offset: Float[np.ndarray, "*C"]
-
-    def __call__(self, images: Shaped[Array, "*N C"]) -> Float[Array, "*N C"]:
-        return images.astype(jnp.float32) * self.scale - self.offset
+    return normalise

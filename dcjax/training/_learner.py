@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dcjax._compose.stacked import Stacked
 from dcjax.training._data import Data
-from dcjax.training._images import Standardise
 from dcjax.training._recipe import Recipe, steps_per_epoch
 from dcjax.training._state import TrainState
 
@@ -57,7 +56,6 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
         return order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
 
     def step(state: TrainState, data: Data, order: Array) -> tuple[TrainState, Array]:
-        _check_pixels(recipe, data)
         # The order is that of the whole epoch, so that training resumes in the middle of it.
         chosen = order[state.step % len(order)]
         images = recipe.augment(_stream(state.key, _AUGMENT, state.step), data.images[chosen])
@@ -87,23 +85,11 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
         return jax.lax.scan(lambda s, _: step(s, data, order), state, length=len(order))
 
     def forward(variables: PyTree, batch: Data) -> Float[Array, "batch classes"]:
-        _check_pixels(recipe, batch)
         x = view(recipe.normalise(batch.images), batch.members)
         logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
         return logits
 
     return Learner(init, shuffle, step, epoch, forward)
-
-
-def _check_pixels(recipe: Recipe, data: Data) -> None:
-    """Refuse images that are scaled already, if the recipe scales; an `augment` may make floats."""
-    images = data.images
-    if isinstance(recipe.normalise, Standardise) and not jnp.issubdtype(images.dtype, jnp.integer):
-        raise ValueError(
-            "the recipe's normalise, dcjax.training.standardise, expects integer images from 0 to "
-            f"255, got {images.dtype}{images.shape}; for scaled images give "
-            "Recipe(normalise=lambda x: x)"
-        )
 
 
 def _widest(x: Array) -> Array:

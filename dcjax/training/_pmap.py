@@ -10,7 +10,6 @@ from jaxtyping import PyTree
 
 from dcjax._pytrees import reshape_lead
 from dcjax.training._devices import DEVICES, Device, sharding
-from dcjax.training._retrace_guard import traced_once
 
 
 class Members(NamedTuple):
@@ -40,9 +39,6 @@ def members_on(devices: Sequence[Device], members: int, form: str) -> Members:
     def over_devices(function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
         @functools.wraps(function)
         def on_device(*args: Any) -> Any:
-            if form == "vmap":
-                return jax.vmap(function, in_axes)(*args)
-
             # XLA must not fuse one member's sums with another's: it could take them in another
             # order than on a device by itself, and the bits would differ.
             def member(j: Any) -> Any:
@@ -53,8 +49,7 @@ def members_on(devices: Sequence[Device], members: int, form: str) -> Members:
             results = [member(j) for j in range(shape[1])]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
-        mapped = traced_once(on_device)
-        return jax.pmap(mapped, DEVICES, in_axes=in_axes, devices=devices, **options)
+        return jax.pmap(on_device, DEVICES, in_axes=in_axes, devices=devices, **options)
 
     return Members(put, get, over_devices)
 

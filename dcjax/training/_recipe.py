@@ -15,7 +15,7 @@ class Recipe(NamedTuple):
 
     * `optimizer`: any optax transformation.
     * `batch_size`: examples a step (for every sub-network), and examples a batch in evaluation.
-    * `augment`: a pure function of a key and uint8 images (N, H, W, C), to the same shape.
+    * `augment`: a pure function of a key and uint8 images (N, H, W, C), to others of that kind.
     * `normalise`: a pure function from uint8 images to floating point.
     * `loss`: from logits (N, C) and labels (N,) to one loss an example; a step takes the mean.
     * `train_kwargs`, `eval_kwargs`: keyword arguments of `network.apply`.
