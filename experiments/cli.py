@@ -78,7 +78,7 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     """Run the method with these settings, write its results into the workdir, and print them.
 
     The results of a finished run are printed again, and an unfinished run continues. Mistakes are
-    found before JAX starts a backend, and leave no workdir.
+    found before JAX starts a backend.
 
     Returns:
       The exit code.
@@ -90,7 +90,7 @@ def run(settings: Settings, stop: signals.Stop) -> int:
         voice.say(f"this run is finished; its results, from {folder}:")
         summary.show(results, Console(), asked=settings.data.dataset)
         return OK
-    with lock.locked(folder, how.only_subnet, voice.say):
+    with lock.locked(folder, how.only_subnet):
         dataset = load(settings, voice)
         if how.fresh:
             workdir.clear(folder)

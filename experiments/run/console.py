@@ -5,14 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
 
 
@@ -35,15 +28,7 @@ def voice(console: Console) -> Voice:
 
     @contextlib.contextmanager
     def bar(name: str, steps: int) -> Iterator[Callable[[int], None]]:
-        columns = (
-            TextColumn("{task.description:14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         shown = console.is_terminal and not console.quiet
         with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
             task = progress.add_task(name, total=steps)

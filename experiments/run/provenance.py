@@ -8,14 +8,19 @@ from pathlib import Path
 
 import jax
 
+import dcjax
 from dcjax import training
 from experiments.results.schema import Devices
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that figures depend on."""
-    packages = ("dcjax", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        "dcjax": dcjax.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
 
 
 def devices(used: Mapping[str, int]) -> Devices:
@@ -57,10 +62,3 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip() + "+" * bool(same.returncode)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a checkout

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -65,7 +64,7 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
       fresh: whether to ignore a run that the folder holds.
 
     Raises:
-      WorkdirError: the folder holds another run, or cannot be written.
+      WorkdirError: the folder holds another run.
     """
     if not (workdir / SETTINGS).is_file():
         foreign = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
@@ -83,7 +82,6 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
             )
         if (results := _read(workdir / RESULTS)) is not None:
             return cast(Results, results)
-    _probe(workdir)
     return None
 
 
@@ -99,23 +97,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         for name in names
         if name not in there or name not in here or there[name] != here[name]
     ]
-
-
-def _probe(workdir: Path) -> None:
-    """Check that the folder can be made and written, by doing both; leave no trace."""
-    # Permission bits do not tell enough: there are root, read-only mounts and quotas.
-    made: list[Path] = []
-    try:
-        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise unwritable(workdir, error) from None
-    finally:
-        for folder in made:  # the deepest first; a folder that another process filled stays
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 def unwritable(workdir: Path, error: OSError) -> WorkdirError:

