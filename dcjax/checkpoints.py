@@ -1,15 +1,13 @@
 """Checkpoints that Orbax writes and commits atomically, and that are checked when they are read.
 
 Step 12 is saved in the folder `00000012`; if it is saved again, in `00000012.1`, and so on. The
-highest number counts. Orbax loads flipped bits without an error, so its custom metadata hold the
-caller's record and a sealed description with a SHA-256 of every leaf (`dcjax._files.manifest`).
-Orbax gets the leaves' bytes as one array, because it reports only one of several damaged arrays
-and the errors of the others cannot be caught.
+highest number counts. Orbax loads flipped bits without an error, so it gets one array: the bytes of
+the .npz file that `dcjax.save` would write, which has a SHA-256 of every leaf.
 """
 
 import concurrent.futures
 import contextlib
-import json
+import io
 import operator
 import os
 import re
@@ -23,9 +21,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dcjax._files import manifest
+from dcjax._files.formats import NPZ
 
-# Names of checkpoints; a killed save or deletion leaves those with a suffix.
-_NAME = re.compile(r"([0-9]{8,})(?:\.([0-9]+))?(\.deleted|\.orbax-checkpoint-tmp.*)?")
+# Names of checkpoints: the step, the number, and the suffix that a killed save or deletion leaves.
+_NAME = re.compile(r"(\d{8}|[1-9]\d{8,})(?:\.(\d+))?(\.(?:deleted|orbax-check).*)?", re.ASCII)
 
 
 class CheckpointError(Exception):
@@ -47,13 +46,9 @@ class Checkpoint(NamedTuple):
     leaves: dict[str, Any]
 
     def into(self, like: PyTree) -> PyTree:
-        """Return the saved leaves in the structure of `like`.
+        """Return the saved leaves in the structure of `like`, a pytree of equal shapes and dtypes.
 
-        Args:
-          like: a pytree of arrays with the same structure, shapes and dtypes.
-
-        Returns:
-          JAX arrays; NumPy arrays where JAX would narrow them (64 bits without `jax_enable_x64`).
+        They are JAX arrays; NumPy's where JAX would narrow them (64 bits without `jax_enable_x64`).
 
         Raises:
           ValueError: the paths, shapes or dtypes differ; lists every difference.
@@ -75,8 +70,8 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training run in a folder.
 
-    Save within the context, `with Checkpoints(folder) as checkpoints:`, whose end waits until
-    everything is written. If its body raises, a failed save is added to that error as a note.
+    Save within `with Checkpoints(folder) as checkpoints:`, whose end waits until everything is
+    written. If its body raises, a failed save is added to that error as a note.
 
     Args:
       folder: created if missing. Names of eight or more digits in it belong to the checkpoints.
@@ -107,7 +102,7 @@ class Checkpoints:
             raise ValueError(f"expected keep >= 1, got {keep}")
         self.folder = Path(folder).absolute()
         self.keep = keep
-        self._on_failure = on_failure
+        self._on_failure = on_failure or _raise
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._damaged: set[Path] = set()
@@ -139,8 +134,7 @@ class Checkpoints:
           record: JSON values to save with it.
 
         Raises:
-          CheckpointError: the save before failed, without an `on_failure`; this step is not
-            saved.
+          CheckpointError: the save before failed, without an `on_failure`; this one is not begun.
           TypeError: leaves are not arrays, lists every one; or the record has other values.
           ValueError: the step is negative, or two leaves have the same path.
           RuntimeError: called outside the context.
@@ -157,12 +151,11 @@ class Checkpoints:
         leaves = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         if len(leaves) < len(paths):
             raise ValueError(f"two leaves have the same path; the paths are {list(leaves)}")
-        description, arrays = manifest.describe(leaves)
-        data = manifest.pack(arrays)  # a copy, which later steps cannot change
-        content = {"step": step, "record": dict(record or {}), "leaves": description}
-        text = manifest.seal({**content, "bytes": data.size})
+        file = io.BytesIO()  # a copy, which later steps cannot change
+        manifest.write(file, NPZ, leaves, step=step, record=dict(record or {}))
         self.wait()
-        self._pending = step, self._writer.submit(self._write, step, text, data)
+        data = np.frombuffer(file.getbuffer(), np.uint8)
+        self._pending = step, self._writer.submit(self._write, step, data)
 
     def wait(self) -> None:
         """Wait until the last save is on the disk.
@@ -173,15 +166,10 @@ class Checkpoints:
         if self._pending is None:
             return
         step, written = self._pending
-        error = written.exception()  # if interrupted here, the save stays pending
+        error: Any = written.exception()  # if interrupted here, the save stays pending
         self._pending = None
         if error is not None:
-            target = self.folder / f"{step:08d}"
-            failure = CheckpointError(target, f"cannot be written: {_short(error)}")
-            failure.__cause__ = error
-            if self._on_failure is None:
-                raise failure
-            self._on_failure(step, failure)
+            self._on_failure(step, error)
 
     def steps(self) -> list[int]:
         """Return the steps of the committed checkpoints, in order."""
@@ -235,69 +223,69 @@ class Checkpoints:
             concurrent.futures.wait([self._pending[1]])
         return self._committed()
 
-    def _found(self) -> list[tuple[int, int, bool, Path]]:
-        """Return the sorted (step, number, is committed, path) of all that saves have made."""
-        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("*"))
-        return sorted(
-            (int(match[1]), int(match[2] or 0), not match[3] and path.is_dir(), path)
-            for match, path in matches
-            if match and match[1] == f"{int(match[1]):08d}"
-        )
-
     def _committed(self) -> dict[int, Path]:
         """Return the newest checkpoint of each step, in order."""
-        return {step: path for step, _, committed, path in self._found() if committed}
+        matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("*")]
+        found = sorted(
+            (int(match[1]), int(match[2] or 0), path)
+            for match, path in matches
+            if match and not match[3] and path.is_dir()
+        )
+        return {step: path for step, _, path in found}
 
-    def _write(self, step: int, text: str, data: np.ndarray) -> None:
+    def _write(self, step: int, data: np.ndarray) -> None:
         from orbax.checkpoint import v1  # takes half a second
 
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder} has vanished")
-        self._delete(lambda at, committed, path: not committed)  # left by killed saves
-        number = max((n for at, n, *_ in self._found() if at == step), default=-1) + 1
+        before = self._committed()
+        number = int(before[step].suffix[1:] or 0) + 1 if step in before else 0
         target = self.folder / (f"{step:08d}.{number}" if number else f"{step:08d}")
         try:
-            v1.save(str(target), {"leaves": data}, custom_metadata={"dcjax": text})
+            if not self.folder.is_dir():
+                raise FileNotFoundError(f"{self.folder} has vanished")
+            self._delete_all_but(before)  # left by killed saves
+            v1.save(str(target), {"file": data})
             for path in (*target.rglob("*"), target, self.folder):
                 _sync(path)  # Orbax does not, and what is older is about to be deleted
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # the disk may be full
-                self._delete(lambda at, committed, path: path == target or not committed)
-            raise
-        good = [at for at, path in self._committed().items() if path not in self._damaged]
-        kept = [at for at in good if at <= step][-self.keep :]
+                self._delete_all_but(before)
+            reason = f"cannot be written: {_short(error)}"
+            raise CheckpointError(self.folder / f"{step:08d}", reason) from error
+        after = before | {step: target}
+        good = [at for at in sorted(after) if at <= step and after[at] not in self._damaged]
+        oldest = good[-self.keep :][0]
         with contextlib.suppress(OSError):  # the next save tries again
-            self._delete(lambda at, _, path: at < kept[0] or (at == step and path != target))
+            self._delete_all_but({at: path for at, path in after.items() if at >= oldest})
 
-    def _delete(self, unwanted: Callable[[int, bool, Path], bool]) -> None:
-        for step, _, committed, path in self._found():
-            if unwanted(step, committed, path):
-                if committed:  # renamed first, so that half a checkpoint never counts as one
-                    path = path.rename(path.with_name(f"{path.name}.deleted"))
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+    def _delete_all_but(self, kept: Mapping[int, Path]) -> None:
+        """Delete the other checkpoints, and what killed saves and deletions have left."""
+        for path in sorted(self.folder.glob("*"), reverse=True):  # leftovers first
+            match = _NAME.fullmatch(path.name)
+            if not match or path in kept.values():
+                continue
+            if not match[3]:  # renamed first, so that half a checkpoint never counts as one
+                path = path.rename(path.with_name(f"{path.name}.deleted"))
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _read(step: int, folder: Path) -> Checkpoint:
     from orbax.checkpoint import v1
 
     try:
-        # Orbax's function for this would read the arrays' metadata too, and log what is damaged.
-        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())
-        content = manifest.unseal(metadata["custom_metadata"]["dcjax"])
+        data = v1.load(str(folder))["file"].tobytes()
+        leaves, content = manifest.read(data, NPZ)
         if content["step"] != step:
             raise ValueError(f"is of step {content['step']}")
-        like = np.empty(content["bytes"], np.uint8)
-        data = v1.load(str(folder), {"leaves": like})["leaves"]
-        leaves = manifest.restore(content["leaves"], manifest.unpack(content["leaves"], data))
     except Exception as error:  # Orbax's errors are of many types
         raise CheckpointError(folder, f"is damaged: {_short(error)}") from error
-    for name, leaf in leaves.items():
-        if not manifest.is_narrowed(leaf):
-            leaves[name] = jax.numpy.asarray(leaf)
     return Checkpoint(step, content["record"], leaves)
+
+
+def _raise(step: int, error: Exception) -> None:
+    raise error
 
 
 def _sync(path: Path) -> None:

@@ -91,7 +91,8 @@ def forge(path, change):
     form = format_of(path)
     dcjax.save(path, everything())
     text, arrays = form.read(path.read_bytes())
-    document, arrays = json.loads(text[64:]), {name: a.copy() for name, a in arrays.items()}
+    document = json.loads(text[64:])
+    arrays = {name: np.frombuffer(a, np.uint8) for name, a in arrays.items()}
     changed = change(document, arrays)
     body = changed if isinstance(changed, str) else json.dumps(document)
     with path.open("wb") as file:
@@ -117,12 +118,6 @@ def set_axis(repeat, runs):
 
 def set_array(key="key", **values):
     return lambda document, _: document["tree"]["dict"][key].update(values)
-
-
-def two_in_a_bool(document, arrays):
-    entry = document["tree"]["dict"][""]["dict"]["a/b"]
-    arrays[entry["array"]].view(np.uint8)[0] = 2
-    entry["sha256"] = hashlib.sha256(b"\2\0").hexdigest()
 
 
 def same_array_twice(document, arrays):
@@ -164,21 +159,20 @@ FORGERIES = {
         set_axis(10**12, [[1, True], [1, False], [1, True]]),
         "normal form",
     ),
-    "another dtype": (set_array(dtype="int32"), "not a int32"),
-    "an object dtype": (set_array(dtype="object"), "dtype 'object' is unknown"),
-    "a pickle dtype": (set_array(dtype="O"), "dtype 'O' is unknown"),
-    "another shape": (set_array(shape=[1, 2]), r"not a uint32\[1, 2\]"),
+    "another dtype": (set_array(dtype="int8"), r"not a int8\[2\]"),
+    "an object dtype": (set_array(dtype="object"), r"not a object\[2\]"),
+    "a pickle dtype": (set_array(dtype="O"), r"not a O\[2\]"),
+    "another shape": (set_array(shape=[3]), r"not a uint32\[3\]"),
     "a huge shape": (set_array(shape=[10**15]), "not a uint32"),
     "a negative shape": (set_array(shape=[-1, -2]), "not a uint32"),
     "another digest": (
         set_array(sha256="0" * 64),
-        r"key: the array is .*with its SHA-256",
+        r"key: the array does not match its SHA-256",
     ),
     "an unknown generator": (set_array(impl="pickle"), "unrecognized PRNG"),
     "another generator": (set_array(impl="rbg"), "invalid PRNG key data"),
     "a generator of another kind": (set_array(impl=3), "malformed"),
-    "another name": (set_array(array="p"), "key: .*'p' is missing or used twice"),
-    "a bool of 2": (two_in_a_bool, r"a/b: the array is not a bool\[2\]"),
+    "another name": (set_array(array="p"), "key: .*'p' is missing, used twice"),
     "an array twice": (same_array_twice, "used twice"),
     "an array missing": (array_missing, "key: .*array 'key' is missing"),
     "an array more": (lambda _, arrays: arrays.update(x=np.ones(2)), "not have these arrays"),
@@ -204,6 +198,16 @@ def test_forged_descriptions(suffix, name, tmp_path):
     forge(tmp_path / f"a{suffix}", change)
     with pytest.raises(dcjax.FileError, match=words):
         peak_of_loading(tmp_path / f"a{suffix}")
+
+
+def test_a_bool_of_two_is_true(tmp_path):
+    def two(document, arrays):
+        entry = document["tree"]["dict"][""]["dict"]["a/b"]
+        arrays[entry["array"]] = np.array([2, 0], np.uint8)
+        entry["sha256"] = hashlib.sha256(b"\2\0").hexdigest()
+
+    forge(tmp_path / "a.npz", two)
+    assert_same(dcjax.load(tmp_path / "a.npz"), everything())
 
 
 @both
@@ -270,8 +274,7 @@ def test_forged_members(name, member, tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for filename, data in {**members, member: NPY[name]}.items():
             archive.writestr(filename, data)
-    words = "ndarray" if "more axes" in name else member
-    with pytest.raises(dcjax.FileError, match=words):
+    with pytest.raises(dcjax.FileError, match="is damaged, or not a file of"):
         peak_of_loading(path)
 
 
@@ -288,7 +291,7 @@ def test_no_pickle_is_read(tmp_path):
         file = io.BytesIO()
         np.save(file, objects, allow_pickle=True)
         archive.writestr("x.npy", file.getvalue())
-    with pytest.raises(dcjax.FileError, match="not a plain array"):
+    with pytest.raises(dcjax.FileError, match="does not have these arrays"):
         dcjax.load(path)
     assert not marker.exists()
     with np.load(path, allow_pickle=True) as archive:
@@ -323,7 +326,7 @@ def test_other_zips(tmp_path):
     with pytest.raises(dcjax.FileError, match="same name"):
         dcjax.load(path)
     np.savez(path, x=np.ones(2))
-    with pytest.raises(dcjax.FileError, match=r"no dcjax\.json"):
+    with pytest.raises(dcjax.FileError, match=r"dcjax\.json"):
         dcjax.load(path)
     path.write_bytes(_zip_of({}))
     with pytest.raises(dcjax.FileError):

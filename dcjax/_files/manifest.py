@@ -6,10 +6,8 @@ array. It starts with its SHA-256. Everything is checked before it is used.
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import flax.core
 import jax
@@ -19,6 +17,7 @@ from jaxtyping import PyTree
 
 from dcjax._compose.compose import check_shapes
 from dcjax._compose.stacked import Stacked
+from dcjax._files.formats import Format
 from dcjax._layout.json import Json, layout_from_json, layout_to_json
 from dcjax._layout.layout import Path
 
@@ -26,7 +25,7 @@ _VERSION = 1
 DTYPES = {
     np.dtype(kind).name: np.dtype(kind).newbyteorder("<")
     for kind in (
-        *(bool, "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"),
+        *"?bhiqBHIQefdFD",
         *(jnp.bfloat16, jnp.float8_e3m4, jnp.float8_e4m3, jnp.float8_e4m3b11fnuz),
         *(jnp.float8_e4m3fn, jnp.float8_e4m3fnuz, jnp.float8_e5m2, jnp.float8_e5m2fnuz),
         *(jnp.float8_e8m0fnu, jnp.int4, jnp.uint4),
@@ -34,75 +33,47 @@ DTYPES = {
 }
 
 
-def seal(content: dict[str, Json]) -> str:
-    """Return a SHA-256 followed by the content as JSON."""
-    document = json.dumps({"version": _VERSION, **content})
-    return hashlib.sha256(document.encode()).hexdigest() + document
+def write(file: BinaryIO, form: Format, tree: PyTree, **content: Json) -> None:
+    """Write nested dicts of arrays, and JSON values, to a file.
+
+    Raises:
+      TypeError: the tree has other containers or leaves, or the values are not JSON; lists all.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    content |= {"version": _VERSION, "tree": _to_json(tree, (), arrays, wrong)}
+    if wrong:
+        raise TypeError("expected nested dicts of arrays, got:\n  " + "\n  ".join(wrong))
+    stored = {n: a if a.dtype.name in form.dtypes else _as_bytes(a) for n, a in arrays.items()}
+    document = json.dumps(content)
+    form.write(file, hashlib.sha256(document.encode()).hexdigest() + document, stored)
 
 
-def unseal(text: str) -> dict[str, Json]:
-    """Return the content that `seal` was given; a `ValueError` if the text has changed."""
+def read(data: bytes, form: Format) -> tuple[PyTree, dict[str, Json]]:
+    """Return the tree and the values that `write` was given, from the file's bytes.
+
+    The tree's leaves are JAX arrays; NumPy's where JAX would narrow them (64 bits without
+    `jax_enable_x64`).
+
+    Raises:
+      Exception: of any type if the file has changed.
+    """
+    text, arrays = form.read(data)
     digest, document = text[:64], text[64:]
     if hashlib.sha256(document.encode()).hexdigest() != digest:
         raise ValueError("its description does not match its SHA-256")
     content = json.loads(document)
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise ValueError(f"it is not of version {_VERSION}, which this dcjax reads")
-    return content
-
-
-def describe(variables: PyTree) -> tuple[Json, dict[str, np.ndarray]]:
-    """Return the description, and the arrays by name: on the host, in C order, little-endian."""
-    arrays: dict[str, np.ndarray] = {}
-    wrong: list[str] = []
-    description = _to_json(variables, (), arrays, wrong)
-    if wrong:
-        raise TypeError("expected nested dicts of arrays, got:\n  " + "\n  ".join(wrong))
-    return description, arrays
-
-
-def restore(description: Json, arrays: Mapping[str, np.ndarray]) -> PyTree:
-    """Return the tree that `describe` was given, of NumPy arrays and random keys."""
-    arrays = dict(arrays)
-    tree = _from_json(description, (), arrays)
+    tree = _from_json(content.get("tree"), (), arrays)
     if arrays:
         raise ValueError(f"its tree does not have these arrays: {sorted(arrays)}")
-    return tree
+    return tree, content
 
 
 def name_of(path: Path) -> str:
     """Return a leaf's path for an error message."""
     return "/".join(path) or "the tree"
-
-
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of every entry along a new last axis, for formats without the dtype."""
-    return array[..., None].view(np.uint8)
-
-
-def pack(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return a copy of all bytes as one array, and a zero, because Orbax refuses empty arrays."""
-    parts = [as_bytes(array).reshape(-1) for array in arrays.values()]
-    return np.concatenate([*parts, np.zeros(1, np.uint8)])
-
-
-def unpack(description: Json, data: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the arrays that `pack` was given, by the sealed description of a flat dict."""
-    arrays, start = {}, 0
-    for entry in description["dict"].values():
-        kind = DTYPES[entry["dtype"]]
-        end = start + kind.itemsize * math.prod(entry["shape"])
-        # A copy, because views at odd places are not aligned.
-        arrays[entry["array"]] = data[start:end].copy().view(kind).reshape(entry["shape"])
-        start = end
-    return arrays
-
-
-def is_narrowed(leaf: Any) -> bool:
-    """Return whether the leaf is a NumPy array whose dtype JAX would change, as it is set now."""
-    if not isinstance(leaf, np.ndarray):
-        return False
-    return jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
 
 
 def _to_json(node: PyTree, path: Path, arrays: dict[str, np.ndarray], wrong: list[str]) -> Json:
@@ -132,7 +103,7 @@ def _to_json(node: PyTree, path: Path, arrays: dict[str, np.ndarray], wrong: lis
         name = f"array {len(arrays)}"
     arrays[name] = array
     entry = {"array": name, "dtype": array.dtype.name, "shape": list(array.shape)}
-    return {**entry, "sha256": _digest(array), "impl": impl}
+    return {**entry, "sha256": hashlib.sha256(_as_bytes(array).data).hexdigest(), "impl": impl}
 
 
 def _problem(leaf: Any, impl: object) -> str:
@@ -150,7 +121,7 @@ def _problem(leaf: Any, impl: object) -> str:
     return ""
 
 
-def _from_json(node: Json, path: Path, arrays: dict[str, np.ndarray]) -> PyTree:
+def _from_json(node: Json, path: Path, arrays: dict[str, bytes]) -> PyTree:
     """Return the tree of a description; takes its arrays out of `arrays`."""
     match node:
         case {"dict": dict(children), **rest} if not rest:
@@ -167,32 +138,28 @@ def _from_json(node: Json, path: Path, arrays: dict[str, np.ndarray]) -> PyTree:
             "impl": str() | None as impl,
             **rest,
         } if not rest:
-            if name not in arrays or dtype not in DTYPES:
+            try:
+                data = arrays.pop(name)
+                array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+            except (KeyError, ValueError, OverflowError) as error:
                 raise ValueError(
-                    f"{name_of(path)}: the dtype {dtype!r} is unknown, or the array {name!r} "
-                    "is missing or used twice"
-                )
-            array = _restored(arrays.pop(name), DTYPES[dtype], shape)
-            if array is None or _digest(array) != sha256:
-                raise ValueError(
-                    f"{name_of(path)}: the array is not a {dtype}{shape} with its SHA-256"
-                )
-            return array if not impl else jax.random.wrap_key_data(jnp.array(array), impl=impl)
+                    f"{name_of(path)}: the array {name!r} is missing, used twice, or not a "
+                    f"{dtype}{shape}"
+                ) from error
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError(f"{name_of(path)}: the array does not match its SHA-256")
+            if array.dtype == bool:
+                array = array.view(np.uint8) != 0  # NumPy expects bools to be of 0 and 1
+            if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+                return array
+            leaf = jnp.array(array)
+            return jax.random.wrap_key_data(leaf, impl=impl) if impl else leaf
     raise ValueError(f"{name_of(path)}: this part of the tree's description is malformed")
 
 
-def _restored(array: np.ndarray, kind: np.dtype, shape: list[int]) -> np.ndarray | None:
-    """Return the array, which may be stored as bytes; None if its dtype or shape is wrong."""
-    if array.dtype == np.uint8 and list(array.shape) == [*shape, kind.itemsize]:
-        array = array.view(kind)[..., 0]
-    is_same = array.dtype == kind and list(array.shape) == shape
-    # NumPy's behaviour is undefined for bools of other bytes.
-    is_valid = kind.kind != "b" or (as_bytes(array) <= 1).all()
-    return array if is_same and is_valid else None
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(as_bytes(array).data).hexdigest()
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of every entry along a new last axis, for formats without the dtype."""
+    return array[..., None].view(np.uint8)
 
 
 def _check_fit(stacked: Stacked, path: Path) -> None:

@@ -3,12 +3,11 @@
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from dcjax._files.formats import format_of
-from dcjax._files.manifest import as_bytes, describe, is_narrowed, name_of, restore, seal, unseal
+from dcjax._files.manifest import name_of, read, write
 from dcjax._layout.layout import path_of
 from dcjax.atomic import replacing
 
@@ -47,11 +46,8 @@ def save(path: str | os.PathLike[str], variables: PyTree) -> None:
     7 True
     """
     form = format_of(path)
-    description, arrays = describe(variables)
-    stored = {n: a if a.dtype.name in form.dtypes else as_bytes(a) for n, a in arrays.items()}
-    text = seal({"tree": description})
     with replacing(path) as file:
-        form.write(file, text, stored)
+        write(file, form, variables)
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTree:
@@ -88,20 +84,22 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTre
             raise FileError(f"{os.fspath(path)}: {size} bytes, and max_bytes={max_bytes}")
         data = file.read()
     try:
-        text, arrays = form.read(data)
-        tree = restore(unseal(text).get("tree"), arrays)
+        tree, _ = read(data, form)
     except Exception as error:  # whatever the parsers raise, the contents are wrong
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise FileError(
             f"{os.fspath(path)} is damaged, or not a file of dcjax.save: {reason[:1000]}. Get it "
             "again from its source"
         ) from error
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    wide = [f"{name_of(path_of(p))}: {leaf.dtype}" for p, leaf in leaves if is_narrowed(leaf)]
+    wide = [
+        f"{name_of(path_of(path))}: {leaf.dtype}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, np.ndarray)  # JAX would narrow it
+    ]
     if wide:
         raise ValueError(
             f"{os.fspath(path)} has 64-bit arrays, which JAX would make 32-bit: set "
             'jax.config.update("jax_enable_x64", True), or save them as 32 bits:\n  '
             + "\n  ".join(wide)
         )
-    return jax.tree.map(lambda x: jnp.array(x) if isinstance(x, np.ndarray) else x, tree)
+    return tree

@@ -1,5 +1,7 @@
 """The checkpoints of a run's stages: when, which, and what if the disk fails."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,7 +89,7 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(keeper, tmp_path):
 def test_all_damaged_is_an_error_that_offers_to_start_anew(keeper, tmp_path):
     with keeper().opened("phase") as kept:
         kept.save(1, tree(1), RECORD)
-    (tmp_path / "checkpoints" / "phase" / "00000001" / "_CHECKPOINT_METADATA").write_text("{")
+    shutil.rmtree(tmp_path / "checkpoints" / "phase" / "00000001" / "state")
     with pytest.raises(workdir.WorkdirError, match=r"all checkpoints are damaged.*--fresh"):
         keeper().opened("phase").__enter__()
 

@@ -35,7 +35,7 @@ def test_what_a_killed_run_left_holds_nobody_up(tmp_path):
 def test_an_owner_that_has_not_yet_written_its_number(tmp_path):
     with (
         filelock.FileLock(tmp_path / ".lock"),
-        pytest.raises(WorkdirError, match="another run .* is using"),
+        pytest.raises(WorkdirError, match=r"another run .* is using"),
         locked(tmp_path, None),
     ):
         pass
