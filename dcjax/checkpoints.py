@@ -20,8 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dcjax._files import manifest
-from dcjax._files.formats import NPZ
+from dcjax._files import formats, manifest
 
 # Names of checkpoints: the step, the number, and the suffix that a killed save or deletion leaves.
 _NAME = re.compile(r"(\d{8}|[1-9]\d{8,})(?:\.(\d+))?(\.(?:deleted|orbax-check).*)?", re.ASCII)
@@ -152,7 +151,7 @@ class Checkpoints:
         if len(leaves) < len(paths):
             raise ValueError(f"two leaves have the same path; the paths are {list(leaves)}")
         file = io.BytesIO()  # a copy, which later steps cannot change
-        manifest.write(file, NPZ, leaves, step=step, record=dict(record or {}))
+        manifest.write(file, formats.NPZ, leaves, step=step, record=dict(record or {}))
         self.wait()
         data = np.frombuffer(file.getbuffer(), np.uint8)
         self._pending = step, self._writer.submit(self._write, step, data)
@@ -276,7 +275,7 @@ def _read(step: int, folder: Path) -> Checkpoint:
 
     try:
         data = v1.load(str(folder))["file"].tobytes()
-        leaves, content = manifest.read(data, NPZ)
+        leaves, content = manifest.read(data, formats.NPZ)
         if content["step"] != step:
             raise ValueError(f"is of step {content['step']}")
     except Exception as error:  # Orbax's errors are of many types
