@@ -409,6 +409,20 @@ class FortranOrder(nn.Module):
         return nn.Dense(CLASSES)(rows) + nn.Dense(CLASSES)(flat)
 
 
+class _Function(nn.Module):
+    call: Callable[[Any, int], Any]
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return self.call(x, self.width)
+
+
+def network_of(call: Callable[[Any, int], Any], width: int = 8) -> nn.Module:
+    """Return a network that is a function of the input and the width, written with modules."""
+    return _Function(call, width)
+
+
 class Row(NamedTuple):
     """One network of the contract: its width (divisible by 2 and 4), and the shape of its input."""
 

@@ -101,8 +101,9 @@ def test_haiku_transforms():
     narrow, wide = build(2), build(4)
     variables = [narrow.init(jax.random.key(k), x, True) for k in range(2)]
     layout = dcjax.layout_of_functions(
-        lambda variables, x: narrow.apply(*variables, x, False)[0],
-        lambda variables, x: wide.apply(*variables, x, False)[0],
+        # Evaluation reads the averages, but not the sums that they are made of: training does.
+        lambda variables, x: [narrow.apply(*variables, x, train)[0] for train in (False, True)],
+        lambda variables, x: [wide.apply(*variables, x, train)[0] for train in (False, True)],
         (variables[0], x),
         (jax.eval_shape(lambda key: wide.init(key, x, True), jax.random.key(0)), x),
         2,

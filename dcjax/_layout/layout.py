@@ -22,9 +22,9 @@ class LeafLayout:
       its mean.
     * `head` marks a kernel that merges the sub-networks: its blocks are divided by K, so that the
       global logits are the mean of the sub-networks' logits.
-    * `used` is False for a leaf that the traced call does not use (random counters, an auxiliary
-      head). It is composed by its shape alone: side by side if it grows, otherwise the mean, or
-      sub-network 0's value of what has no mean (integers, keys).
+    * `used` is False for a leaf that the traced calls do not use (random counters). It is composed
+      by its shape alone: side by side if it grows, otherwise the mean, or sub-network 0's value of
+      what has no mean (integers, keys).
     """
 
     axes: tuple[Order, ...]
@@ -67,8 +67,8 @@ class Layout:
 
     Static and hashable. `layout["params"]` is the part below one key; `print(layout)` is a table:
     path, shape in a sub-network, shape in the global network, kind (`block`: block-diagonal or
-    concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the call that
-    was traced), and the runs of every axis.
+    concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the calls
+    that were traced), and the runs of every axis.
     """
 
     subnets: int

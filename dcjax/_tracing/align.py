@@ -4,7 +4,9 @@ import enum
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 
 from dcjax._tracing.errors import Inseparable, Violation
@@ -102,3 +104,49 @@ def dtype_of(var: Any) -> Any:
 def below(path: str, name: str) -> str:
     """Return the module path of an operation inside a jaxpr that stands at `path`."""
     return "/".join(part for part in (path, name) if part)
+
+
+def same_values(narrow: Any, wide: Any) -> bool:
+    """Return whether two parameters are equal, sizes included; jaxprs if they compute the same."""
+    if type(narrow) is not type(wide):
+        return False
+    if isinstance(narrow, (tuple, list)):
+        return len(narrow) == len(wide) and all(map(same_values, narrow, wide))
+    if isinstance(narrow, jex.ClosedJaxpr):
+        consts = zip(narrow.consts, wide.consts, strict=False)
+        return same_values(narrow.jaxpr, wide.jaxpr) and all(same_constants(*c) for c in consts)
+    if isinstance(narrow, jex.Jaxpr):
+        aligned = misaligned("", narrow, wide) is None
+        return aligned and all(map(_same_equations, narrow.eqns, wide.eqns))
+    return bool(narrow == wide) or bool(narrow != narrow and wide != wide)  # two NaNs are equal
+
+
+def _same_equations(narrow: Any, wide: Any) -> bool:
+    """Return whether aligned equations have equal sizes, dtypes, literals and parameters."""
+    pairs = zip((*narrow.invars, *narrow.outvars), (*wide.invars, *wide.outvars), strict=True)
+    return all(
+        n.aval == w.aval and (not isinstance(n, jex.Literal) or same_constants(n.val, w.val))
+        for n, w in pairs
+    ) and all(same_values(narrow.params[name], wide.params[name]) for name in narrow.params)
+
+
+def same_constants(narrow: Any, wide: Any) -> bool:
+    """Return whether two closed-over arrays or literals have the same shape and entries."""
+    a, b = numbers_of(narrow), numbers_of(wide)
+    return a.shape == b.shape and same_numbers(a, b)
+
+
+def numbers_of(constant: Any) -> np.ndarray:
+    """Return a constant's entries; for random keys their data."""
+    if isinstance(constant, jax.Array) and jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+        constant = jax.random.key_data(constant)
+    return np.asarray(constant)
+
+
+def same_numbers(a: np.ndarray, b: np.ndarray | np.generic) -> bool:
+    """Return whether all entries are equal; NaN equals NaN, but 0 is not −0 (in a denominator)."""
+    equal = a == b
+    for part in (np.real, np.imag) if np.iscomplexobj(a) else (np.asarray,):
+        if jnp.issubdtype(part(a).dtype, jnp.floating):
+            equal &= np.signbit(part(a)) == np.signbit(part(b))
+    return bool(np.all(equal | ((a != a) & (b != b))))

@@ -27,7 +27,9 @@ def layout_of_functions(
     axis that is K times as long in the global network holds the sub-networks' inputs side by side.
 
     Leaves that do not grow are composed by the mean. Unused leaves that are not floating point
-    (counters, random keys) take sub-network 0's value.
+    (counters, random keys) take sub-network 0's value. A floating-point leaf that grows must be
+    used, since it may be a head's kernel: let the functions return what each call of the network
+    gives, such as `(net(x, train=False), net(x, train=True))`.
 
     Args:
       narrow: the sub-network, a function (variables, *inputs) -> outputs.

@@ -1,5 +1,6 @@
 """Jaxprs inside of equations, on all supported versions of JAX."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.extend.core as jex
@@ -7,6 +8,9 @@ import jax.extend.core as jex
 # Primitives that only run the jaxpr they hold: jit, remat, functions with custom derivatives.
 CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
 CALLS += ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
+# Primitives with rules that walk the jaxprs they hold.
+PROGRAMS = (*CALLS, "scan", "while", "cond")
 
 
 def inner_program(params: dict[str, Any]) -> jex.ClosedJaxpr:
@@ -21,3 +25,20 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carried, _ = params["ft_in"].unpack()  # jax 0.12 keeps them as a tree of three
     return len(consts), len(carried)
+
+
+def needed_arrays(jaxpr: jex.Jaxpr, needed: Sequence[bool] | None = None) -> set[Any]:
+    """Return the variables on which the `needed` results (default: all) depend."""
+    results = zip(jaxpr.outvars, needed or [True] * len(jaxpr.outvars), strict=True)
+    arrays = {var for var, is_needed in results if is_needed and not isinstance(var, jex.Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        outputs = [var in arrays for var in eqn.outvars]
+        if not (any(outputs) or eqn.effects):
+            continue
+        operands = eqn.invars
+        if eqn.primitive.name in CALLS:
+            inner = inner_program(eqn.params).jaxpr
+            within = needed_arrays(inner, outputs)
+            operands = [v for v, own in zip(operands, inner.invars, strict=True) if own in within]
+        arrays.update(var for var in operands if not isinstance(var, jex.Literal))
+    return arrays

@@ -1,5 +1,6 @@
 """The solve loop: from two networks to the layout of their variables."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,15 @@ from dcjax._tracing.errors import NotSeparableError
 from dcjax._tracing.unify import SUBNETS, Orders, Size, Units
 from dcjax._tracing.value import Axis, Value
 from dcjax._tracing.walk import Tap, Walk
+
+_UNUSED = (
+    "no result of the traced calls depends on it; if it is a head's kernel, its blocks have to be "
+    "divided by K"
+)
+_TRACE_IT = (
+    'trace the call that uses it, too: calls=[{"train": True}] or calls=[{"method": …}] of '
+    "dcjax.layout, dcjax.init and dcjax.verify, a further result of layout_of_functions' functions"
+)
 
 
 class Separation(NamedTuple):
@@ -80,10 +90,18 @@ def separate(
     used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
     found = []
     for path, value, is_used in zip(leaves, values, used, strict=False):
-        if is_used and path in integers and (value.averaged_because or path in heads):
+        if path in integers and (path in heads or (is_used and value.averaged_because)):
             problem = "the result depends on it, it needs a mean or a division by K, and it is "
             problem += str(dtypes[path])
             walk.violate("/".join(path), "leaf", problem, "make it floating point")
+        seen = is_used or (path in walk.met | heads and path not in walk.doubtful)
+        if (
+            not seen
+            and path not in integers
+            and any(size.grows for size in leaves[path])
+            and _entries(leaves[path])
+        ):
+            walk.violate("/".join(path), "leaf", _UNUSED, _TRACE_IT)
         orders = tuple(walk.orders.settle(axis.term) for axis in value.axes)
         found.append((path, LeafLayout(orders, path in heads, is_used)))
     if walk.violations:
@@ -121,6 +139,10 @@ def _pair(what: str, narrow: PyTree, wide: PyTree) -> dict[Path, tuple[Size, ...
     return {path: tuple(map(Size, shape, w[path])) for path, shape in n.items()}
 
 
+def _entries(sizes: Sequence[Size]) -> int:
+    return math.prod(size.narrow for size in sizes)
+
+
 def _leaf_value(walk: Walk, path: Path, sizes: Sequence[Size]) -> Value:
     """Return a leaf as far as it is known from its shapes."""
     name = "/".join(path)
@@ -135,7 +157,8 @@ def _leaf_value(walk: Walk, path: Path, sizes: Sequence[Size]) -> Value:
     elif all(walk.orders.is_mixed(axis.term) for axis in growing):
         reason = f"{name} has entries for the features that all sub-networks share"
     power = -1 if path in walk.heads else 0
-    return Value(axes, averaged_because=reason, power=power, linear=(path,))
+    linear, leaves = (path,), frozenset({path})
+    return Value(axes, averaged_because=reason, power=power, linear=linear, leaves=leaves)
 
 
 def _input_value(walk: Walk, sizes: Sequence[Size]) -> Value:

@@ -34,6 +34,7 @@ class Value:
       power: the global blocks are the sub-networks' arrays times K**power. It is −1 for the head's
         kernel and for products with it.
       linear: the leaves in each of which the array is linear, the last factor first.
+      leaves: the leaves that an array made of leaves and constants alone is made of.
       from_params: whether it depends on parameters and constants only.
       zero: whether it is zero everywhere.
     """
@@ -42,6 +43,7 @@ class Value:
     averaged_because: str = ""
     power: int = 0
     linear: tuple[Path, ...] = ()
+    leaves: frozenset[Path] = frozenset()
     from_params: bool = True
     zero: bool = False
 

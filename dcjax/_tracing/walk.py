@@ -14,8 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax._layout.layout import Path
-from dcjax._tracing.align import below, dtype_of, misaligned, refuse_differences, sizes_of
+from dcjax._tracing.align import (
+    below,
+    dtype_of,
+    misaligned,
+    numbers_of,
+    refuse_differences,
+    same_constants,
+    same_numbers,
+    same_values,
+    sizes_of,
+)
 from dcjax._tracing.errors import GROUP_NORM, Inseparable, NotSeparableError, Violation
+from dcjax._tracing.jaxprs import CALLS, PROGRAMS, needed_arrays
 from dcjax._tracing.rules import RULES
 from dcjax._tracing.unify import Conflict, Orders, Size
 from dcjax._tracing.value import Axis, Context, Equation, Value
@@ -38,17 +49,24 @@ class Walk:
       integers: the leaves that cannot be divided, masks among them.
       new_heads: leaves that must be divided too. Since arrays that depend on a divided leaf allow
         linear operations only, the walk is then repeated with these among the `heads`.
+      met: leaves that meet the input, directly or cast or scaled before. A head among them has
+        been found; what a leaf that meets nothing is for cannot be known.
+      doubtful: leaves from which an operation that was forgiven makes something by itself.
       violations: what cannot be composed exactly, by path and operation.
       taps: the arrays that `verify` may compare, by the place of their equation: its index,
         preceded by those of the equations that it lies within.
+      forgiving: whether no result depends on the current operation, so that it may violate.
     """
 
     orders: Orders
     heads: frozenset[Path]
     integers: Container[Path]
     new_heads: set[Path] = dataclasses.field(default_factory=set)
+    met: set[Path] = dataclasses.field(default_factory=set)
+    doubtful: set[Path] = dataclasses.field(default_factory=set)
     violations: dict[tuple[str, str], Violation] = dataclasses.field(default_factory=dict)
     taps: dict[tuple[int, ...], Tap] = dataclasses.field(default_factory=dict)
+    forgiving: bool = False
 
     def __post_init__(self) -> None:
         self.context = Context(self.orders, self._merge)
@@ -60,8 +78,13 @@ class Walk:
         values: Sequence[Value],
         path: str = "",
         at: tuple[int, ...] = (),
+        needed: Sequence[bool] | None = None,
     ) -> list[Value]:
-        """Walk two jaxprs that stand at the module `path` and the place `at`."""
+        """Walk two jaxprs that stand at the module `path` and the place `at`.
+
+        Violations are forgiven where the `needed` results (default: all) do not depend on them.
+        """
+        forgiving, arrays = self.forgiving, needed_arrays(narrow.jaxpr, needed)
         outvars = narrow.jaxpr.outvars, wide.jaxpr.outvars
         if violation := misaligned(path, narrow.jaxpr, wide.jaxpr):
             self.violate(*violation)
@@ -77,17 +100,34 @@ class Walk:
             ]
 
         for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
+            self.forgiving = var not in arrays
             known[var] = self._constant(n, w, below(path, _first_use(narrow.jaxpr, var)))
         for i, (n, w) in enumerate(zip(narrow.jaxpr.eqns, wide.jaxpr.eqns, strict=True)):
+            results_needed = [var in arrays for var in n.outvars]
+            self.forgiving = not (any(results_needed) or n.effects)
             inner_path = below(path, str(n.source_info.name_stack))
             operands = read(n.invars, w.invars, inner_path)
-            results = self._equation(n, w, inner_path, operands, (*at, i))
+            results = self._equation(n, w, inner_path, operands, (*at, i), results_needed)
             known.update(zip(n.outvars, results, strict=True))
+        self.forgiving = forgiving
         return read(*outvars, path)
 
     def _equation(
-        self, n: Any, w: Any, path: str, operands: list[Value], at: tuple[int, ...]
+        self,
+        n: Any,
+        w: Any,
+        path: str,
+        operands: list[Value],
+        at: tuple[int, ...],
+        needed: list[bool],
     ) -> list[Value]:
+        def walk(
+            narrow: jex.ClosedJaxpr, wide: jex.ClosedJaxpr, values: Sequence[Value], *place: int
+        ) -> list[Value]:
+            # The results of a loop's round feed the next one, so any may be needed.
+            some = needed if n.primitive.name in CALLS else [any(needed)] * len(narrow.out_avals)
+            return self.run(narrow, wide, values, path, at + place, some)
+
         equation = Equation(
             n.primitive.name,
             path,
@@ -95,8 +135,10 @@ class Walk:
             w.params,
             sizes_of(n.invars, w.invars),
             sizes_of(n.outvars, w.outvars),
-            lambda narrow, wide, values, *place: self.run(narrow, wide, values, path, at + place),
+            walk,
         )
+        from_params = all(value.from_params for value in operands)
+        leaves = frozenset[Path]().union(*(value.leaves for value in operands))
         try:
             refuse_differences(equation, n.outvars, w.outvars)
             if equation.name not in RULES:
@@ -106,22 +148,31 @@ class Walk:
                     f'dcjax.register_rule("{equation.name}")',
                 )
             results = RULES[equation.name](self.context, equation, *operands)
-        except Inseparable as reason:
-            self.violate(path, equation.name, *reason.args)
-            return self._unknown(equation.out_sizes)
-        except Conflict as conflict:
-            self.violate(
-                path,
-                equation.name,
-                f"the channels that meet here come in different orders: {conflict}",
-                "bring them into one order, or give all layers that meet here a width that "
-                "decompose divides",
-            )
-            return self._unknown(equation.out_sizes)
+        except (Inseparable, Conflict) as reason:
+            if not self._is_shared(equation, operands):
+                self.violate(path, equation.name, *_told(reason))
+                self.doubtful |= leaves
+                return self._unknown(equation.out_sizes, from_params, leaves)
+            axes = (map(self.context.fresh, sizes) for sizes in equation.out_sizes)
+            results = [Value(tuple(own), from_params=from_params) for own in axes]
         results = [results] if isinstance(results, Value) else results
+        if leaves and equation.name not in PROGRAMS:  # those tell by what they hold
+            if from_params:
+                results = [dataclasses.replace(value, leaves=leaves) for value in results]
+            else:
+                self.met |= leaves
         if results and not jnp.issubdtype(dtype_of(n.outvars[0]), jax.dtypes.prng_key):
             self.taps[at] = Tap(path, results[0])  # random keys cannot be compared by error
         return results
+
+    def _is_shared(self, equation: Equation, operands: Sequence[Value]) -> bool:
+        """Return whether the operation computes the same in all networks, whatever it is."""
+        arrays = (*equation.in_sizes, *equation.out_sizes)
+        if any(size.grows for sizes in arrays for size in sizes):
+            return False
+        if any(value.averaged_because for value in operands):
+            return False
+        return all(same_values(*equation.both(name)) for name in equation.narrow)
 
     def _merge(self, equation: Equation, values: Sequence[Value], power: int) -> str:
         """Choose the leaf that holds the 1/K where the sub-networks' channels are summed into one.
@@ -150,11 +201,11 @@ class Walk:
 
     def _constant(self, narrow: Any, wide: Any, path: str) -> Value:
         """Return a literal or closed-over array: the same in both networks, or one number."""
-        a, b = _numbers(narrow), _numbers(wide)
+        a, b = numbers_of(narrow), numbers_of(wide)
         sizes = tuple(map(Size, a.shape, b.shape))
-        if a.shape == b.shape and _equal(a, b):
+        if same_constants(narrow, wide):
             return Value(tuple(map(self.context.fresh, sizes)), zero=not np.any(a))
-        if a.size and b.size and _equal(a, b.flat[0]) and _equal(b, b.flat[0]):
+        if a.size and b.size and same_numbers(a, b.flat[0]) and same_numbers(b, b.flat[0]):
             axes = self.fresh_axes(sizes, path, "constant", const=True)
             if axes is not None:
                 return Value(axes, zero=not np.any(a))
@@ -189,14 +240,25 @@ class Walk:
 
     def violate(self, path: str, operation: str, problem: str, remedy: str) -> None:
         """Note a violation, unless it follows from an earlier one in the same place."""
+        if self.forgiving:
+            return
         told = [name for place, name in self.violations if place == path]
         if operation not in told and not (told and operation == "constant"):
             self.violations[path, operation] = Violation(path, operation, problem, remedy)
 
-    def _unknown(self, sizes: Iterable[Sequence[Size]]) -> list[Value]:
+    def _unknown(
+        self,
+        sizes: Iterable[Sequence[Size]],
+        from_params: bool = False,
+        leaves: frozenset[Path] = frozenset(),
+    ) -> list[Value]:
         """Return arrays as if there had been no violation, so that the next ones are found too."""
         return [
-            Value(tuple(Axis(self.orders.unchecked(size)) for size in axes), from_params=False)
+            Value(
+                tuple(Axis(self.orders.unchecked(size)) for size in axes),
+                from_params=from_params,
+                leaves=leaves,
+            )
             for axes in sizes
         ]
 
@@ -207,17 +269,12 @@ def _first_use(jaxpr: jex.Jaxpr, var: Any) -> str:
     return next((str(eqn.source_info.name_stack) for eqn in users), "")
 
 
-def _numbers(constant: Any) -> np.ndarray:
-    """Return a constant's entries; for random keys their data."""
-    if isinstance(constant, jax.Array) and jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
-        constant = jax.random.key_data(constant)
-    return np.asarray(constant)
-
-
-def _equal(a: np.ndarray, b: np.ndarray | np.generic) -> bool:
-    """Return whether all entries are equal; NaN equals NaN, but 0 is not −0 (in a denominator)."""
-    equal = a == b
-    for part in (np.real, np.imag) if np.iscomplexobj(a) else (np.asarray,):
-        if jnp.issubdtype(part(a).dtype, jnp.floating):
-            equal &= np.signbit(part(a)) == np.signbit(part(b))
-    return bool(np.all(equal | ((a != a) & (b != b))))
+def _told(reason: Inseparable | Conflict) -> tuple[str, str]:
+    """Return the problem and the remedy."""
+    if isinstance(reason, Inseparable):
+        return reason.args
+    return (
+        f"the channels that meet here come in different orders: {reason}",
+        "bring them into one order, or give all layers that meet here a width that decompose "
+        "divides",
+    )

@@ -16,6 +16,11 @@ def _call(context: Context, equation: Equation, *operands: Value) -> list[Value]
     return equation.walk(inner_program(equation.narrow), inner_program(equation.wide), operands)
 
 
+@register_rule("debug_callback", "debug_print")
+def _debug(context: Context, equation: Equation, *operands: Value) -> list[Value]:
+    return []  # jax.debug.print and callback: no array depends on them
+
+
 @register_rule("scan")
 def _scan(context: Context, equation: Equation, *operands: Value) -> list[Value]:
     consts, carried = scan_counts(equation.narrow)
