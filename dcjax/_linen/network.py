@@ -1,9 +1,11 @@
 """Flax Linen networks: their layout, K sub-networks' variables, and their logits."""
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ def layout(
     *,
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
+    calls: Sequence[Mapping[str, Any]] = (),
     **kwargs: Any,
 ) -> Layout:
     """Return the layout of a Flax network: where each sub-network's entries stand in every leaf.
@@ -34,19 +37,27 @@ def layout(
     Traces the sub-network and the global network side by side and follows the order of the channels
     through every operation. Costs tracing only; no array of the network's size is allocated.
 
+    A head is found where its kernel merges the sub-networks, so every head must be used by a call
+    that is traced. `calls` are further calls: each names what differs from the first call, which
+    takes `x` and `kwargs`. They trace a head that serves in training only
+    (`calls=[{"train": True}]`) and other methods (`calls=[{"method": "decode", "x": latents}]`).
+    `nn.Dropout` does nothing in them; batch norm needs `"mutable": ["batch_stats"]`.
+
     Args:
       network: the global network.
       subnets: K ≥ 1.
       x: a batch of images before `samples`, (N, H, W, C), or its `jax.ShapeDtypeStruct`.
       samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
       fields: the module's fields that carry width (see `decompose`).
-      **kwargs: what else the network's call needs (`train=`, masks, `rngs=`).
+      calls: further calls, dicts of keyword arguments; `"x"` gives another first argument.
+      **kwargs: what else the network's call needs (`train=`, `method=`, masks, `rngs=`).
 
     Returns:
       A `Layout`; printing it gives a table.
 
     Raises:
-      NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly.
+      NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly,
+        and every leaf that grows and that no call uses.
       TypeError: an argument has another type, or the network gives no arrays.
 
     >>> import dcjax, jax
@@ -55,7 +66,8 @@ def layout(
     >>> layout.subnets
     4
     """
-    return traced_layout(networks(network, subnets, samples, fields, kwargs), _abstract(x))
+    both = networks(network, subnets, samples, fields, calls, kwargs)
+    return traced_layout(both, [_abstract(x) for x in both.inputs(x)])
 
 
 def init(
@@ -66,6 +78,7 @@ def init(
     *,
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
+    calls: Sequence[Mapping[str, Any]] = (),
     **kwargs: Any,
 ) -> Stacked:
     """Initialise K sub-networks independently, and return their variables, stacked.
@@ -80,6 +93,7 @@ def init(
       x: a batch of images (its values do not matter to most networks).
       samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
       fields: the module's fields that carry width (see `decompose`).
+      calls: further calls, as in `layout`; variables that only they use are initialised too.
       **kwargs: what else the network's call needs.
 
     Returns:
@@ -97,13 +111,14 @@ def init(
     (4, 10)
     """
     check_key(key, "the order of arguments is init(network, K, key, x)")
-    both, x = networks(network, subnets, samples, fields, kwargs), array_of("x", x)
-    found = traced_layout(both, _abstract(x))
+    both = networks(network, subnets, samples, fields, calls, kwargs)
+    inputs = [array_of("x", x) for x in both.inputs(x)]
+    found = traced_layout(both, list(map(_abstract, inputs)))
     # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
     options = {"xla_backend_optimization_level": 1}
-    initialise = jax.jit(_init(both.subnet, kwargs), compiler_options=options)
-    xs = enumerate(both.samples.split(x))
-    return stack([initialise(jax.random.fold_in(key, k), x_k) for k, x_k in xs], like=found)
+    initialise = jax.jit(_init(both.subnet, both.calls), compiler_options=options)
+    own = enumerate(zip(*map(both.samples.split, inputs), strict=True))
+    return stack([initialise(jax.random.fold_in(key, k), *xs) for k, xs in own], like=found)
 
 
 def apply(
@@ -165,14 +180,18 @@ class Networks(NamedTuple):
 
     Attributes:
       samples: gives what each sub-network, and the global network, sees of a batch of images.
-      kwargs: the arguments of the networks' call besides the images.
+      calls: the keyword arguments of each call; those of further calls may hold another `x`.
     """
 
     network: Any
     subnet: Any
     subnets: int
     samples: Samples
-    kwargs: dict[str, Any]
+    calls: tuple[dict[str, Any], ...]
+
+    def inputs(self, x: Any) -> list[Any]:
+        """Return the first argument of each call."""
+        return [call.get("x", x) for call in self.calls]
 
 
 def networks(
@@ -180,6 +199,7 @@ def networks(
     subnets: int,
     samples: Samples | None,
     fields: Sequence[str],
+    calls: Sequence[Mapping[str, Any]],
     kwargs: dict[str, Any],
 ) -> Networks:
     """Decompose the network, and check the arguments against each other."""
@@ -196,26 +216,34 @@ def networks(
             f"the samples are for {samples.subnets} sub-networks, but the network is split into "
             f"{subnets}"
         )
-    return Networks(network, subnet, subnets, samples, kwargs)
+    named = isinstance(calls, (list, tuple)) and all(
+        isinstance(call, Mapping) and all(isinstance(name, str) for name in call) for call in calls
+    )
+    if not named:
+        raise TypeError(
+            'calls must be a list of dicts of keyword arguments, such as [{"train": True}]; got '
+            f"{shown(calls)}"
+        )
+    return Networks(network, subnet, subnets, samples, (kwargs, *(kwargs | {**c} for c in calls)))
 
 
-def traced_layout(both: Networks, x: Any) -> Layout:
-    """Return the layout for a batch of images, or for its shape and dtype."""
+def traced_layout(both: Networks, inputs: Sequence[Any]) -> Layout:
+    """Return the layout for the first arguments of the calls, or for their shapes and dtypes."""
     if both.subnets > 1:
-        return separation(both, x).layout
-    initialise = _init(both.network, both.kwargs)
-    return identity_layout(jax.eval_shape(initialise, jax.random.key(0), x))
+        return separation(both, inputs).layout
+    initialise = _init(both.network, both.calls)
+    return identity_layout(jax.eval_shape(initialise, jax.random.key(0), *inputs))
 
 
-def separation(both: Networks, x: Any) -> Separation:
+def separation(both: Networks, inputs: Sequence[Any]) -> Separation:
     """Trace both networks; return what the tracer knows of every array in between (K ≥ 2)."""
-    narrow_x = jax.eval_shape(lambda x: both.samples.split(x)[0], x)
-    wide_x = jax.eval_shape(both.samples.join, x)
+    narrow_xs = [jax.eval_shape(lambda x: both.samples.split(x)[0], x) for x in inputs]
+    wide_xs = [jax.eval_shape(both.samples.join, x) for x in inputs]
     key = jax.random.key(0)
     # The global network first: what is wrong there is wrong without dcjax, too.
-    wide = jax.eval_shape(_init(both.network, both.kwargs), key, wide_x)
+    wide = jax.eval_shape(_init(both.network, both.calls), key, *wide_xs)
     try:
-        narrow = jax.eval_shape(_init(both.subnet, both.kwargs), key, narrow_x)
+        narrow = jax.eval_shape(_init(both.subnet, both.calls), key, *narrow_xs)
     except Exception as error:
         error.add_note(
             f"This is dcjax's sub-network, decompose(network, {both.subnets}); the global one can "
@@ -225,10 +253,10 @@ def separation(both: Networks, x: Any) -> Separation:
         )
         raise
     return separate(
-        lambda variables, x: _call(both.subnet.apply, variables, x, **both.kwargs),
-        lambda variables, x: _call(both.network.apply, variables, x, **both.kwargs),
-        (narrow, narrow_x),
-        (wide, wide_x),
+        _apply(both.subnet, both.calls),
+        _apply(both.network, both.calls),
+        (narrow, *narrow_xs),
+        (wide, *wide_xs),
         both.subnets,
     )
 
@@ -260,24 +288,62 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype if key else canonicalize_dtype(x.dtype))
 
 
-def _init(network: Any, kwargs: dict[str, Any]) -> Any:
-    """Return `network.init` as a function of a key and an input alone."""
-    others = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
-    rngs = kwargs.get("rngs", {})
+def _init(network: Any, calls: Sequence[dict[str, Any]]) -> Callable[..., PyTree]:
+    """Return a function of a key and the calls' inputs that initialises what any call uses."""
 
-    def initialise(key: Array, x: Any) -> PyTree:
-        return _call(network.init, {**rngs, "params": key} if rngs else key, x, **others)
+    def initialise(key: Array, *inputs: Any) -> PyTree:
+        variables = {}
+        for i, (call, x) in enumerate(zip(calls, inputs, strict=True)):
+            others = {k: v for k, v in call.items() if k not in ("x", "rngs", "mutable")}
+            rngs = {**call["rngs"], "params": key} if call.get("rngs") else key
+            made = _call(network.init, rngs, x, further=i > 0, **others)
+            variables = _joined(variables, made) if i else made
+        return variables
 
     return initialise
 
 
-def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _joined(variables: PyTree, further: PyTree) -> PyTree:
+    """Add to the variables of the earlier calls those that only a further call has."""
+    if not (isinstance(variables, Mapping) and isinstance(further, Mapping)):
+        return variables
+    both = {k: _joined(v, further[k]) if k in further else v for k, v in variables.items()}
+    kind: Any = type(variables)  # a dict, or one that Flax has frozen
+    return kind({**further, **both})
+
+
+def _apply(network: Any, calls: Sequence[dict[str, Any]]) -> Callable[..., Any]:
+    """Return a function of the variables and the calls' inputs that makes all the calls."""
+    others = [{k: v for k, v in call.items() if k != "x"} for call in calls]
+
+    def one(i: int) -> Callable[..., Any]:
+        return lambda variables, x: _call(network.apply, variables, x, further=i > 0, **others[i])
+
+    if len(calls) == 1:
+        return one(0)
+    # In a jaxpr of its own each call can be told from the others: `verify` compares all layers.
+    each = [jax.jit(one(i)) for i in range(len(calls))]
+    return lambda variables, *inputs: [f(variables, x) for f, x in zip(each, inputs, strict=True)]
+
+
+def _call(function: Callable[..., Any], *args: Any, further: bool, **kwargs: Any) -> Any:
     """Call the network; explain Flax's error if the call is one of training."""
     try:
-        return function(*args, **kwargs)
+        with nn.intercept_methods(_pass_dropout) if further else contextlib.nullcontext():
+            return function(*args, **kwargs)
     except (ModifyScopeVariableError, InvalidRngError) as error:
         raise ValueError(
             "the network changes its variables or draws random numbers in this call, as in "
             "training; trace it in evaluation mode (train=False, deterministic=True, "
-            f"use_running_average=True, or your network's flag). Flax says: {error}"
+            "use_running_average=True, or your network's flag), or as one of the further calls, "
+            f'such as calls=[{{"train": True, "mutable": ["batch_stats"]}}]. Flax says: {error}'
         ) from error
+
+
+def _pass_dropout(
+    method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+) -> Any:
+    """Let `nn.Dropout` do nothing: the composed network would draw other random numbers."""
+    if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+        return args[0] if args else kwargs["inputs"]
+    return method(*args, **kwargs)

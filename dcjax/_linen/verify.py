@@ -1,6 +1,6 @@
 """Check that composition was exact: compare every layer's feature map."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -64,6 +64,7 @@ def verify(
     tolerance: float | None = None,
     head: Literal["mean", "sum"] = "mean",
     weights: Float[Array | np.ndarray, " K"] | None = None,
+    calls: Sequence[Mapping[str, Any]] = (),
     **kwargs: Any,
 ) -> Report:
     """Compare every layer's feature map of the composed network with the K sub-networks'.
@@ -84,6 +85,7 @@ def verify(
         computes in half precision (one rounding of bfloat16 is 4e-3).
       head: how the composed network merges the sub-networks, as in `compose`.
       weights: as in `compose`.
+      calls: further calls, as in `init`; their layers are compared too.
       **kwargs: what else the network's call needs.
 
     Returns:
@@ -104,28 +106,29 @@ def verify(
     check_stacked(stacked)
     if tolerance is not None:
         _check_tolerance(tolerance)
-    x = array_of("x", x)
     variables = compose(stacked, head=head, weights=weights)
-    both = networks(network, len(stacked), samples, fields, kwargs)
+    both = networks(network, len(stacked), samples, fields, calls, kwargs)
+    inputs = [array_of("x", x) for x in both.inputs(x)]
     if both.subnets == 1:
-        _check_layout(traced_layout(both, x), stacked.layout)
+        _check_layout(traced_layout(both, inputs), stacked.layout)
         return Report((), 0.0)  # one sub-network is the global network
-    found = separation(both, x)
+    found = separation(both, inputs)
     _check_layout(found.layout, stacked.layout)
     _check_dtypes(found, stacked)
-    layers = _layers(found)
+    layers = _layers(found, several=len(inputs) > 1)
 
     def features(program: jex.ClosedJaxpr) -> Callable[[PyTree, Array], dict[Place, list[Array]]]:
         return jax.jit(lambda *args: evaluate(program, jax.tree.leaves(args), layers))
 
     narrow = features(found.narrow)
-    own = [narrow(stacked[k], x_k) for k, x_k in enumerate(both.samples.split(x))]
+    split = zip(*map(both.samples.split, inputs), strict=True)
+    own = [narrow(variables_k, *xs) for variables_k, xs in zip(stacked, split, strict=True)]
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
         raise ValueError(
             "every feature map of the sub-networks is zero, so nothing can be compared: give an x "
             "with other values, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
-    composed = features(found.wide)(variables, both.samples.join(x))
+    composed = features(found.wide)(variables, *map(both.samples.join, inputs))
     head_weights = np.asarray(head_weights_of(head, weights, both.subnets), np.float64)
     report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
@@ -172,12 +175,13 @@ def _check_dtypes(found: Separation, stacked: Stacked) -> None:
         )
 
 
-def _layers(found: Separation) -> dict[Place, str]:
-    """Return the place of every module's last feature map, with the module's path."""
+def _layers(found: Separation, several: bool) -> dict[Place, str]:
+    """Return the place of every module's last feature map in each call, with the module's path."""
     last: dict[str, Place] = {}
     for place, (path, value) in found.taps.items():
-        if not value.from_params and not value.power:
-            last[path] = place
+        call, *within = place if several else (0, place)
+        if within and not value.from_params and not value.power:
+            last[f"{path} (call {call + 1})" if call else path] = place
     return {place: path for path, place in sorted(last.items(), key=lambda item: item[1])}
 
 
