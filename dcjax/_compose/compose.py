@@ -22,7 +22,7 @@ from dcjax._checks import (
     same_kind,
     shown,
 )
-from dcjax._compose.head_weights import head_weights_of
+from dcjax._compose.head_weights import head_weights_of, without_diverged
 from dcjax._compose.leaf import compose_leaf, extract_leaf
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import Layout, LeafLayout, Path, path_of
@@ -62,7 +62,8 @@ def compose(
       head: `"mean"`: the global logits are the sub-networks' mean, and the bounds hold. `"sum"`:
         the merging layer gives the sub-networks' sum: the same classes, with higher confidence
         (a term added behind that layer is added once, not K times).
-      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too.
+      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too. A
+        sub-network with weight 0 that has a NaN or an infinite value is composed as zeros.
       off_diagonal: the blocks between different sub-networks: `"zeros"`, which keeps the composed
         network exact, or an initialiser such as `jax.nn.initializers.he_normal()`, which is called
         with the global leaf's shape and so uses the global layer's fan-in.
@@ -97,7 +98,8 @@ def compose(
     fill = _filling(off_diagonal, off_diagonal_scale, key, into)
 
     def node(stacked: Stacked, *into: PyTree) -> PyTree:
-        return _compose_node(stacked, into, head_weights_of(head, weights, len(stacked)), fill)
+        head_weights = head_weights_of(head, weights, len(stacked))
+        return _compose_node(stacked, into, head_weights, fill, weights is not None)
 
     nodes, structure = jax.tree.flatten(params, is_leaf=is_stacked)
     wide = [] if into is None else [_below(structure, into)]
@@ -186,6 +188,7 @@ def _compose_node(
     given: tuple[PyTree, ...],
     head_weights: Float[Array | np.ndarray, " K"],
     fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
+    weighted: bool,
 ) -> PyTree:
     """Compose one `Stacked`, into given variables if there are any."""
     layout = stacked.layout
@@ -205,7 +208,8 @@ def _compose_node(
             return fill(own, layout.global_shapes[own], leaf.dtype) if has_them else None
 
         into = jax.tree_util.tree_map_with_path(filled, stacked.tree)
-    return _compose_tree(stacked.tree, into, head_weights, layout=layout)
+    tree = without_diverged(stacked.tree, head_weights) if weighted else stacked.tree
+    return _compose_tree(tree, into, head_weights, layout=layout)
 
 
 # One program for all leaves: a call for each leaf would take longer than copying it.
