@@ -10,8 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Num
 
-from dcjax._checks import array_fault, array_of, dtype_of, shown
-from dcjax._compose.head_weights import check_weights, is_known
+from dcjax._checks import array_of, shown
+from dcjax._compose.head_weights import head_weights_of, is_known
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -118,8 +118,8 @@ def bounds(
       Means over the N samples.
 
     Raises:
-      TypeError: the logits are not real numbers, or the labels not integers.
-      ValueError: shapes do not fit or are empty, a label is out of range, or the weights are not
+      TypeError: an argument is not an array of numbers.
+      ValueError: a shape or dtype does not fit, a label is out of range, or the weights are not
         convex.
 
     References:
@@ -159,8 +159,8 @@ def bounds_update(
       The sums including the batch.
 
     Raises:
-      TypeError: as in `bounds`, or `mask` is not boolean, or `sums` is not a `BoundsSums`.
-      ValueError: as in `bounds`, or the shape of `mask` does not fit.
+      TypeError: as in `bounds`, or `sums` is not a `BoundsSums` of counts and costs.
+      ValueError: as in `bounds`.
 
     >>> sums = BoundsSums()
     >>> for batch in range(3):
@@ -169,13 +169,32 @@ def bounds_update(
     6 0.5
     """
     _check_sums(sums)
-    logits, labels = array_of("bounds: logits", logits), _labels(labels)
-    weights = None if weights is None else array_of("bounds: weights", weights)
-    mask = None if mask is None else array_of("bounds: mask", mask)
-    _check(logits, labels, weights, mask)
-    subnets, samples, _ = jnp.shape(logits)
-    convex = np.full(subnets, 1 / subnets, np.float32) if weights is None else weights
-    return _add(sums, logits, labels, convex, np.ones(samples, bool) if mask is None else mask)
+    logits, given = array_of("bounds: logits", logits), labels
+    labels = array_of("bounds: labels", labels)
+    shape, complex_ = logits.shape, jnp.issubdtype(logits.dtype, jnp.complexfloating)
+    if len(shape) != 3 or 0 in shape or complex_:
+        raise ValueError(
+            "bounds: expected non-empty, real logits (K, N, C) of K sub-networks, N samples and C "
+            f"classes, got {shown(logits)}. For one network's logits (N, C), give logits[None]"
+        )
+    subnets, samples, classes = shape
+    mask = array_of("bounds: mask", np.ones(samples, bool) if mask is None else mask)
+    for name, vector, kind in (("labels", labels, jnp.integer), ("mask", mask, jnp.bool_)):
+        if vector.shape != (samples,) or not jnp.issubdtype(vector.dtype, kind):
+            raise ValueError(
+                f"bounds: {name} must have shape ({samples},) and dtype {kind.__name__}, got "
+                f"{shown(vector)}"
+            )
+    if is_known(labels) and is_known(mask):
+        # The labels as given: cut to JAX's 32 bits, one that is out of range might not be.
+        values = np.asarray(given)[np.asarray(mask)]
+        outside = np.unique(values[(values < 0) | (values >= classes)])
+        if outside.size:
+            raise ValueError(
+                f"bounds: labels must be from 0 to {classes - 1}, as the logits have {classes} "
+                f"classes, got {outside[:5].tolist()}. Leave padding out with bounds_update's mask="
+            )
+    return _add(sums, logits, labels, head_weights_of(weights, subnets), mask)
 
 
 def bounds_finish(sums: BoundsSums) -> Bounds:
@@ -189,14 +208,15 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
 
     Raises:
       TypeError: `sums` is not a `BoundsSums` of counts and costs.
-      ValueError: there are no samples, or the counts have overflowed.
+      ValueError: there are no samples, or too many for int32.
 
-    >>> bounds_finish(BoundsSums())
-    Traceback (most recent call last):
-    ValueError: there are no samples: ...
+    >>> sums = BoundsSums(samples=4, cost=2.0, cost_upper=3.0, right=1, right_upper=2)
+    >>> print(*bounds_finish(sums))
+    0.5 0.75 0.0 0.25 0.0 0.5
     """
     _check_sums(sums)
-    _check_counts(sums)
+    if is_known(sums.samples) and np.asarray(sums.samples) <= 0:
+        raise ValueError(f"expected from 1 to 2³¹ − 1 samples, as counts are int32: {sums}")
     samples = jnp.asarray(sums.samples, jnp.float32)
     costs = {n: jnp.asarray(getattr(sums, n)) + getattr(sums, f"{n}_rest") for n in _COSTS}
     return Bounds(
@@ -205,6 +225,18 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
         accuracy_lower=_fraction(sums.right_lower, sums.samples, -2 * _EPSILON),
         accuracy_upper=_fraction(sums.right_upper, sums.samples, 2 * _EPSILON),
     )
+
+
+def _check_sums(sums: Any) -> None:
+    """Refuse anything but scalar counts and costs."""
+    if not isinstance(sums, BoundsSums):
+        raise TypeError(
+            f"expected a dcjax.BoundsSums, as bounds_update returns it, got {shown(sums)}"
+        )
+    for name, value in sums._asdict().items():
+        kind = jnp.floating if name.startswith("cost") else jnp.integer
+        if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), kind):
+            raise TypeError(f"BoundsSums: {name} must be one {kind.__name__}, got {shown(value)}")
 
 
 @jax.jit
@@ -312,74 +344,3 @@ def _is_right(
     logit = _label_logit(logits, is_label)
     earlier = jnp.cumsum(is_label, axis=-1) == 0
     return jnp.where(earlier, logits < logit, logits <= logit).all(-1)
-
-
-def _check(
-    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, mask: ArrayLike | None
-) -> None:
-    """Refuse shapes, dtypes and values that `bounds` cannot take; traced values pass."""
-    shape = jnp.shape(logits)
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(
-            "bounds: expected non-empty logits (K, N, C) of K sub-networks, N samples and C "
-            f"classes, got shape {shape}. For one network's logits (N, C), give logits[None]"
-        )
-    if jnp.issubdtype(jnp.result_type(logits), jnp.complexfloating):
-        raise TypeError(f"bounds: logits must be real, got {jnp.result_type(logits)}")
-    subnets, samples, classes = shape
-    for name, vector, kind in (("labels", labels, jnp.integer), ("mask", mask, jnp.bool_)):
-        if vector is None:
-            continue
-        if not jnp.issubdtype(jnp.result_type(vector), kind):
-            raise TypeError(
-                f"bounds: {name} must be {kind.__name__}, got {jnp.result_type(vector)}"
-            )
-        if jnp.shape(vector) != (samples,):
-            raise ValueError(
-                f"bounds: {name} must have shape ({samples},), got {jnp.shape(vector)}"
-            )
-    if weights is not None:
-        check_weights("bounds: weights", weights, subnets)
-    if not (is_known(labels) and is_known(mask)):
-        return
-    values = np.asarray(labels)[... if mask is None else np.asarray(mask)]
-    outside = np.unique(values[(values < 0) | (values >= classes)])
-    if outside.size:
-        raise ValueError(
-            f"bounds: labels must be from 0 to {classes - 1}, as the logits have {classes} "
-            f"classes, got {outside[:5].tolist()}. Leave padding out with bounds_update's mask="
-        )
-
-
-def _labels(labels: Any) -> Array:
-    """Convert labels to a JAX array; clip so that 64-bit labels out of range do not wrap around."""
-    if isinstance(labels, (np.ndarray, np.generic)) and labels.dtype.kind in "iu":
-        labels = np.clip(labels, -1, np.iinfo(np.int32).max).astype(np.int32)
-    return array_of("bounds: labels", labels)
-
-
-def _check_sums(sums: Any) -> None:
-    """Refuse anything but scalar counts and costs."""
-    if not isinstance(sums, BoundsSums):
-        raise TypeError(
-            f"expected a dcjax.BoundsSums, as bounds_update returns it, got {shown(sums)}"
-        )
-    for name, value in sums._asdict().items():
-        kind = jnp.floating if name.startswith("cost") else jnp.integer
-        if array_fault(value) or jnp.shape(value) or not jnp.issubdtype(dtype_of(value), kind):
-            raise TypeError(f"BoundsSums: {name} must be one {kind.__name__}, got {shown(value)}")
-
-
-def _check_counts(sums: BoundsSums) -> None:
-    """Refuse to take means over no samples, and counts that have overflowed; traced counts pass."""
-    counts = (sums.samples, sums.right, sums.right_lower, sums.right_upper)
-    if not all(map(is_known, counts)):
-        return
-    samples, *right = (int(np.asarray(count)) for count in counts)
-    if samples == 0:
-        raise ValueError("there are no samples: add a batch with bounds_update first")
-    if not all(0 <= count <= samples for count in right):
-        raise ValueError(
-            f"of {samples} samples {right} are right, which cannot be: counts are int32, so sums "
-            "hold at most 2³¹ − 1 samples"
-        )

@@ -1,8 +1,9 @@
-"""Random bad input: a public call gives the right result or raises one of dcjax's errors.
+"""Random bad input: a public call gives the right result or raises a typed error.
 
 A case is a valid call with up to two of its arguments mutated. Its result is compared with NumPy
-written from the definitions. Its error has a built-in type (or a subclass) and comes from a `raise`
-statement of dcjax, or from the user's code: networks and functions of the tests.
+written from the definitions. Its error, of dcjax, JAX or NumPy, has a type that says whose fault it
+is (`TypeError`, `ValueError` and their like), or it comes from the user's code: networks and
+functions of the tests.
 
 The long form draws 10,000 cases, or DCJAX_FUZZ_CASES, and prints their outcomes:
 
@@ -10,8 +11,6 @@ The long form draws 10,000 cases, or DCJAX_FUZZ_CASES, and prints their outcomes
 """
 
 import collections
-import dis
-import functools
 import math
 import pathlib
 import traceback
@@ -36,7 +35,6 @@ from tests.fuzzing.values import (
     F,
     N,
     Tiny,
-    UserError,
     head_of,
     is_key,
     layout_for,
@@ -68,7 +66,7 @@ class Fuzzed(NamedTuple):
 
 
 def valid_compose(subnets, rng):
-    stacked, how = stack_of(rng, subnets), rng.integers(6)
+    stacked, how = stack_of(rng, subnets), rng.integers(5)
     args = {"params": stacked, **head_of(rng, subnets)}
     if how == 1:
         return {**args, "params": stacked.tree, "like": stacked.layout}
@@ -79,24 +77,7 @@ def valid_compose(subnets, rng):
     if how == 4:
         return {**args, "params": {"a": stacked["params"]},
                 "into": {"a": whole_of(rng, subnets)["params"]}}  # fmt: skip
-    if how == 5:
-        fill = {"off_diagonal_scale": 0.5, "key": jax.random.key(0)}
-        return {**args, "off_diagonal": jax.nn.initializers.constant(2.0), **fill}
     return args
-
-
-def fills():
-    """Return arguments for `off_diagonal`, right and wrong."""
-    ones = jax.nn.initializers.constant(2.0)
-
-    def raising(*_):
-        raise UserError
-
-    return [ones, jax.nn.initializers.he_normal, "zeros", "ones", 1.0, raising,
-            lambda *_: None, lambda *_: 2.0, lambda *_: "text", lambda k, s, d: np.full(s, "text"),
-            lambda k, s, d: np.full((*s, 1), 2.0), lambda k, s, d: np.full(s, 2.0 + 1j),
-            lambda k, s, d: np.full(s, 2), lambda k, s, d: np.full(s, 2.0, object),
-            lambda k, s, d: np.full(s, 2.0)]  # fmt: skip
 
 
 def valid_functions(subnets, rng):
@@ -114,8 +95,8 @@ def valid_functions(subnets, rng):
 
 def valid_bounds(subnets, rng):
     logits = rng.normal(size=(subnets, N, CLASSES)).astype(np.float32)
-    weights = {k: v for k, v in head_of(rng, subnets).items() if k == "weights"}
-    return {"logits": logits, "labels": rng.integers(0, CLASSES, N).astype(np.int32), **weights}
+    return {"logits": logits, "labels": rng.integers(0, CLASSES, N).astype(np.int32),
+            **head_of(rng, subnets)}  # fmt: skip
 
 
 def valid_update(subnets, rng):
@@ -155,24 +136,19 @@ def valid_state(subnets, rng):
         lambda leaf: np.asarray(rng.integers(1, 9, leaf.shape), leaf.dtype),
         jax.eval_shape(optimizer.init, params),
     )
-    weights = {k: v for k, v in head_of(rng, subnets).items() if k == "weights"}
-    return {"optimizer": optimizer, "opt_state": state, "params": params, **weights}
+    return {"optimizer": optimizer, "opt_state": state, "params": params,
+            **head_of(rng, subnets)}  # fmt: skip
 
 
 def valid_samples(subnets, rng):
     name = dcjax.samples.NAMES[rng.integers(len(dcjax.samples.NAMES))]
     args = {"name": name, "subnets": {"bands": 4, "channels": 3}.get(name, subnets)}
-    more = {"tiles": {"overlap": 0}, "bands": {"deviations": [1.0, 2.0, 1.0, 1.0]}}
-    x = rng.normal(size=(N, 6, 6, 3)).astype(np.float32)
-    return {**args, **(more.get(name, {}) if rng.integers(2) else {}), "x": x}
+    return {**args, "x": rng.normal(size=(N, 6, 6, 3)).astype(np.float32)}
 
 
-def call_samples(name, subnets, x, **more):
+def call_samples(name, subnets, x):
     """Make a sample decomposition and call both of its functions."""
-    known = more and isinstance(name, str) and name in dcjax.samples.NAMES
-    make = getattr(dcjax.samples, name) if known else functools.partial(dcjax.samples.make, name)
-    more = more if known else {}
-    way = make(subnets, **more)
+    way = dcjax.samples.make(name, subnets)
     way.split(x), way.join(x)
     return way
 
@@ -220,9 +196,6 @@ def cases(draw, fuzzed):
     args = fuzzed.valid(draw(st.integers(1, 3)), rng)
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2]))):
         name = draw(st.sampled_from(sorted(args)))
-        if name == "off_diagonal" and draw(st.booleans()):
-            args[name] = draw(st.sampled_from(fills()))
-            continue
         with np.errstate(all="ignore"):
             args[name] = (mutated_sums if name == "sums" else mutated)(draw, args[name])
     return args
@@ -238,32 +211,24 @@ def mutated_sums(draw, sums):
     return sums._replace(**{field: mutated(draw, np.asarray(value))})
 
 
-def last_frame(error):
-    at = error.__traceback__
-    while at.tb_next:
-        at = at.tb_next
-    return at
-
-
-def assert_own(error):
-    """Check that dcjax raised the error on purpose, or that it comes from the user's code."""
+def assert_typed(error):
+    """Check that the error says what is wrong, or that it comes from the user's code."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    files = [frame.f_code.co_filename for frame in frames]
-    entered = [i for i, file in enumerate(files) if LIBRARY in pathlib.Path(file).parents]
-    if entered and any(HERE in pathlib.Path(file).parents for file in files[entered[0] :]):
+    files = [pathlib.Path(frame.f_code.co_filename) for frame in frames]
+    entered = [i for i, file in enumerate(files) if LIBRARY in file.parents]
+    if entered and any(HERE in file.parents for file in files[entered[0] :]):
         return "the user's"
-    at = last_frame(error)
-    assert LIBRARY in pathlib.Path(files[-1]).parents, "raised elsewhere"
-    operation = dis.opname[frames[-1].f_code.co_code[at.tb_lasti]]
-    assert operation == "RAISE_VARARGS", "a bare error, no raise statement"
-    assert isinstance(error, (ValueError, TypeError, KeyError, IndexError))
+    if isinstance(error, RuntimeError):  # JAX's error for arrays that were donated
+        assert "deleted" in str(error)
+        return "deleted"
+    assert isinstance(error, (ValueError, TypeError, KeyError, IndexError, OverflowError))
     assert len(str(error)) > 20
     return type(error).__name__
 
 
 @pytest.mark.parametrize("name", FUZZED)
 @short_and_long(500, 10_000, "DCJAX_FUZZ_CASES")
-def test_bad_input_gives_the_right_result_or_our_own_error(name, count):
+def test_bad_input_gives_the_right_result_or_a_typed_error(name, count):
     fuzzed, outcomes = FUZZED[name], collections.Counter()
     part = math.ceil(count * fuzzed.part / sum(f.part for f in FUZZED.values()))
 
@@ -276,7 +241,7 @@ def test_bad_input_gives_the_right_result_or_our_own_error(name, count):
         try:
             result = fuzzed.call(**args)
         except Exception as error:
-            outcomes[assert_own(error)] += 1
+            outcomes[assert_typed(error)] += 1
         else:
             fuzzed.right(args, result)
             outcomes["right"] += 1

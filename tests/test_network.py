@@ -92,7 +92,7 @@ def test_fields_that_carry_width():
         (TypeError, "result must be arrays: got none", lambda: dcjax.layout(
             Silent(4), 2, images((1, 8)))),
         (TypeError, "one array with", lambda: dcjax.layout(LeNet(4), 2, np.array(["a"]))),
-        (TypeError, "x must be an array", lambda: dcjax.init(
+        (TypeError, "x must be numbers", lambda: dcjax.init(
             LeNet(4), 2, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))),
         (TypeError, "random key", lambda: dcjax.init(
             LeNet(4), 2, jax.random.split(jax.random.key(0)), images((1, 8, 8, 3)))),
@@ -171,7 +171,7 @@ def test_apply_gives_each_subnetwork_its_samples():
             dcjax.Stacked({"params": stacked.tree}, stacked.layout),
             xs,
         ),
-        "xs must be an array": (subnet, stacked, None),
+        "xs must be numbers": (subnet, stacked, None),
         "stacks one array of logits": (Several(2), stacked, xs),
     }.items():
         with pytest.raises(TypeError, match=words):

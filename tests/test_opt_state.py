@@ -131,23 +131,6 @@ def test_weighted_heads_scale_each_body_by_its_weight(network):
     chex.assert_trees_all_close(diagonal(composed.trace, layout), composed.trace, rtol=1e-5)
 
 
-def test_the_state_of_a_diverged_sub_network_with_weight_0_is_left_out():
-    network, weights = LeNet(6), jnp.array([0.75, 0.0, 0.25])
-    params = random_stacked(network, 3, images((1, 8, 8, 3)))["params"]
-    optimizer = optax.adam(0.1)
-    count, *rest = optimizer.init(params)
-    sick = jax.tree.map(lambda leaf: (leaf + 1.0).at[1].set(jnp.nan), (count.mu, count.nu))
-    zero = jax.tree.map(lambda leaf: leaf.at[1].set(0.0), sick)
-    composed, expected = (
-        dcjax.compose_opt_state(
-            optimizer, (count._replace(mu=mu, nu=nu), *rest), params, weights=weights
-        )
-        for mu, nu in (sick, zero)
-    )
-    chex.assert_tree_all_finite(composed)
-    chex.assert_trees_all_equal(composed, expected)
-
-
 def test_adam_s_first_step_off_the_diagonal_is_no_larger_than_the_rate():
     """With zero second moments there it would be 3.2 times the rate."""
     network, optimizer = LeNet(6), optax.adam(1.0)
@@ -303,8 +286,7 @@ def test_arrays_of_another_kind_are_refused():
     state = optimizer.init(params)
     for change, words in [
         (lambda leaf: leaf.astype(jnp.int32), "expected float32, got int32"),
-        (lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), "has no values"),
-        (lambda leaf: np.full(leaf.shape, "a"), "not of numbers"),
+        (lambda leaf: np.full(leaf.shape, "a"), "not an array of numbers"),
     ]:
         with pytest.raises(ValueError, match=words):
             dcjax.compose_opt_state(optimizer, jax.tree.map(change, state), params)

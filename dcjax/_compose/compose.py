@@ -1,33 +1,19 @@
 """Compose sub-networks into the global network; extract them again."""
 
 import functools
-import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from dcjax._checks import (
-    array_fault,
-    array_of,
-    check_key,
-    compare_leaves,
-    dtype_of,
-    leaves_of,
-    path_name,
-    raise_listed,
-    same_kind,
-    shown,
-)
-from dcjax._compose.head_weights import head_weights_of, without_diverged
+from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, shown
+from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.leaf import compose_leaf, extract_leaf
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import Layout, LeafLayout, Path, path_of
-
-Initializer = Callable[[Key[Array, ""], tuple[int, ...], Any], Array]
 
 
 def compose(
@@ -35,11 +21,7 @@ def compose(
     *,
     like: Layout | Stacked | None = None,
     into: PyTree = None,
-    head: Literal["mean", "sum"] = "mean",
     weights: Float[Array | np.ndarray, " K"] | None = None,
-    off_diagonal: Literal["zeros"] | Initializer = "zeros",
-    off_diagonal_scale: float = 1.0,
-    key: Key[Array, ""] | None = None,
 ) -> PyTree:
     """Return the global network's variables from K sub-networks' variables.
 
@@ -57,18 +39,10 @@ def compose(
         (`stacked["params"]`), or a pytree with such nodes at any depth. With `like`, any pytree of
         arrays with the leading axis K.
       like: the layout (or a `Stacked` that has it) of a plain pytree.
-      into: variables of the global network, with the same paths. Their off-diagonal blocks stay;
-        the sub-networks' blocks replace the diagonal ones. Without it off-diagonal blocks are zero.
-      head: `"mean"`: the global logits are the sub-networks' mean, and the bounds hold. `"sum"`:
-        the merging layer gives the sub-networks' sum: the same classes, with higher confidence
-        (a term added behind that layer is added once, not K times).
-      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too. A
-        sub-network with weight 0 that has a NaN or an infinite value is composed as zeros.
-      off_diagonal: the blocks between different sub-networks: `"zeros"`, which keeps the composed
-        network exact, or an initialiser such as `jax.nn.initializers.he_normal()`, which is called
-        with the global leaf's shape and so uses the global layer's fan-in.
-      off_diagonal_scale: a factor on the initialiser's values.
-      key: the initialiser's random key; the path of each leaf is folded in.
+      into: variables of the global network, with the same paths, such as `network.init` gives.
+        Their off-diagonal blocks stay; the sub-networks' blocks replace the diagonal ones. Without
+        it off-diagonal blocks are zero, which keeps the composed network exact.
+      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too.
 
     Returns:
       The global network's variables: the same structure, without the stacked nodes.
@@ -76,8 +50,7 @@ def compose(
     Raises:
       ValueError: `params` has no layout (remedy: `like`). Structures, shapes or dtypes disagree, a
         leaf is not an array of numbers, or integers would have to be averaged or divided: the
-        message lists every such leaf. The weights are not convex (not checked under `jit`) or go
-        with `head="sum"`. An initialiser comes without a key, or with `into`.
+        message lists every such leaf. The weights are not convex (not checked under `jit`).
       TypeError: an argument has the wrong type.
 
     >>> import dcjax, jax
@@ -89,28 +62,25 @@ def compose(
     >>> trusted = dcjax.compose(stacked, weights=jax.numpy.array([0.4, 0.3, 0.2, 0.1]))
 
     References:
-      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, composes by the mean. The other
-      heads and the initialised off-diagonal blocks are ours.
+      L. Gu, W. Zhang, J. Liu, X.-C. Cai, ETNA 56 (2022) 157–186, composes by the mean. The
+      weighted mean is ours.
     """
     if like is not None:
         params = Stacked(params, layout_of(like))
-    _require_layouts(params)
-    fill = _filling(off_diagonal, off_diagonal_scale, key, into)
-
-    def node(stacked: Stacked, *into: PyTree) -> PyTree:
-        head_weights = head_weights_of(head, weights, len(stacked))
-        return _compose_node(stacked, into, head_weights, fill, weights is not None)
-
+    _check_nodes(params)
     nodes, structure = jax.tree.flatten(params, is_leaf=is_stacked)
-    wide = [] if into is None else [_below(structure, into)]
-    return structure.unflatten(map(node, nodes, *wide))
+    old = [{}] * len(nodes) if into is None else _old_leaves(nodes, structure, into)
+    composed = [
+        _compose_tree(node.tree, leaves, head_weights_of(weights, len(node)), layout=node.layout)
+        for node, leaves in zip(nodes, old, strict=True)
+    ]
+    return structure.unflatten(composed)
 
 
 def extract(
     variables: PyTree,
     *,
     like: Layout | Stacked,
-    head: Literal["mean", "sum"] = "mean",
     weights: Float[Array | np.ndarray, " K"] | None = None,
 ) -> Stacked:
     """Return the sub-networks in a global network: the inverse of `compose`.
@@ -122,8 +92,6 @@ def extract(
     Args:
       variables: the global network's variables, or one collection of them.
       like: the layout of `variables`, or a `Stacked` that has it.
-      head: how the head merges, as in `compose`; for a sum each sub-network gets its part unchanged
-        and 1/K of the bias.
       weights: the weights it was composed with, all positive: each part is divided by w_k.
 
     Returns:
@@ -143,7 +111,7 @@ def extract(
     True
     """
     layout = layout_of(like)
-    head_weights = head_weights_of(head, weights, layout.subnets, positive=True)
+    head_weights = head_weights_of(weights, layout.subnets, positive=True)
     _check_kinds(check_shapes(variables, layout.global_shapes, "global network"), layout)
 
     return Stacked(_extract_tree(variables, head_weights, layout=layout), layout)
@@ -158,7 +126,8 @@ def layout_of(like: Layout | Stacked) -> Layout:
     raise TypeError(f"like is a dcjax.Layout or a Stacked, got {inside}{shown(layout)}")
 
 
-def _require_layouts(params: PyTree) -> None:
+def _check_nodes(params: PyTree) -> None:
+    """Refuse parameters without a layout, or with leaves that do not fit it."""
     nodes = leaves_of(params, "tree of parameters", is_leaf=is_stacked)
     plain = ["/".join(path) or "." for path, node in nodes.items() if not is_stacked(node)]
     if plain or not nodes:
@@ -169,63 +138,45 @@ def _require_layouts(params: PyTree) -> None:
             "dcjax.compose(params, like=dcjax.layout(network, K, x))"
         )
     for node in nodes.values():
-        layout_of(node)
+        check_stack(node.tree, layout_of(node))
 
 
-def _below(structure: Any, into: PyTree) -> list[PyTree]:
-    """Return the subtree of `into` in the place of every `Stacked`."""
+def _old_leaves(nodes: list[Stacked], structure: Any, into: PyTree) -> list[dict[Path, Any]]:
+    """Return for every `Stacked` the leaves of `into` that stand in its place."""
     try:
-        return structure.flatten_up_to(into)
+        given = structure.flatten_up_to(into)
     except (ValueError, TypeError) as error:
         raise ValueError(
             "into= must have the structure of params, with the global network's variables in the "
             f"place of each Stacked: {error}"
         ) from error
-
-
-def _compose_node(
-    stacked: Stacked,
-    given: tuple[PyTree, ...],
-    head_weights: Float[Array | np.ndarray, " K"],
-    fill: Callable[[Path, tuple[int, ...], Any], Array] | None,
-    weighted: bool,
-) -> PyTree:
-    """Compose one `Stacked`, into given variables if there are any."""
-    layout = stacked.layout
-    check_stack(stacked.tree, layout)
-
-    into = None
-    if given:
-        found = check_shapes(given[0], layout.global_shapes, "global network (into=)")
-        check_dtypes([stacked.tree, given[0]], ["the sub-networks", "into="])
-        # The same paths may be in other containers, such as a FrozenDict.
-        into = jax.tree_util.tree_map_with_path(lambda p, _: found[path_of(p)], stacked.tree)
-    elif fill is not None:
-
-        def filled(path: Any, leaf: Array) -> Array | None:
-            own = path_of(path)
-            has_them = layout.by_path[own].has_off_diagonal
-            return fill(own, layout.global_shapes[own], leaf.dtype) if has_them else None
-
-        into = jax.tree_util.tree_map_with_path(filled, stacked.tree)
-    tree = without_diverged(stacked.tree, head_weights) if weighted else stacked.tree
-    return _compose_tree(tree, into, head_weights, layout=layout)
+    for node, wide in zip(nodes, given, strict=True):
+        check_shapes(wide, node.layout.global_shapes, "global network (into=)")
+        check_dtypes([node.tree, wide], ["the sub-networks", "into="])
+    # By path, as they may be in other containers than the sub-networks', such as a FrozenDict.
+    return [leaves_of(wide, "tree of into=") for wide in given]
 
 
 # One program for all leaves: a call for each leaf would take longer than copying it.
 @functools.partial(jax.jit, static_argnames="layout")
 def _compose_tree(
-    tree: PyTree, into: PyTree, head_weights: Float[Array | np.ndarray, " K"], *, layout: Layout
+    tree: PyTree,
+    into: dict[Path, Array],
+    head_weights: Float[Array | np.ndarray, " K"],
+    *,
+    layout: Layout,
 ) -> PyTree:
-    def at(path: Any, leaf: Array, old: Array | None) -> Array:
-        rule = layout.by_path[path_of(path)]
+    """Compose every leaf, into the given global leaf of its path if there is one."""
+
+    def at(keys: Any, leaf: Array) -> Array:
+        path = path_of(keys)
+        rule = layout.by_path[path]
         merge = _merge_weights(head_weights, rule)
         factors = head_weights if rule.head else None
+        old = into.get(path)
         return compose_leaf(leaf, old, merge, factors, layout=rule, subnets=layout.subnets)
 
-    if into is None:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: at(path, leaf, None), tree)
-    return jax.tree_util.tree_map_with_path(at, tree, into)
+    return jax.tree_util.tree_map_with_path(at, tree)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -248,66 +199,21 @@ def _merge_weights(
     return head_weights if rule.used else jnp.full_like(head_weights, 1 / len(head_weights))
 
 
-def _filling(
-    off_diagonal: Literal["zeros"] | Initializer,
-    scale: float,
-    key: Key[Array, ""] | None,
-    into: PyTree,
-) -> Callable[[Path, tuple[int, ...], Any], Array] | None:
-    """Return the function that fills off-diagonal entries, or None if they are zero."""
-    if isinstance(off_diagonal, str):
-        if off_diagonal != "zeros":
-            raise ValueError(
-                f'expected off_diagonal="zeros" or an initialiser, got {off_diagonal!r}; for '
-                "example off_diagonal=jax.nn.initializers.he_normal(), key=jax.random.key(0)"
-            )
-        return None
-    if not callable(off_diagonal):
-        raise TypeError(
-            "off_diagonal must be an initialiser (key, shape, dtype) -> array, such as "
-            f"jax.nn.initializers.he_normal(), got {off_diagonal!r}"
-        )
-    if into is not None:
-        raise ValueError("into= keeps the off-diagonal blocks it has: leave off_diagonal= out")
-    if key is None:
-        raise ValueError("an off-diagonal initialiser needs key=, such as jax.random.key(0)")
-    check_key(key, "an off-diagonal initialiser draws from it")
-    factor = array_of("off_diagonal_scale", scale)
-    real = jnp.issubdtype(factor.dtype, jnp.floating) or jnp.issubdtype(factor.dtype, jnp.integer)
-    if factor.shape or not real:
-        raise TypeError(f"off_diagonal_scale must be a real number, got {shown(scale)}")
-
-    def fill(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
-        own = jax.random.fold_in(key, np.uint32(zlib.crc32("/".join(path).encode())))
-        drawn = off_diagonal(own, shape, dtype)
-        fits = hasattr(drawn, "dtype") and not array_fault(drawn) and drawn.shape == shape
-        real = fits and (same_kind(drawn.dtype, dtype) or same_kind(drawn.dtype, int))
-        if not real:
-            raise ValueError(
-                f"{'/'.join(path)}: the off-diagonal initialiser gave {shown(drawn)}, expected an "
-                f"array of shape {shape} and dtype {dtype}; mind the call in "
-                "jax.nn.initializers.he_normal()"
-            )
-        return (scale * drawn).astype(dtype)
-
-    return fill
-
-
-def check_stack(tree: PyTree, layout: Layout, *, abstract: bool = False) -> None:
+def check_stack(tree: PyTree, layout: Layout) -> None:
     """Refuse a tree with leaves that are not stacks of K sub-networks' leaves; list them."""
     what = f"stack of {layout.subnets} sub-networks"
-    _check_kinds(check_shapes(tree, layout.stack_shapes, what, abstract=abstract), layout)
+    _check_kinds(check_shapes(tree, layout.stack_shapes, what), layout)
 
 
 def check_shapes(
-    tree: PyTree, expected: Mapping[Path, tuple[int, ...]], what: str, *, abstract: bool = False
+    tree: PyTree, expected: Mapping[Path, tuple[int, ...]], what: str
 ) -> dict[Path, Any]:
     """Return the leaves by their paths.
 
     Raises:
       ValueError: leaves are missing, unknown, of another shape, or not arrays; lists them all.
     """
-    leaves, wrong = compare_leaves(tree, expected, what, abstract=abstract)
+    leaves, wrong = compare_leaves(tree, expected, what)
     raise_listed(f"this does not fit the layout of a {what}:", wrong)
     return leaves
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, same_kind
 from dcjax._compose.compose import check_stack, compose, layout_of
 from dcjax._compose.gradient_powers import parameter_of, powers_of
-from dcjax._compose.head_weights import head_weights_of, without_diverged
+from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.leaf import compose_leaf, tile_blocks
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import LeafLayout, Path
@@ -41,8 +41,7 @@ def compose_opt_state(
     the sub-networks' blocks (times w_k²), which is exact if all sub-networks are equal.
 
     Weight decay that is added to the gradients before a momentum counts as gradient. To start the
-    optimiser anew instead, call `optimizer.init(dcjax.compose(params))`. Do so after
-    `compose(head="sum")`, whose gradients are not multiples of the sub-networks'.
+    optimiser anew instead, call `optimizer.init(dcjax.compose(params))`.
 
     Args:
       optimizer: the optax optimiser that made the state, with any states within it.
@@ -80,7 +79,7 @@ def compose_opt_state(
         raise TypeError(
             f"params must be a Stacked, such as stacked['params'], got {type(params).__name__}"
         )
-    check_stack(params.tree, layout_of(params), abstract=True)
+    check_stack(params.tree, layout_of(params))
     keys = [
         path_name(path)
         for path, leaf in leaves_of(params.tree, "tree of parameters").items()
@@ -89,7 +88,7 @@ def compose_opt_state(
     raise_listed("params must be numbers; these are random keys:", keys)
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise TypeError(f"optimizer must be an optax optimiser, got {type(optimizer).__name__}")
-    head_weights = head_weights_of("mean", weights, len(params))
+    head_weights = head_weights_of(weights, len(params))
     layout, subnets = params.layout, len(params)
     params = jax.eval_shape(lambda params: params, params)
     whole = jax.eval_shape(lambda params: optimizer.init(compose(params)), params)
@@ -116,18 +115,8 @@ def compose_opt_state(
         wrong,
         "Start it anew: optimizer.init(dcjax.compose(params))",
     )
-    arrays = [jnp.asarray(leaves[path]) for path in expected]
-    if weights is not None:
-        # Arrays of one state for all sub-networks have no axis of sub-networks.
-        each = {
-            i: array
-            for i, (array, composition) in enumerate(zip(arrays, compositions, strict=True))
-            if composition.rule is not None or array.shape != composition.shape
-        }
-        for i, array in without_diverged(each, head_weights).items():
-            arrays[i] = array
     composed = _composed(
-        arrays,
+        [jnp.asarray(leaves[path]) for path in expected],
         head_weights,
         compositions=tuple(compositions),
         subnets=subnets,

@@ -164,4 +164,4 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
 
 def _check_fit(stacked: Stacked, path: Path) -> None:
     expected = stacked.layout.stack_shapes
-    check_shapes(stacked.tree, expected, f"stack ({name_of(path)})", abstract=True)
+    check_shapes(stacked.tree, expected, f"stack ({name_of(path)})")

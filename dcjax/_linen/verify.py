@@ -1,7 +1,7 @@
 """Check that composition was exact: compare every layer's feature map."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -62,7 +62,6 @@ def verify(
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
     tolerance: float | None = None,
-    head: Literal["mean", "sum"] = "mean",
     weights: Float[Array | np.ndarray, " K"] | None = None,
     calls: Sequence[Mapping[str, Any]] = (),
     **kwargs: Any,
@@ -72,8 +71,7 @@ def verify(
     A layer is a module of the network, or the network's operations outside its modules; its feature
     map is the last array it computes. Layers inside `nn.scan` are compared in every round. Layers
     inside `nn.cond` and `nn.while_loop` are not compared; the report names them. Behind the merge
-    the composed network's arrays are compared with the sub-networks' mean, or with the merge that
-    `head` and `weights` define.
+    the composed network's arrays are compared with the sub-networks' mean, weighted by `weights`.
 
     Args:
       network: the global network, a Flax Linen module.
@@ -83,7 +81,6 @@ def verify(
       fields: the module's fields that carry width (see `decompose`).
       tolerance: the largest accepted relative error; by default 1e-4, or 0.1 if the network
         computes in half precision (one rounding of bfloat16 is 4e-3).
-      head: how the composed network merges the sub-networks, as in `compose`.
       weights: as in `compose`.
       calls: further calls, as in `init`; their layers are compared too.
       **kwargs: what else the network's call needs.
@@ -106,7 +103,7 @@ def verify(
     check_stacked(stacked)
     if tolerance is not None:
         _check_tolerance(tolerance)
-    variables = compose(stacked, head=head, weights=weights)
+    variables = compose(stacked, weights=weights)
     both = networks(network, len(stacked), samples, fields, calls, kwargs)
     inputs = [array_of("x", x) for x in both.inputs(x)]
     if both.subnets == 1:
@@ -129,7 +126,7 @@ def verify(
             "with other values, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
     composed = features(found.wide)(variables, *map(both.samples.join, inputs))
-    head_weights = np.asarray(head_weights_of(head, weights, both.subnets), np.float64)
+    head_weights = np.asarray(head_weights_of(weights, both.subnets), np.float64)
     report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
     limit = tolerance if tolerance is not None else 0.1 if half else 1e-4

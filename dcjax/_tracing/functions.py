@@ -76,7 +76,7 @@ def _arguments(name: str, function: Any, args: Any) -> tuple[PyTree, ...]:
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} cannot be called with {len(args)} arguments: {error}") from error
     leaves = leaves_of(tuple(args), f"{name}_args")
-    faults = {path: array_fault(leaf, abstract=True) for path, leaf in leaves.items()}
+    faults = {path: array_fault(leaf) for path, leaf in leaves.items()}
     wrong = [f"{name}_args/{'/'.join(p)} {fault}" for p, fault in faults.items() if fault]
     if wrong:
         raise TypeError(

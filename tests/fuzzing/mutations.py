@@ -39,7 +39,7 @@ COUNTS: list[Any] = [
     np.array(2), np.array([2]), np.array(2.0), jnp.asarray(2), jnp.asarray(2.0), jnp.asarray([2]),
     1000, 10**12, 2**70, object(),
 ]  # fmt: skip
-WORDS = ["mean", "sum", "max", "", "MEAN", "zeros", "width", "params", np.array(["mean", "sum"])]
+WORDS = ["", "WIDTH", "width", "params", np.array(["width", "depth"])]
 DTYPES: list[Any] = [
     np.int32, np.int64, np.uint8, np.uint32, np.bool_, np.float16, ml_dtypes.bfloat16, np.float64,
     np.complex64, np.complex128, object, str, "datetime64[D]",

@@ -10,8 +10,6 @@ import dcjax
 from tests.fuzzing.values import Narrow, abstract, is_key
 from tests.test_bounds import reference
 
-HEADS = {"mean": lambda subnets: np.full(subnets, 1 / subnets), "sum": np.ones}
-
 
 def canonical(leaf):
     """Return an array with the dtype that JAX gives it (32 bits for 64)."""
@@ -52,9 +50,7 @@ def fixed_of(rule, subnets):
 
 def head_weights_for(args, subnets):
     weights = args.get("weights")
-    if weights is not None:
-        return np.asarray(weights, np.float64)
-    return HEADS[args.get("head", "mean")](subnets)
+    return np.full(subnets, 1 / subnets) if weights is None else np.asarray(weights, np.float64)
 
 
 def global_leaf(parts, rule, head_weights, subnets, old):
@@ -98,8 +94,6 @@ def compose(args, result):
         for path, leaf in leaves.items():
             rule = node.layout.by_path[path]
             old = None if into is None else into[at + path]
-            if callable(args.get("off_diagonal")) and rule.has_off_diagonal:
-                old = np.full(rule.global_shape(subnets), 2.0 * args.get("off_diagonal_scale", 1.0))
             if is_key(leaf):
                 expected[at + path] = leaf.dtype, None
                 continue
@@ -214,6 +208,8 @@ def update(args, sums):
 def finish(args, found):
     sums = {name: np.float32(x) for name, x in args["sums"]._asdict().items()}
     assert sums["samples"] > 0
+    if not all(0 <= sums[name] <= sums["samples"] for name in sums if "right" in name):
+        return  # no batches have these sums
     costs = [sums[name] + sums[f"{name}_rest"] for name in ("cost", "cost_upper", "cost_lower")]
     totals = [*costs, sums["right"], sums["right_lower"], sums["right_upper"]]
     np.testing.assert_allclose(found, [t / sums["samples"] for t in totals], rtol=1e-6)
@@ -348,6 +344,6 @@ def samples(args, way):
         return
     joined = x if way.name == "replicate" else np.concatenate(list(split), -1)
     np.testing.assert_array_equal(canonical(join), joined)
-    if way.name == "phases" or (way.name == "tiles" and not args.get("overlap")):
+    if way.name in ("phases", "tiles"):
         assert np.asarray(split).size == x.size
         np.testing.assert_array_equal(np.sort(np.ravel(split)), np.sort(np.ravel(x)))

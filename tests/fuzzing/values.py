@@ -122,12 +122,9 @@ def whole_of(rng, subnets):
 
 
 def head_of(rng, subnets):
-    """Draw the arguments for the head: the mean, the sum, or weights."""
-    draw = rng.integers(4)
-    if draw < 2:
+    """Draw the arguments for the head: the mean, or weights."""
+    if rng.integers(2):
         return {}
-    if draw == 2:
-        return {"head": "sum"}
     weights = rng.uniform(0.1, 1, subnets)
     return {"weights": (weights / weights.sum()).astype(np.float32)}
 
