@@ -78,7 +78,9 @@ def compare_leaves(
     wrong = [f"{path_name(path)}: missing" for path in expected if path not in got]
     # Each path is hashed once: hashing takes most of the time for a small network.
     for path, leaf in got.items():
-        if (shape := expected.get(path)) is None:
+        if path not in expected and path[:-1] in expected:
+            wrong.append(f"{path_name(path)}: has metadata; flax.linen.meta.unbox(tree) removes it")
+        elif (shape := expected.get(path)) is None:
             wrong.append(f"{path_name(path)}: not expected")
         elif fault := array_fault(leaf):
             wrong.append(f"{path_name(path)} {fault}")

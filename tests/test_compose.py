@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dcjax
+from dcjax import Stacked
 from tests.networks import DenseNet, ImageConcat, LeNet
 from tests.test_contract import images, random_stacked
 from tests.test_order import orders
@@ -108,6 +109,27 @@ def test_weighted_heads_compose_the_weighted_mean(build):
     found = dcjax.bounds(logits, labels, weights=weights)
     cost = optax.softmax_cross_entropy_with_integer_labels(composed, labels).mean()
     assert found.cost_lower <= cost <= found.cost_upper
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("collection", ["params", "batch_stats"])
+def test_a_diverged_sub_network_with_weight_0_is_left_out(collection, value):
+    network = dcjax.models.ResNet(depth=8, width=6, num_classes=5)
+    x, weights = images((2, 8, 8, 3)), jnp.array([0.75, 0.0, 0.25])
+    stacked = random_stacked(network, 3, x)
+    sick = Stacked(dict(stacked.tree), stacked.layout)
+    sick.tree[collection] = jax.tree.map(lambda leaf: leaf.at[1].set(value), sick.tree[collection])
+    logits = dcjax.apply(dcjax.decompose(network, 3), stacked, jnp.stack([x] * 3))
+    expected = 0.75 * logits[0] + 0.25 * logits[2]
+    for compose in (dcjax.compose, jax.jit(dcjax.compose)):
+        composed = network.apply(compose(sick, weights=weights), x)
+        np.testing.assert_allclose(composed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_finite_sub_network_with_weight_0_keeps_its_blocks(stacked):
+    composed = dcjax.compose(stacked, weights=jnp.array([1.0, 0.0]))
+    kernel = stacked.tree["params"]["Conv_0"]["kernel"][1]
+    assert np.isin(kernel, composed["params"]["Conv_0"]["kernel"]).all()
 
 
 def test_extract_undoes_a_weighted_head(stacked):

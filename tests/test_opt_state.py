@@ -131,6 +131,23 @@ def test_weighted_heads_scale_each_body_by_its_weight(network):
     chex.assert_trees_all_close(diagonal(composed.trace, layout), composed.trace, rtol=1e-5)
 
 
+def test_the_state_of_a_diverged_sub_network_with_weight_0_is_left_out():
+    network, weights = LeNet(6), jnp.array([0.75, 0.0, 0.25])
+    params = random_stacked(network, 3, images((1, 8, 8, 3)))["params"]
+    optimizer = optax.adam(0.1)
+    count, *rest = optimizer.init(params)
+    sick = jax.tree.map(lambda leaf: (leaf + 1.0).at[1].set(jnp.nan), (count.mu, count.nu))
+    zero = jax.tree.map(lambda leaf: leaf.at[1].set(0.0), sick)
+    composed, expected = (
+        dcjax.compose_opt_state(
+            optimizer, (count._replace(mu=mu, nu=nu), *rest), params, weights=weights
+        )
+        for mu, nu in (sick, zero)
+    )
+    chex.assert_tree_all_finite(composed)
+    chex.assert_trees_all_equal(composed, expected)
+
+
 def test_adam_s_first_step_off_the_diagonal_is_no_larger_than_the_rate():
     """With zero second moments there it would be 3.2 times the rate."""
     network, optimizer = LeNet(6), optax.adam(1.0)

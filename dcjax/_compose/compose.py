@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, shown
-from dcjax._compose.head_weights import head_weights_of
+from dcjax._compose.head_weights import head_weights_of, without_diverged
 from dcjax._compose.leaf import compose_leaf, extract_leaf
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import Layout, LeafLayout, Path, path_of
@@ -42,7 +42,8 @@ def compose(
       into: variables of the global network, with the same paths, such as `network.init` gives.
         Their off-diagonal blocks stay; the sub-networks' blocks replace the diagonal ones. Without
         it off-diagonal blocks are zero, which keeps the composed network exact.
-      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too.
+      weights: (K,), non-negative with sum 1: the w_k of a weighted mean. `bounds` takes them too. A
+        sub-network with weight 0 that has a NaN or an infinite value is composed as zeros.
 
     Returns:
       The global network's variables: the same structure, without the stacked nodes.
@@ -70,11 +71,14 @@ def compose(
     _check_nodes(params)
     nodes, structure = jax.tree.flatten(params, is_leaf=is_stacked)
     old = [{}] * len(nodes) if into is None else _old_leaves(nodes, structure, into)
-    composed = [
-        _compose_tree(node.tree, leaves, head_weights_of(weights, len(node)), layout=node.layout)
-        for node, leaves in zip(nodes, old, strict=True)
-    ]
-    return structure.unflatten(composed)
+
+    def node(stacked: Stacked, leaves: dict[Path, Any]) -> PyTree:
+        head_weights = head_weights_of(weights, len(stacked))
+        weighted = weights is not None
+        tree = without_diverged(stacked.tree, head_weights) if weighted else stacked.tree
+        return _compose_tree(tree, leaves, head_weights, layout=stacked.layout)
+
+    return structure.unflatten(map(node, nodes, old))
 
 
 def extract(

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dcjax._checks import array_of, shown
 
@@ -55,6 +56,26 @@ def merged(parts: Array, head_weights: Float[Array | np.ndarray, " K"]) -> Array
         return parts[0]
     weights = head_weights.reshape(-1, *[1] * (parts.ndim - 1))
     return jnp.sum(parts * weights, axis=0).astype(parts.dtype)
+
+
+@jax.jit
+def without_diverged(tree: PyTree, head_weights: Float[Array | np.ndarray, " K"]) -> PyTree:
+    """Set all values of the sub-networks with weight 0 to zero that have a NaN or an infinite one.
+
+    Their logits, times 0, would still be NaN. Zeros pass through every layer as zeros.
+    """
+    left_out = jnp.zeros(head_weights.shape, bool)
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            left_out |= ~jnp.isfinite(leaf).all(range(1, leaf.ndim))
+    left_out &= head_weights == 0
+
+    def zeroed(leaf: Array) -> Array:
+        members: Bool[Array, "K ..."] = left_out.reshape(-1, *[1] * (leaf.ndim - 1))
+        inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return jnp.where(members, jnp.zeros_like(leaf), leaf) if inexact else leaf
+
+    return jax.tree.map(zeroed, tree)
 
 
 def is_known(x: Any) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, same_kind
 from dcjax._compose.compose import check_stack, compose, layout_of
 from dcjax._compose.gradient_powers import parameter_of, powers_of
-from dcjax._compose.head_weights import head_weights_of
+from dcjax._compose.head_weights import head_weights_of, without_diverged
 from dcjax._compose.leaf import compose_leaf, tile_blocks
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import LeafLayout, Path
@@ -115,8 +115,18 @@ def compose_opt_state(
         wrong,
         "Start it anew: optimizer.init(dcjax.compose(params))",
     )
+    arrays = [jnp.asarray(leaves[path]) for path in expected]
+    if weights is not None:
+        # Arrays of one state for all sub-networks have no axis of sub-networks.
+        each = {
+            i: array
+            for i, (array, composition) in enumerate(zip(arrays, compositions, strict=True))
+            if composition.rule is not None or array.shape != composition.shape
+        }
+        for i, array in without_diverged(each, head_weights).items():
+            arrays[i] = array
     composed = _composed(
-        [jnp.asarray(leaves[path]) for path in expected],
+        arrays,
         head_weights,
         compositions=tuple(compositions),
         subnets=subnets,

@@ -1,6 +1,7 @@
 """Flax Linen networks: their layout, K sub-networks' variables, and their logits."""
 
 import contextlib
+import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -223,7 +224,10 @@ def networks(
             'calls must be a list of dicts of keyword arguments, such as [{"train": True}]; got '
             f"{shown(calls)}"
         )
-    return Networks(network, subnet, subnets, samples, (kwargs, *(kwargs | {**c} for c in calls)))
+    every = (kwargs, *(kwargs | {**call} for call in calls))
+    for call in every:
+        _check_call(network, call)
+    return Networks(network, subnet, subnets, samples, every)
 
 
 def traced_layout(both: Networks, inputs: Sequence[Any]) -> Layout:
@@ -276,6 +280,23 @@ def _check_network(network: Any) -> None:
         )
 
 
+def _check_call(network: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that the network's call does not take, and say where to give them."""
+    call = kwargs.get("method") or type(network).__call__
+    if not callable(call):  # the name of a method
+        call = getattr(type(network), call)
+    others = ("x", "rngs", "mutable", "method", "capture_intermediates")
+    try:
+        inspect.signature(call).bind(
+            network, None, **{name: kwargs[name] for name in kwargs if name not in others}
+        )
+    except TypeError as error:
+        raise TypeError(
+            f"{type(network).__name__}'s call: {error}. Give its arguments besides the images by "
+            "keyword, for evaluation: dcjax.init(network, K, key, x, train=False)"
+        ) from None
+
+
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Return the input's shape and dtype."""
     if array_fault(x):
@@ -296,7 +317,7 @@ def _init(network: Any, calls: Sequence[dict[str, Any]]) -> Callable[..., PyTree
             rngs = {**call["rngs"], "params": key} if call.get("rngs") else key
             made = _call(network.init, rngs, x, further=i > 0, **others)
             variables = _joined(variables, made) if i else made
-        return variables
+        return nn.meta.unbox(variables)  # of nn.with_partitioning: leaves are arrays here
 
     return initialise
 

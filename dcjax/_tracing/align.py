@@ -63,7 +63,7 @@ def _steps(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str, list[Any]]]:
 
 # Parameters that are sizes or positions, which the rules compare where they must, and a label.
 _SIZES = ("k", "feature_group_count", "shape", "new_sizes", "sizes", "slice_sizes")
-_SIZES += ("padding_config", "start_indices", "limit_indices", "name")
+_SIZES += ("padding_config", "start_indices", "limit_indices", "reps", "name")
 _COMPARED = ("impl", "fill_value", "branches_platforms")  # of any type
 _PLAIN = (bool, str, int, float, complex, type(None), enum.Enum, np.dtype, np.generic)
 

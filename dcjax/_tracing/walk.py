@@ -6,6 +6,7 @@ there, and collects every operation that cannot be composed exactly.
 
 import dataclasses
 from collections.abc import Container, Iterable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -200,13 +201,16 @@ class Walk:
         return f"the sub-networks are merged at {equation.path or 'the top level'}"
 
     def _constant(self, narrow: Any, wide: Any, path: str) -> Value:
-        """Return a literal or closed-over array: the same in both networks, or one number."""
+        """Return a literal or closed-over array: which may vary only along fixed axes."""
         a, b = numbers_of(narrow), numbers_of(wide)
         sizes = tuple(map(Size, a.shape, b.shape))
         if same_constants(narrow, wide):
             return Value(tuple(map(self.context.fresh, sizes)), zero=not np.any(a))
-        if a.size and b.size and same_numbers(a, b.flat[0]) and same_numbers(b, b.flat[0]):
-            axes = self.fresh_axes(sizes, path, "constant", const=True)
+        # The array may not vary along axes that grow: compare with their first entries.
+        row = tuple(slice(1) if size.grows else slice(None) for size in sizes)
+        if a.size and b.size and a.ndim and same_numbers(a, b[row]) and same_numbers(b, b[row]):
+            const = [size.grows for size in sizes]
+            axes = self.fresh_axes(sizes, path, "constant", const)
             if axes is not None:
                 return Value(axes, zero=not np.any(a))
         elif a.ndim == 0:
@@ -228,11 +232,15 @@ class Walk:
         return self._unknown([sizes])[0]
 
     def fresh_axes(
-        self, sizes: Sequence[Size], path: str, operation: str, const: bool = False
+        self,
+        sizes: Sequence[Size],
+        path: str,
+        operation: str,
+        const: Iterable[bool] = repeat(False),
     ) -> tuple[Axis, ...] | None:
         """Return new axes, or None after noting the violation if a size fits no K sub-networks."""
         try:
-            return tuple(self.context.fresh(size, const) for size in sizes)
+            return tuple(map(self.context.fresh, sizes, const))
         except Conflict as conflict:
             remedy = "let every width be K times as large in the global network, or the same"
             self.violate(path, operation, str(conflict), remedy)

@@ -19,12 +19,13 @@ from dcjax.training._devices import (
     choose_devices,
     engine_for,
     on_mesh,
+    on_one,
     sharding,
 )
 from dcjax.training._learner import learner
 from dcjax.training._recipe import Recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer
+from dcjax.training._trainer import Trainer, outside_mesh
 
 
 def data_parallel(
@@ -70,7 +71,7 @@ def data_parallel(
         return jax.device_put(copy_tree(tree), replicated)
 
     def to_host(tree: PyTree) -> PyTree:
-        return copy_tree(jax.device_put(tree, devices[0]))
+        return copy_tree(on_one(tree, devices[0]))
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         if isinstance(variables, Stacked):
@@ -85,7 +86,7 @@ def data_parallel(
         return jax.jit(on_mesh(function, devices), out_shardings=replicated, donate_argnums=0)
 
     # Only the order and the evaluation's batches are cut explicitly; XLA cuts what follows.
-    return Trainer(
+    trainer = Trainer(
         place=functools.partial(place, devices, None),
         start=start,
         finish=lambda state: to_host(state.result),
@@ -99,4 +100,6 @@ def data_parallel(
         batch_size=recipe.batch_size,
         lead=(),
         devices=devices,
+        classes=one.classes,
     )
+    return outside_mesh(trainer)

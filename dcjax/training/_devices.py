@@ -1,12 +1,14 @@
 """The choice of devices, and of how a kind of device runs several sub-networks."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 DEVICES = "devices"  # the mesh axis over which members and batches are cut
 Device = Any  # a jax.Device: a name in a compiled module, which type checkers do not resolve
@@ -68,6 +70,41 @@ def engine_for(platform: str) -> Engine:
 def sharding(devices: Sequence[Device], *axes: str | None) -> NamedSharding:
     """Return the sharding that cuts axes named DEVICES; without one, every device has a copy."""
     return NamedSharding(Mesh(np.array(devices), (DEVICES,)), PartitionSpec(*axes))
+
+
+def on_one(tree: PyTree, device: Device) -> PyTree:
+    """Put a tree on one device, its arrays' types without the mesh that they come from.
+
+    `device_put` keeps the mesh in the type, and JAX refuses it beside a mesh of the caller's.
+    """
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), jax.device_put(tree, device))
+
+
+class OutsideMesh:
+    """A function that runs as without the mesh of `jax.set_mesh`; trainers bring their own.
+
+    JAX refuses to run a program of one mesh within the context of another.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        with _no_mesh():
+            return self._function(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """Lower the function, which `jax.jit` or `jax.pmap` has made."""
+        with _no_mesh():
+            return cast(Any, self._function).lower(*args)
+
+
+def _no_mesh() -> contextlib.AbstractContextManager[Any]:
+    """Return a context without a mesh; JAX's takes microseconds, which a step need not pay."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def on_mesh(function: Callable[..., Any], devices: Sequence[Device]) -> Callable[..., Any]:

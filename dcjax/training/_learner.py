@@ -27,6 +27,7 @@ class Learner(NamedTuple):
     step: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
     epoch: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
     forward: Callable[[PyTree, Data], Float[Array, "batch classes"]]
+    classes: Callable[[], int | None]
 
 
 def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Array]) -> Learner:
@@ -37,7 +38,10 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
             "the last 100 steps"
         )
 
+    logits_seen: set[int] = set()
+
     def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+        variables = nn.meta.unbox(variables)  # of nn.with_partitioning
         collections = _collections(variables)
         if "params" not in collections:
             raise ValueError(
@@ -67,7 +71,19 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
 
         def cost(params: PyTree) -> tuple[Float[Array, ""], PyTree]:
             variables, kwargs = {**rest, "params": params}, recipe.train_kwargs
-            logits, renewed = network.apply(variables, x, mutable=list(rest), rngs=rngs, **kwargs)
+            try:
+                logits, renewed = network.apply(
+                    variables, x, mutable=list(rest), rngs=rngs, **kwargs
+                )
+            except NameError as error:
+                if "unbound axis name" not in str(error):
+                    raise
+                raise ValueError(
+                    f"the network communicates over an axis of devices, as BatchNorm(axis_name=…) "
+                    f"does: leave axis_name out. Each sub-network's statistics, and the global "
+                    f"network's, are those of its whole batch. JAX says: {error}"
+                ) from error
+            logits_seen.add(logits.shape[-1])  # while JAX traces, where shapes are known first
             return recipe.loss(logits, labels).mean(), renewed
 
         (loss, renewed), gradient = jax.value_and_grad(cost, has_aux=True)(params)
@@ -89,7 +105,11 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
         logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
         return logits
 
-    return Learner(init, shuffle, step, epoch, forward)
+    def classes() -> int | None:
+        of_classes = recipe.loss is Recipe._field_defaults["loss"]
+        return max(logits_seen, default=None) if of_classes else None
+
+    return Learner(init, shuffle, step, epoch, forward, classes)
 
 
 def _widest(x: Array) -> Array:

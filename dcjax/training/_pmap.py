@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dcjax._pytrees import reshape_lead
-from dcjax.training._devices import DEVICES, Device, sharding
+from dcjax.training._devices import DEVICES, Device, on_one, sharding
 
 
 class Members(NamedTuple):
@@ -34,7 +34,7 @@ def members_on(devices: Sequence[Device], members: int, form: str) -> Members:
         return jax.device_put(reshape_lead(tree, shape, axes=1), sharding(devices, DEVICES))
 
     def get(tree: PyTree) -> PyTree:
-        return reshape_lead(jax.device_put(tree, devices[0]), (members,), axes=2)
+        return reshape_lead(on_one(tree, devices[0]), (members,), axes=2)
 
     def over_devices(function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
         @functools.wraps(function)

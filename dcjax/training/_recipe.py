@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import optax
 from jaxtyping import Array
 
-from dcjax.training._images import crop_and_flip, standardise
+from dcjax.training._images import no_augment, standardise
 
 
 class Recipe(NamedTuple):
@@ -15,7 +15,8 @@ class Recipe(NamedTuple):
 
     * `optimizer`: any optax transformation.
     * `batch_size`: examples a step (for every sub-network), and examples a batch in evaluation.
-    * `augment`: a pure function of a key and uint8 images (N, H, W, C), to others of that kind.
+    * `augment`: a pure function of a key and uint8 images (N, H, W, C), to others of that kind; by
+      default none. `crop_and_flip` suits photographs, whose mirror images keep their class.
     * `normalise`: a pure function from uint8 images to floating point.
     * `loss`: from logits (N, C) and labels (N,) to one loss an example; a step takes the mean.
     * `train_kwargs`, `eval_kwargs`: keyword arguments of `network.apply`.
@@ -31,7 +32,7 @@ class Recipe(NamedTuple):
 
     optimizer: optax.GradientTransformation
     batch_size: int = 128
-    augment: Callable[[Array, Array], Array] = crop_and_flip
+    augment: Callable[[Array, Array], Array] = no_augment
     normalise: Callable[[Array], Array] = standardise()
     loss: Callable[[Array, Array], Array] = optax.losses.softmax_cross_entropy_with_integer_labels
     train_kwargs: Mapping[str, Any] = MappingProxyType({"train": True})

@@ -16,7 +16,7 @@ from dcjax.training._learner import learner
 from dcjax.training._pmap import members_on
 from dcjax.training._recipe import Recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer
+from dcjax.training._trainer import Trainer, outside_mesh
 
 
 def side_by_side(
@@ -88,7 +88,7 @@ def side_by_side(
 
     shared = Data(None, None, 0)  # pyright: ignore[reportArgumentType] – axes in the place of arrays
     train = functools.partial(placed.map, in_axes=(0, shared, 0), donate_argnums=0)
-    return Trainer(
+    trainer = Trainer(
         place=functools.partial(place, devices, placed.put(jnp.array(numbers, jnp.int32))),
         start=start,
         finish=lambda state: placed.get(state.result),
@@ -102,4 +102,6 @@ def side_by_side(
         batch_size=recipe.batch_size,
         lead=(len(numbers),),
         devices=devices,
+        classes=one.classes,
     )
+    return outside_mesh(trainer)

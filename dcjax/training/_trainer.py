@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from dcjax.training._data import Data
-from dcjax.training._devices import Device
+from dcjax.training._devices import Device, OutsideMesh
 from dcjax.training._recipe import steps_per_epoch
 from dcjax.training._state import TrainState, steps_done
 
@@ -32,6 +32,8 @@ class Trainer(NamedTuple):
     * `batch(data, index)`: take batch number `index` of a split, in order; the last one is filled.
     * `forward(variables, batch)`: compute logits in evaluation mode; `variables` on the devices.
     * `batch_size`; `lead`: `()`, or `(K,)` side by side; `devices`: the devices in use.
+    * `classes()`: the number of classes, known once `step` or `epoch` is compiled; None before, and
+      with a loss of your own.
     """
 
     place: Callable[[Any, Any], Data]
@@ -47,6 +49,13 @@ class Trainer(NamedTuple):
     batch_size: int
     lead: tuple[int, ...]
     devices: tuple[Device, ...]
+    classes: Callable[[], int | None]
+
+
+def outside_mesh(trainer: Trainer) -> Trainer:
+    """Let the trainer's functions run as without the mesh that a caller may have set."""
+    functions = {name: part for name, part in trainer._asdict().items() if callable(part)}
+    return trainer._replace(**{name: OutsideMesh(part) for name, part in functions.items()})
 
 
 def compile(
@@ -69,6 +78,9 @@ def compile(
     Returns:
       The trainer with compiled functions, for data of these sizes only, and the seconds it took.
 
+    Raises:
+      ValueError: a label is not one of the network's classes.
+
     >>> import dcjax, flax.linen as nn, numpy as np, optax
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
     >>> recipe = dcjax.training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
@@ -90,10 +102,21 @@ def compile(
     # A state in the middle of an epoch finishes it in single steps.
     if trainer.epoch is None or steps_done(state) % steps:
         trainer = trainer._replace(step=_compiled(trainer.step, *args))
+    _check_labels(train.labels, trainer.classes())
     if test is not None:
         batch = trainer.batch(test, 0)
         trainer = trainer._replace(forward=_compiled(trainer.forward, state.result, batch))
     return trainer, time.perf_counter() - started
+
+
+def _check_labels(labels: Array, classes: int | None) -> None:
+    """Refuse labels beyond the network's classes, which would make the loss NaN."""
+    last = int(jax.device_get(labels).max())
+    if classes is not None and last >= classes:
+        raise ValueError(
+            f"the network has {classes} classes, so labels go from 0 to {classes - 1}, got {last}; "
+            "subtract 1 from labels that begin with 1, or give the network more classes"
+        )
 
 
 def _compiled(function: Any, *args: Any) -> Any:

@@ -50,7 +50,7 @@ class Watcher:
 
     def before_save(self, kept: Kept, state: training.TrainState) -> None:
         """Keep the last good state of members that this state, about to be saved, has lost."""
-        finite = _finite(state.variables)
+        finite = np.asarray(_finite(state.variables))
         for place, k in enumerate(self._members):
             if k not in self._kept and not finite[place]:
                 self._kept.add(k)
@@ -58,7 +58,7 @@ class Watcher:
 
     def after_epoch(self, state: training.TrainState, done: training.Epoch) -> None:
         """Report the members that diverged in an epoch, and stop if that is asked for."""
-        end, finite = training.steps_done(state), _finite(state.variables)
+        end, finite = training.steps_done(state), np.asarray(_finite(state.variables))
         for place, k in enumerate(self._members):
             bad = ~np.isfinite(done.losses[:, place])
             if k in self.found or (finite[place] and not bad.any()):
@@ -106,12 +106,8 @@ def entries(tree: PyTree, index: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _finite(variables: PyTree) -> Bool[np.ndarray, " members"]:
-    return np.asarray(_finite_entries(variables))
-
-
 @jax.jit
-def _finite_entries(tree: PyTree) -> Bool[Array, " members"]:
+def _finite(tree: PyTree) -> Bool[Array, " members"]:
     floats = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
     finite = [jnp.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) for leaf in floats]
     return jnp.stack(finite).all(axis=0)

@@ -96,16 +96,19 @@ def precision(chosen: Network) -> str:
 class Schedule(NamedTuple):
     """A learning rate over epochs: linear warm-up to the peak, cosine decay to the final one."""
 
-    epochs: int
-    peak: float
-    warmup: float
+    epochs: int = 0
+    peak: float = 1.0
+    warmup: float = 0.0
     final: float = 0.0
 
 
 def recipe(
     chosen: Training, dataset: Dataset, schedule: Schedule, *then: optax.GradientTransformation
 ) -> training.Recipe:
-    """Return how a stage is trained; `then` is applied to the optimiser's updates."""
+    """Return how a stage is trained; `then` is applied to the optimiser's updates.
+
+    A network that is only evaluated takes the empty `Schedule()`.
+    """
     per_epoch = training.steps_per_epoch(len(dataset.train.labels), chosen.batch_size)
     steps = max(1, schedule.epochs * per_epoch)
     warmup = min(round(schedule.warmup * per_epoch), steps // 2)
@@ -120,11 +123,6 @@ def recipe(
         loss=smoothed(chosen.label_smoothing),
         average=chosen.average,
     )
-
-
-def evaluation(chosen: Training, dataset: Dataset) -> training.Recipe:
-    """Return the recipe of a network that is only evaluated."""
-    return recipe(chosen, dataset, Schedule(epochs=0, peak=1.0, warmup=0.0))
 
 
 def smoothed(part: float) -> Callable[[Array, Array], Array]:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,48 +39,35 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
     this = factory.setup(settings, dataset, keeper)
     subnets = subnetworks.train_all(this)
     subnets_phase, bounds = _evaluate_subnets(this, subnets)
-    composition = _compose(this, subnets)
+    variables, composition = _compose(this, subnets)
     evaluate = _evaluation(this)
-    finetune = _finetune(this, composition.variables, subnets, evaluate)
-    baseline = _train_baseline(this, evaluate)
-    start = finetune.results["curve"][0]
+    finetuned = _finetune(this, variables, subnets, evaluate)
+    trained = _train_baseline(this, evaluate)
+    finetune, baseline = _results(finetuned), _results(trained)
     composed: Composed = {
-        "accuracy": start["accuracy"],
-        "cost": start["cost"],
+        "accuracy": finetune["curve"][0]["accuracy"],
+        "cost": finetune["curve"][0]["cost"],
         **bounds,
-        "seconds": composition.seconds,
-        "feature_error": composition.feature_error,
+        "seconds": composition["seconds"],
+        "feature_error": composition["feature_error"],
     }
+    stages = {"subnets": subnets.progress, "finetune": finetuned, "baseline": trained}
+    used = {name: progress.devices for name, progress in stages.items()}
+    compiled = {name: progress.compile_seconds for name, progress in stages.items()}
     return {
         "dataset": dataset.name,
         "subnets": settings.subnets,
         "seed": settings.seed,
-        "model": _model(this, subnets.stacked, baseline.variables),
+        "model": _model(this, subnets.stacked, variables),
         "versions": provenance.versions(),
-        "devices": provenance.devices(
-            {
-                "subnets": subnets.devices,
-                "compose": 1,
-                "finetune": finetune.devices,
-                "baseline": baseline.devices,
-            }
-        ),
-        "compile_seconds": {
-            "subnets": subnets.progress.compile_seconds,
-            "compose": composition.compile_seconds,
-            "finetune": finetune.compile_seconds,
-            "baseline": baseline.compile_seconds,
-        },
+        "devices": provenance.devices(used | {"compose": 1}),
+        "compile_seconds": compiled | {"compose": composition["compile_seconds"]},
         "subnets_phase": subnets_phase,
         "composed": composed,
-        "finetune": finetune.results,
-        "baseline": baseline.results,
+        "finetune": finetune,
+        "baseline": baseline,
         "speedup": speedup(
-            subnets_phase,
-            composed,
-            finetune.results,
-            baseline.results,
-            classes=len(dataset.classes),
+            subnets_phase, composed, finetune, baseline, classes=len(dataset.classes)
         ),
     }
 
@@ -94,7 +80,7 @@ def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -
 def _evaluate_subnets(this: Setup, subnets: subnetworks.Outcome) -> tuple[SubnetsPhase, Bounds]:
     """Score the sub-networks on the test split, and bound the composed network by their logits."""
     test, count = this.dataset.test, this.settings.subnets
-    recipe = factory.evaluation(this.settings.training, this.dataset)
+    recipe = factory.recipe(this.settings.training, this.dataset, Schedule())
     narrow = dcjax.decompose(this.exact, count)
     trainer = training.side_by_side(narrow, this.samples, recipe, count)
     state = trainer.start(subnets.stacked, this.key)
@@ -129,33 +115,29 @@ def _bounds(
     }
 
 
-class _Composition(NamedTuple):
-    """The composed network's variables, and how long composing took."""
+def _compose(this: Setup, subnets: subnetworks.Outcome) -> tuple[PyTree, dict[str, float]]:
+    """Compose the sub-networks and compare every feature map with theirs, once in a run.
 
-    variables: PyTree
-    compile_seconds: float
-    seconds: float
-    feature_error: float
-
-
-def _compose(this: Setup, subnets: subnetworks.Outcome) -> _Composition:
-    """Compose the sub-networks and compare every feature map with theirs, once in a run."""
+    Returns:
+      The composed network's variables, and what was measured.
+    """
     stacked, weights = subnets.stacked, subnets.weights
     with this.keeper.opened("composed") as kept:
         if kept.found is not None:
             variables = kept.found.into(jax.eval_shape(dcjax.compose, stacked))
-            return _Composition(variables, **kept.found.record["composition"])
+            return variables, kept.found.record["composition"]
         started = time.perf_counter()
         compose = jax.jit(dcjax.compose).lower(stacked, weights=weights).compile()
         compiled = time.perf_counter()
         variables = jax.block_until_ready(compose(stacked, weights=weights))
-        seconds = time.perf_counter() - compiled
-        error = _feature_error(this, stacked, weights)
-        this.keeper.log(phase="composed", seconds=seconds, feature_error=error)
-        done = _Composition(variables, compiled - started, seconds, error)
-        record = {name: value for name, value in done._asdict().items() if name != "variables"}
-        kept.save(0, variables, {"phase": "composed", "composition": record}, finished=True)
-        return done
+        measured = {
+            "compile_seconds": compiled - started,
+            "seconds": time.perf_counter() - compiled,
+            "feature_error": _feature_error(this, stacked, weights),
+        }
+        this.keeper.log(phase="composed", **measured)
+        kept.save(0, variables, {"phase": "composed", "composition": measured}, finished=True)
+        return variables, measured
 
 
 def _feature_error(
@@ -180,18 +162,9 @@ def _feature_error(
         return report.error
 
 
-class _Global(NamedTuple):
-    """The outcome of training the global network."""
-
-    variables: PyTree
-    devices: int
-    compile_seconds: float
-    results: GlobalPhase
-
-
 def _evaluation(this: Setup) -> stage.Evaluate:
     """Return the function that scores the global network on the test split."""
-    recipe = factory.evaluation(this.settings.training, this.dataset)
+    recipe = factory.recipe(this.settings.training, this.dataset, Schedule())
     exact = training.data_parallel(this.exact, this.samples, recipe)
     logits = stage.exact_logits(exact, this.dataset.test)
 
@@ -203,7 +176,7 @@ def _evaluation(this: Setup) -> stage.Evaluate:
 
 def _finetune(
     this: Setup, variables: PyTree, subnets: subnetworks.Outcome, evaluate: stage.Evaluate
-) -> _Global:
+) -> stage.Progress:
     """Train the composed network, from its composed momenta if they are carried over."""
     chosen, transfer = this.settings.training, this.settings.transfer
     schedule = Schedule(
@@ -223,7 +196,7 @@ def _finetune(
     return _train(this, "finetune", variables, recipe, schedule.epochs, evaluate, opt_state)
 
 
-def _train_baseline(this: Setup, evaluate: stage.Evaluate) -> _Global:
+def _train_baseline(this: Setup, evaluate: stage.Evaluate) -> stage.Progress:
     """Train the global network from scratch."""
     chosen = this.settings.training
     schedule = Schedule(chosen.baseline_epochs, chosen.learning_rate, chosen.baseline_warmup_epochs)
@@ -242,7 +215,7 @@ def _train(
     epochs: int,
     evaluate: stage.Evaluate,
     opt_state: PyTree = None,
-) -> _Global:
+) -> stage.Progress:
     """Train the global network from these variables."""
     trainer = training.data_parallel(this.network, this.samples, recipe)
     plan = stage.Plan(
@@ -256,9 +229,12 @@ def _train(
         every=this.settings.training.evaluate_every,
         opt_state=opt_state,
     )
-    trained = stage.train(plan, this.dataset.train, this.keeper)
-    progress = trained.progress
-    results: GlobalPhase = {
+    _, progress = stage.train(plan, this.dataset.train, this.keeper)
+    return progress
+
+
+def _results(progress: stage.Progress) -> GlobalPhase:
+    return {
         "epochs": progress.epochs,
         "seconds": progress.seconds,
         "device_seconds": progress.device_seconds,
@@ -266,7 +242,6 @@ def _train(
         "cost": progress.curve[-1]["cost"],
         "curve": list(progress.curve),
     }
-    return _Global(trained.variables, len(trainer.devices), progress.compile_seconds, results)
 
 
 def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:

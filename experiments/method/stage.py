@@ -1,7 +1,7 @@
 """One stage of a run: compiled, trained, evaluated as it goes, kept, logged."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,7 @@ class Progress(NamedTuple):
     Attributes:
       epochs: the number of whole epochs.
       seconds: of training; `device_seconds` likewise.
+      devices: the number used at once.
       curve: the evaluations (`results.schema.CurveEntry`), from epoch 0 on.
     """
 
@@ -61,24 +62,20 @@ class Progress(NamedTuple):
     seconds: float = 0.0
     device_seconds: float = 0.0
     compile_seconds: float = 0.0
-    curve: tuple[Any, ...] = ()
+    devices: int = 0
+    curve: Sequence[Any] = ()
 
 
-class Trained(NamedTuple):
-    """The outcome of a stage: the last state, on the devices, and its variables, on one device."""
-
-    state: training.TrainState
-    variables: PyTree
-    progress: Progress
-
-
-def train(plan: Plan, split: Split, keeper: Keeper) -> Trained:
+def train(plan: Plan, split: Split, keeper: Keeper) -> tuple[training.TrainState, Progress]:
     """Run a stage, or continue it from its checkpoints.
 
     Args:
       plan: the stage.
       split: the training images.
       keeper: keeps checkpoints and metrics, and speaks.
+
+    Returns:
+      The last state, on the devices, and the progress.
     """
     with keeper.opened(plan.name) as kept:
         stage = _Stage(plan, len(split.labels), kept, keeper)
@@ -87,7 +84,7 @@ def train(plan: Plan, split: Split, keeper: Keeper) -> Trained:
             state = stage.fit(state, split)
         elif kept.found is None:
             stage.save(0, state)
-        return Trained(state, plan.trainer.finish(state), stage.clock.progress)
+        return state, stage.progress
 
 
 def exact_logits(trainer: training.Trainer, split: Split) -> Logits:
@@ -105,41 +102,6 @@ def exact_logits(trainer: training.Trainer, split: Split) -> Logits:
     return logits
 
 
-class _Clock:
-    """The progress of a stage: what earlier runs of it took, and the seconds since `fit` began."""
-
-    def __init__(self, progress: Progress, devices: int):
-        self.progress = progress
-        self._devices = devices
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin to measure."""
-        self._before = self.progress
-        self.resume()
-
-    def resume(self) -> None:
-        """Note that training continues now, after an evaluation or a save."""
-        self._since = time.perf_counter()
-
-    def at(self, seconds: float) -> Progress:
-        """Return the progress after so many seconds of `fit`."""
-        return self._later(self._before, seconds, self.progress)
-
-    def now(self) -> Progress:
-        """Return the progress at this moment, between two evaluations."""
-        return self._later(self.progress, time.perf_counter() - self._since, self.progress)
-
-    def add(self, seconds: float) -> None:
-        """Count seconds that `fit` does not measure."""
-        self._before = self._later(self._before, seconds, self._before)
-        self.progress = self._later(self.progress, seconds, self.progress)
-
-    def _later(self, start: Progress, seconds: float, rest: Progress) -> Progress:
-        device_seconds = start.device_seconds + seconds * self._devices
-        return rest._replace(seconds=start.seconds + seconds, device_seconds=device_seconds)
-
-
 class _Stage:
     """A stage as it runs: `begin`, then `fit`."""
 
@@ -147,7 +109,8 @@ class _Stage:
         self.plan = plan
         self.steps = training.steps_per_epoch(images, plan.trainer.batch_size)
         self.last = plan.epochs * self.steps
-        self.clock = _Clock(Progress(), training.physical_devices(plan.trainer.devices))
+        self.progress = Progress(devices=len(plan.trainer.devices))
+        self._since = 0.0
         self._kept = kept
         self._keeper = keeper
 
@@ -169,8 +132,8 @@ class _Stage:
             ) from None
         if plan.fresh_key:
             saved = saved._replace(key=trainer.to_host(state).key)
-        progress = Progress(**found.record["progress"])
-        self.clock.progress = progress._replace(curve=tuple(progress.curve))
+        # The number of devices is that of today.
+        self.progress = Progress(**found.record["progress"] | {"devices": self.progress.devices})
         if not found.record["finished"]:
             self._keeper.voice.say(f"{plan.title}: continues from step {found.step}")
         if plan.watch:
@@ -179,13 +142,12 @@ class _Stage:
 
     def fit(self, state: training.TrainState, split: Split) -> training.TrainState:
         """Compile, and train the rest of the epochs."""
-        plan, clock = self.plan, self.clock
+        plan = self.plan
         data = plan.trainer.place(*split)
         self._keeper.voice.say(f"{plan.title}: compiling")
         trainer, seconds = training.compile(plan.trainer, state, data, every=plan.every)
-        compiled = clock.progress.compile_seconds + seconds
-        clock.progress = clock.progress._replace(compile_seconds=compiled)
-        clock.begin()
+        compiled = self.progress.compile_seconds + seconds
+        self.progress = self.progress._replace(compile_seconds=compiled)
 
         def on_step(step: int, state: training.TrainState) -> None:
             advance(step)
@@ -193,10 +155,12 @@ class _Stage:
             # would leave the evaluation out.
             evaluated = step % self.steps == 0 or (plan.every and step % plan.every == 0)
             if not evaluated and self._kept.due(step, epoch_ends=False):
-                self.save(step, state, clock.now())
+                self._tick()
+                self.save(step, state)
 
         bar = self._keeper.voice.bar(plan.title, self.last)
         with bar as advance, self._keeper.stop.after_this_step():
+            self._since = time.perf_counter()
             return training.fit(
                 trainer,
                 state,
@@ -207,26 +171,35 @@ class _Stage:
                 on_step=on_step,
             ).state
 
+    def _tick(self) -> None:
+        """Count the seconds until now as training."""
+        seconds = time.perf_counter() - self._since
+        self._since += seconds
+        devices, before = training.physical_devices(self.plan.trainer.devices), self.progress
+        self.progress = before._replace(
+            seconds=before.seconds + seconds,
+            device_seconds=before.device_seconds + seconds * devices,
+        )
+
     def _on_epoch(self, done: training.Epoch, state: training.TrainState) -> None:
         """Evaluate, report and save at the end of an epoch, or of a part of it (`every`)."""
-        step, ends, clock = done.step, done.step % self.steps == 0, self.clock
-        clock.progress = clock.at(done.seconds)._replace(epochs=step // self.steps)
-        epoch = clock.progress.epochs if ends else step / self.steps
+        self._tick()
+        step, ends = done.step, done.step % self.steps == 0
+        self.progress = self.progress._replace(epochs=step // self.steps)
+        epoch = self.progress.epochs if ends else step / self.steps
         self._report(step, epoch, state, done.losses.mean(axis=0))
         if self.plan.watch and ends:
             self.plan.watch.after_epoch(self.plan.trainer.to_host(state), done)
+        self._since = time.perf_counter()
         if step == self.last or self._kept.due(step, epoch_ends=ends):
-            started = time.perf_counter()
             self.save(step, state)
-            if not ends:  # a save within an epoch counts as training, as it does in `on_step`
-                clock.add(time.perf_counter() - started)
-        clock.resume()
+        if ends:  # a save within an epoch counts as training, as it does in `on_step`
+            self._since = time.perf_counter()
 
-    def save(self, step: int, state: training.TrainState, now: Progress | None = None) -> None:
-        """Save a checkpoint, with the progress `now` if that is later than the clock's."""
+    def save(self, step: int, state: training.TrainState) -> None:
+        """Save a checkpoint."""
         plain = self.plan.trainer.to_host(state)
-        progress = self.clock.progress if now is None else now
-        record = {"phase": self.plan.name, "progress": progress._asdict()}
+        record = {"phase": self.plan.name, "progress": self.progress._asdict()}
         if self.plan.watch:
             self.plan.watch.before_save(self._kept, plain)
             record |= self.plan.watch.record()
@@ -240,12 +213,12 @@ class _Stage:
         Args:
           loss: the mean training loss since the last report, or since the run continued.
         """
-        plan, progress = self.plan, self.clock.progress
+        plan, progress = self.plan, self.progress
         entry: dict[str, Any] = {"epoch": epoch, "seconds": progress.seconds}
         entry["device_seconds"] = progress.device_seconds
         if plan.evaluate:
             entry |= plan.evaluate(state)._asdict()
-            self.clock.progress = progress._replace(curve=(*progress.curve, entry))
+            self.progress = progress._replace(curve=[*progress.curve, entry])
         losses = None if loss is None else loss.tolist()
         self._keeper.log(phase=plan.name, step=step, loss=losses, **entry)
         self._keeper.voice.say(_line(plan, entry, loss))

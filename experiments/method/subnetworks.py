@@ -27,14 +27,12 @@ class Outcome(NamedTuple):
       opt_state: the optimiser's, all K; None unless it is carried over.
       weights: the head's, if one was dropped: a mean over the others; else None.
       progress: of all; seconds are summed over those that were trained one after another.
-      devices: the number of devices used at once.
     """
 
     stacked: dcjax.Stacked
     opt_state: PyTree
     weights: Float[Array, " K"] | None
     progress: stage.Progress
-    devices: int
     diverged: list[Divergence]
 
 
@@ -48,7 +46,6 @@ class _Group(NamedTuple):
 
     trees: tuple[PyTree, PyTree]
     progress: stage.Progress
-    devices: int
     found: dict[int, int]
 
 
@@ -95,15 +92,16 @@ def train_all(this: Setup) -> Outcome:
                 done.append(_restarted(this, start, k)[1])
                 trained[k] = entries(done[-1].trees, 0)
             else:
-                trained[k] = _untrained(this, start, k)
+                # Its part of the head is zero, so that any finite values will do.
+                momenta = jax.tree.map(jnp.zeros_like, trained[k][1])
+                trained[k] = entries(start, k), momenta
     dropped = [entry["subnet"] for entry in diverged if entry["then"] == "drop"]
     kept = np.array([k not in dropped for k in range(subnets)], np.float32)
     if not kept.any():
         raise Diverged("all sub-networks diverged: take a lower --learning-rate")
     stacked, opt_state = _stack([trained[k] for k in range(subnets)])
     weights = None if kept.all() else jnp.asarray(kept / kept.sum())
-    devices = max(group.devices for group in done)
-    return Outcome(stacked, opt_state, weights, _sum(done), devices, diverged)
+    return Outcome(stacked, opt_state, weights, _sum(done), diverged)
 
 
 _stack = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
@@ -117,6 +115,7 @@ def _sum(groups: Sequence[_Group]) -> stage.Progress:
         seconds=sum(progress.seconds for progress in each),
         device_seconds=sum(progress.device_seconds for progress in each),
         compile_seconds=sum(progress.compile_seconds for progress in each),
+        devices=max(progress.devices for progress in each),
     )
 
 
@@ -129,14 +128,6 @@ def _start(this: Setup) -> dcjax.Stacked:
         this.images[:2],
         samples=this.samples,
     )
-
-
-def _untrained(this: Setup, start: dcjax.Stacked, member: int) -> tuple[PyTree, PyTree]:
-    """Return a sub-network's initial variables and optimiser state."""
-    variables = entries(start, member)
-    if not this.settings.transfer.carry_momentum:
-        return variables, None
-    return variables, _recipe(this).optimizer.init(variables.tree["params"])
 
 
 def _together(this: Setup) -> tuple[int, ...]:
@@ -199,12 +190,11 @@ def _train(
         watch=watcher,
         fresh_key=attempt > 0,
     )
-    trained = stage.train(plan, this.dataset.train, this.keeper)
+    state, progress = stage.train(plan, this.dataset.train, this.keeper)
     watcher.stop_if_asked()
     carried = this.settings.transfer.carry_momentum
-    opt_state = trainer.to_host(trained.state.opt_state) if carried else None
-    trees = trained.variables, opt_state
-    return _Group(trees, trained.progress, len(trainer.devices), watcher.found)
+    opt_state = trainer.to_host(state.opt_state) if carried else None
+    return _Group((trainer.finish(state), opt_state), progress, watcher.found)
 
 
 def _recipe(this: Setup, attempt: int = 0) -> training.Recipe:

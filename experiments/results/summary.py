@@ -1,10 +1,8 @@
 """The closing table: what a run measured, for a person to read, on a terminal or in a file."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -12,17 +10,15 @@ from experiments.results.schema import Composed, GlobalPhase, Results, SubnetsPh
 from experiments.results.speedup import learned
 
 STAND_IN = (
-    "These figures are for scikit-learn's handwritten digits: they show that everything runs, and "
-    "say nothing about CIFAR-10 or any other data set. Settings that suit digits: --preset digits."
+    "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits. The figures show that everything "
+    "runs, and say nothing about any other data set. Settings that suit digits: --preset digits."
 )
 
 
 def show(results: Results, console: Console, *, asked: str = "auto") -> None:
-    """Print the results: a notice if the data is a stand-in for what was asked for, the table, the
-    bounds, and one sentence at the end.
-    """
+    """Print the results; first a notice if the data is a stand-in for what was asked for."""
     if results["dataset"] == "digits" != asked:
-        console.print(Panel(Text(STAND_IN), title="stand-in data", width=min(80, console.width)))
+        console.print(Text(STAND_IN))
     console.print(_table(results))
     for entry in results["subnets_phase"].get("diverged", ()):
         then = {"drop": "dropped", "restart": "restarted"}[entry["then"]]
@@ -51,30 +47,31 @@ def _table(results: Results) -> Table:
 def rows(results: Results) -> Iterator[tuple[str, ...]]:
     """Yield the table's rows: each sub-network, composed, fine-tuned, and the baseline if any."""
     subnets, composed = results["subnets_phase"], results["composed"]
-    times = str(subnets["epochs"]), *_times(subnets)
     for k, (accuracy, cost) in enumerate(zip(subnets["accuracy"], subnets["cost"], strict=True)):
-        epochs, *seconds = times if k == 0 else ("",) * 3  # they ran together: one time for all
-        yield f"sub-network {k}", epochs, percent(accuracy), nats(cost), *seconds
+        row = _row(f"sub-network {k}", subnets, accuracy, cost)
+        # They ran together: one time for all.
+        yield row if k == 0 else (row[0], "", *row[2:4], "", "")
     seconds = f"{composed['seconds']:.2f}"
     yield "composed", "", percent(composed["accuracy"]), nats(composed["cost"]), seconds, seconds
     for name, stage in (("fine-tuned", results["finetune"]), ("baseline", results["baseline"])):
         if name == "fine-tuned" or stage["epochs"]:
-            measured = percent(stage["accuracy"]), nats(stage["cost"])
-            yield name, str(stage["epochs"]), *measured, *_times(stage)
+            yield _row(name, stage, stage["accuracy"], stage["cost"])
 
 
-def _times(stage: SubnetsPhase | GlobalPhase) -> tuple[str, str]:
-    return f"{stage['seconds']:.1f}", f"{stage['device_seconds']:.1f}"
+def _row(
+    name: str, stage: SubnetsPhase | GlobalPhase, accuracy: float, cost: float | None
+) -> tuple[str, ...]:
+    times = f"{stage['seconds']:.1f}", f"{stage['device_seconds']:.1f}"
+    return name, str(stage["epochs"]), percent(accuracy), nats(cost), *times
 
 
 def _bounds(composed: Composed) -> str:
-    def between(name: str, show: Callable[[Any], str]) -> str:
-        return " ≤ ".join(show(composed[key]) for key in (f"{name}_lower", name, f"{name}_upper"))
-
+    accuracies = composed["accuracy_lower"], composed["accuracy"], composed["accuracy_upper"]
+    costs = composed["cost_lower"], composed["cost"], composed["cost_upper"]
     error = composed["feature_error"]
     return (
-        f"composed, between its bounds: accuracy {between('accuracy', percent)}\n"
-        f"                              loss     {between('cost', nats)}\n"
+        f"composed, between its bounds: accuracy {' ≤ '.join(map(percent, accuracies))}\n"
+        f"                              loss     {' ≤ '.join(map(nats, costs))}\n"
         f"composed against sub-networks, largest feature error: "
         + ("all zero, or NaN" if error is None else f"{error:.1e}")
     )

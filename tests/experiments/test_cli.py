@@ -254,7 +254,7 @@ def test_a_finished_run_is_printed_again_without_training(finished, capsys, monk
     before = read(finished)
     assert cli.main(PROGRAM, [*TINY, "--workdir", str(finished)]) == cli.OK
     out = capsys.readouterr().out
-    assert "stand-in data" not in out  # digits are what was asked for
+    assert "NOT CIFAR-10" not in out  # digits are what was asked for
     assert f"{100 * before['baseline']['accuracy']:.2f} %" in out
     assert read(finished) == before
 

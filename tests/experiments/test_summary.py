@@ -72,11 +72,11 @@ def test_no_baseline_is_said(results):
 @pytest.mark.parametrize(("dataset", "said"), [("digits", True), ("cifar10", False)])
 def test_a_stand_in_is_said(results, dataset, said):
     results["dataset"] = dataset
-    assert ("stand-in" in shown(results)) is said
+    assert ("NOT CIFAR-10" in shown(results)) is said
 
 
 def test_digits_that_were_asked_for_are_no_stand_in(results):
-    assert "stand-in" not in shown(results | {"dataset": "digits"}, asked="digits")
+    assert "NOT CIFAR-10" not in shown(results | {"dataset": "digits"}, asked="digits")
 
 
 def test_a_diverged_run_is_shown(results):

@@ -44,7 +44,7 @@ def test_start_takes_a_key(kind, request, study):
 def test_arguments_that_the_networks_call_does_not_take_are_named():
     x, labels = np.ones((8, 5), np.float32), np.zeros(8, int)
     variables = Plain().init(jax.random.key(0), x)
-    as_it_is = {"augment": training.no_augment, "normalise": lambda x: x}
+    as_it_is = {"normalise": lambda x: x}
     trainer = whole(**as_it_is)  # train=True is the recipe's default
     state, train = trainer.start(variables, jax.random.key(1)), trainer.place(x, labels)
     with pytest.raises(TypeError, match="unexpected keyword argument 'train'"):
@@ -68,10 +68,10 @@ def test_data_other_than_images_need_another_recipe():
         )
 
     with pytest.raises(ValueError, match=r"crop_and_flip expects images .*augment=dcjax\.training"):
-        fit()
+        fit(augment=training.crop_and_flip)
     with pytest.raises(ValueError, match=r"from 0 to 255, got float32\(4, 5\); .*normalise="):
-        fit(augment=training.no_augment)
-    assert fit(augment=training.no_augment, normalise=lambda x: x).history
+        fit()
+    assert fit(normalise=lambda x: x).history
 
 
 def test_scaled_images_are_refused_in_training_and_in_evaluation():

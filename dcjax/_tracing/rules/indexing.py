@@ -3,7 +3,7 @@
 import dataclasses
 
 from dcjax._tracing.errors import Inseparable
-from dcjax._tracing.rules.elementwise import one_of, unified
+from dcjax._tracing.rules.elementwise import nonlinear, one_of, unified
 from dcjax._tracing.rules.reductions import refuse_across_subnets, resized
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.unify import Conflict, Size, Term, scale
@@ -81,7 +81,7 @@ def _gather(context: Context, equation: Equation, value: Value, indices: Value) 
         if not context.grows(axis):
             context.fixed(size)
     removed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    refuse_across_subnets(context, value, (*removed, *numbers.start_index_map))
+    refuse_across_subnets(context, value, removed)
     axes = [context.fresh(size) for size in equation.out_sizes[0]]
     whole = [i for i in range(len(value.axes)) if i not in removed]
     for out, i in zip(numbers.offset_dims, whole, strict=True):
@@ -93,6 +93,33 @@ def _gather(context: Context, equation: Equation, value: Value, indices: Value) 
         raise Inseparable("its indices grow with the width", "index axes that do not grow")
     from_params = value.from_params and indices.from_params
     return dataclasses.replace(value, axes=tuple(axes), from_params=from_params)
+
+
+@register_rule("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max")
+def _scatter(
+    context: Context, equation: Equation, value: Value, indices: Value, updates: Value
+) -> Value:
+    refuse_differing_positions(context, indices)
+    if equation.name == "scatter" and equation.narrow["update_jaxpr"] is not None:
+        raise Inseparable("it applies a function in place", "use x.at[i].set(f(x[i]))")
+    numbers = equation.same("dimension_numbers")
+    windows = numbers.update_window_dims
+    picked = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    refuse_across_subnets(context, value, picked)
+    refuse_across_subnets(context, updates, set(range(len(updates.axes))) - {*windows})
+    axes = list(value.axes)
+    within = [i for i in range(len(axes)) if i not in picked]
+    for i, j in zip(within, windows, strict=True):
+        # A window as long as the axis starts at 0 wherever it is applied.
+        if equation.in_sizes[0][i] == equation.in_sizes[2][j]:
+            axes[i] = unified(context, (axes[i], updates.axes[j]))
+        else:
+            refuse_across_subnets(context, value, [i])
+            refuse_across_subnets(context, updates, [j])
+    linear = equation.name in ("scatter", "scatter-add", "scatter-sub")
+    result = (one_of if linear else nonlinear)(context, (value, updates), tuple(axes))
+    from_params = result.from_params and indices.from_params
+    return dataclasses.replace(result, from_params=from_params)
 
 
 @register_rule("dynamic_slice")

@@ -104,11 +104,17 @@ def _concatenate(context: Context, equation: Equation, *values: Value) -> Value:
 
 @register_rule("tile")
 def _tile(context: Context, equation: Equation, value: Value) -> Value:
-    reps = equation.same("reps")
-    return value.with_axes(
-        Axis(repeat(n, axis.term), axis.const) if context.grows(axis) else context.fixed(size)
-        for n, axis, size in zip(reps, value.axes, equation.out_sizes[0], strict=True)
-    )
+    axes = []
+    sizes = zip(equation.sizes("reps"), equation.in_sizes[0], equation.out_sizes[0], strict=True)
+    for axis, (reps, before, after) in zip(value.axes, sizes, strict=True):
+        if reps.grows and before == Size(1, 1):  # a broadcast
+            axes.append(context.fresh(after, const=True))
+        elif context.grows(axis) and not reps.grows:
+            axes.append(Axis(repeat(reps.narrow, axis.term), axis.const))
+        else:
+            axes.append(context.fixed(after))
+    refuse_mean(context, [value], (axis for axis in axes if axis.const))
+    return value.with_axes(axes)
 
 
 @register_rule("split")
