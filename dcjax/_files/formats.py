@@ -83,7 +83,7 @@ def _write_safetensors(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarra
 
 def _read_safetensors(data: bytes) -> tuple[str, dict[str, bytes]]:
     # This checks sizes, and that tensors have no holes or overlaps.
-    arrays = {name: tensor["data"] for name, tensor in _safetensors().deserialize(data)}
+    arrays = {name: bytes(tensor["data"]) for name, tensor in _safetensors().deserialize(data)}
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
     return json.loads(header)["__metadata__"][_TEXT], arrays
 

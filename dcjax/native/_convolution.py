@@ -84,22 +84,10 @@ def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
         return False
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
-    dilated = any(
-        step != 1 for name in ("lhs_dilation", "rhs_dilation") for step in (options.get(name) or ())
-    )
-    grouped = any(options.get(f"{axis}_group_count", 1) != 1 for axis in ("feature", "batch"))
-    others = any(value for name, value in options.items() if name not in _UNDERSTOOD)
-    return numbers == plain and not dilated and not grouped and not others
-
-
-_UNDERSTOOD = (
-    "dimension_numbers",
-    "lhs_dilation",
-    "rhs_dilation",
-    "feature_group_count",
-    "batch_group_count",
-    "precision",  # the compiled code is in single precision, which is at least what is asked for
-)
+    # Dilations and counts of groups are covered if they are 1. The compiled code is in single
+    # precision, which is at least what `precision` asks for.
+    others = {**options, "dimension_numbers": None, "precision": None}.values()
+    return numbers == plain and all(np.all(np.equal(v, 1)) for v in others if v is not None)
 
 
 class _Window(NamedTuple):

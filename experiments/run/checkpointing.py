@@ -58,16 +58,16 @@ class Keeper(NamedTuple):
                 found = checkpoints.newest(on_damage)
             except CheckpointError as error:
                 raise WorkdirError(f"{error}. Start the run again with --fresh") from None
-            record: Record = found.record if found else {"finished": False, "metrics": None}
+            record: Record = found.record if found else {}
             if found is not None and record["dataset"] != self.dataset:
                 raise WorkdirError(
                     f"{self.workdir} holds a run on other data: {record['dataset']} there, "
                     f"{self.dataset} here. Give the same data, another --workdir, or --fresh"
                 )
-            if record["finished"]:
+            if record.get("metrics"):
                 self.log.pass_over(record["metrics"])
-            else:
-                self.log.rewind(record["metrics"])
+            if not record.get("finished"):
+                self.log.rewind()
             yield Kept(self, checkpoints, found)
 
 

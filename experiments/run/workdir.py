@@ -24,7 +24,7 @@ class Metrics:
     """The file of metrics; each call writes a line with the time and the given fields.
 
     A run that continues repeats steps that already have lines, which `rewind` cuts off. A position
-    is the file's name and a number of bytes; positions in other files are ignored.
+    is the file's name and a number of bytes.
     """
 
     def __init__(self, file: IO[str]):
@@ -43,16 +43,15 @@ class Metrics:
         return [self._name, self._file.tell()]
 
     def pass_over(self, position: Sequence[Any]) -> None:
-        """Never cut off lines before that position again."""
+        """Keep the lines before that position; ignore a position in another file."""
         if position[0] == self._name:
             self._passed = position[1]
 
-    def rewind(self, position: Sequence[Any] | None = None) -> None:
-        """Cut off the lines after that position, or after the last one passed over."""
-        target = position[1] if position and position[0] == self._name else self._passed
-        if target < self._file.seek(0, os.SEEK_END):
-            self._file.truncate(target)
-            self._file.seek(0, os.SEEK_END)
+    def rewind(self) -> None:
+        """Cut off the lines after the position passed over last."""
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.truncate(min(self._passed, end))
+        self._file.seek(0, os.SEEK_END)
 
 
 def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Results | None:
@@ -172,8 +171,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        remedy = "Give another --workdir, or --fresh to delete the run and start again"
-        if path.name == RESULTS:
-            remedy = "Delete that file: the same command writes it again from the checkpoints"
-        raise WorkdirError(f"{path} cannot be read: {error}. {remedy}") from None
+        raise WorkdirError(
+            f"{path} cannot be read: {error}. Give another --workdir, or --fresh to start again"
+        ) from None
     return values

@@ -40,7 +40,8 @@ def test_an_unfinished_run_goes_on_behind_what_it_keeps(tmp_path):
         log(epoch=2)
     assert workdir.finished(tmp_path, HERE) is None
     with workdir.opened(tmp_path, HERE) as log:
-        log.rewind(kept)
+        log.pass_over(kept)
+        log.rewind()
         log(epoch="2 again")
     assert epochs(tmp_path) == [1, "2 again"]
 
@@ -52,11 +53,13 @@ def test_what_was_passed_over_stays(tmp_path):
         log(epoch=2)
         log.rewind()
         log(epoch=3)
-        log.rewind([workdir.METRICS, 10**6])  # behind the end: nothing to cut off
-        assert epochs(tmp_path) == [1, 3]
         log.pass_over(["metrics-subnet-1.jsonl", 3])  # of another file: nothing is said of this one
-        log.rewind(["metrics-subnet-1.jsonl", 3])
+        log.rewind()
         assert epochs(tmp_path) == [1]
+        log(epoch=4)
+        log.pass_over([workdir.METRICS, 10**6])  # behind the end: nothing to cut off
+        log.rewind()
+        assert epochs(tmp_path) == [1, 4]
 
 
 def test_a_subnetwork_by_itself_has_a_file_of_its_own(tmp_path):
