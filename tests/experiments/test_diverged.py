@@ -41,12 +41,19 @@ def poisoned(monkeypatch):
             keys.append(jax.random.key_data(_stream(own, _AUGMENT, jnp.int32(STEP - 1))))
         return train(plan, *args)
 
-    def recipe(*args, **kwargs):
+    def recipe(chosen, dataset, *args):
         def augment(key, images):
             hit = (jax.random.key_data(key) == keys[0]).all()
             return jnp.where(hit, jnp.nan, images.astype(jnp.float32))
 
-        return made(*args, **kwargs)._replace(augment=augment)
+        # As `standardise` computes it, which refuses floats.
+        mean, std = (np.array(each.tolist()) for each in (dataset.mean, dataset.std))
+        scale, offset = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
+
+        def normalise(images):
+            return images.astype(jnp.float32) * scale - offset
+
+        return made(chosen, dataset, *args)._replace(augment=augment, normalise=normalise)
 
     monkeypatch.setattr(stage, "train", remember)
     monkeypatch.setattr(factory, "recipe", recipe)
