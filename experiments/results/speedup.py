@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from experiments.results.schema import Composed, CurveEntry, GlobalPhase, Speedup, SubnetsPhase
 
@@ -38,19 +37,16 @@ def speedup(
             "device": None,
         }
 
-    def transfer(kind: Literal["seconds", "device_seconds"]) -> float:
-        # The composition runs on one device: its device seconds are its seconds.
-        return subnets_phase[kind] + composed["seconds"] + reached[kind]
-
-    def ratio(kind: Literal["seconds", "device_seconds"]) -> float | None:
-        return own[kind] / transfer(kind) if transfer(kind) > 0 else None
-
+    # The composition runs on one device: its device seconds are its seconds.
+    before = composed["seconds"]
+    seconds = subnets_phase["seconds"] + before + reached["seconds"]
+    device_seconds = subnets_phase["device_seconds"] + before + reached["device_seconds"]
     return {
         "target_accuracy": target,
-        "seconds": transfer("seconds"),
+        "seconds": seconds,
         "baseline_seconds": own["seconds"],
-        "wall": ratio("seconds"),
-        "device": ratio("device_seconds"),
+        "wall": own["seconds"] / seconds if seconds else None,
+        "device": own["device_seconds"] / device_seconds if device_seconds else None,
     }
 
 

@@ -18,7 +18,7 @@ CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 RECORD = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane
-TIMEOUT = 15  # seconds of silence: of the host at first, or within the download
+TIMEOUT = (5, 15)  # seconds to connect to an address, and of silence after that
 
 
 def load(place: str | Path | None = None, notify: Notify = print) -> Dataset:
