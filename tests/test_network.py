@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -75,7 +76,11 @@ def test_fields_that_carry_width():
         (ValueError, "at least 1, got 0", lambda: dcjax.decompose(LeNet(4), 0)),
         (TypeError, "must be an int, got 'four'", lambda: dcjax.decompose(LeNet(4), "four")),
         (TypeError, "an instance", lambda: dcjax.decompose(LeNet, 2)),
-        (TypeError, "keyword arguments", lambda: dcjax.layout(LeNet(4), 2, {"x": 1})),
+        (TypeError, "keyword arguments", lambda: dcjax.layout(LeNet(4), 2, {"x": "images"})),
+        (TypeError, "x/x/1 must be numbers", lambda: dcjax.init(
+            LeNet(4), 2, jax.random.key(0), {"x": [None, object()]})),
+        (ValueError, "channels splits one array", lambda: dcjax.layout(
+            LeNet(6), 3, {"x": images((1, 8, 8, 3))}, samples=dcjax.samples.channels(3))),
         (TypeError, "random key", lambda: dcjax.init(LeNet(4), 2, 0, images((1, 8, 8, 3)))),
         (TypeError, "such as replicate", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=3)),
@@ -91,7 +96,7 @@ def test_fields_that_carry_width():
         (TypeError, "an instance", lambda: dcjax.layout(None, 2, images((1, 8, 8, 3)))),
         (TypeError, "result must be arrays: got none", lambda: dcjax.layout(
             Silent(4), 2, images((1, 8)))),
-        (TypeError, "one array with", lambda: dcjax.layout(LeNet(4), 2, np.array(["a"]))),
+        (TypeError, "array or a tree", lambda: dcjax.layout(LeNet(4), 2, np.array(["a"]))),
         (TypeError, "x must be numbers", lambda: dcjax.init(
             LeNet(4), 2, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))),
         (TypeError, "random key", lambda: dcjax.init(
@@ -397,3 +402,39 @@ def test_what_a_stacked_is_not_is_said():
     assert copy.deepcopy(stacked).layout == stacked.layout
     assert "params" in dcjax.Stacked(FrozenDict(stacked.tree), stacked.layout)
     assert pickle.loads(pickle.dumps(stacked)).layout == stacked.layout
+
+
+class Graph(NamedTuple):
+    nodes: Any
+    senders: Any
+    receivers: Any
+    globals: Any = None
+
+
+@pytest.mark.parametrize("kind", [Graph, dict])
+def test_a_tree_of_arrays_is_an_input(kind):
+    class Messages(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, graph):
+            nodes, senders, receivers = (
+                [graph["nodes"], graph["senders"], graph["receivers"]]
+                if isinstance(graph, dict)
+                else graph[:3]
+            )
+            x = nn.relu(nn.Dense(self.width)(nodes))
+            x = x + jax.ops.segment_sum(x[senders], receivers, len(x))
+            return nn.Dense(3)(x)
+
+    graph = kind(nodes=images((4, 6)), senders=np.array([0, 1, 2]), receivers=np.array([1, 2, 3]))
+    network, key = Messages(), jax.random.key(0)
+    stacked = dcjax.init(network, 4, key, graph)
+    assert dcjax.layout(network, 4, jax.eval_shape(lambda: graph)) == stacked.layout
+    assert dcjax.verify(network, stacked, graph, tolerance=1e-5).layers
+    xs = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), graph)
+    logits = dcjax.apply(dcjax.decompose(network, 4), stacked, xs)
+    together = network.apply(dcjax.compose(stacked), graph)
+    np.testing.assert_allclose(together, logits.mean(0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="expected xs of shape"):
+        dcjax.apply(dcjax.decompose(network, 4), stacked, graph)

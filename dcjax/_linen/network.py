@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree, Shaped
 from dcjax._checks import array_fault, array_of, check_key, check_subnets, leaves_of, shown
 from dcjax._compose.stack import check_stacked, stack
 from dcjax._compose.stacked import Stacked
-from dcjax._layout.layout import Layout
+from dcjax._layout.layout import Layout, path_of
 from dcjax._linen.decompose import DEFAULT_FIELDS, decompose
 from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples, replicate
@@ -46,7 +46,8 @@ def layout(
     Args:
       network: the global network.
       subnets: K ≥ 1.
-      x: a batch of images before `samples`, (N, H, W, C), or its `jax.ShapeDtypeStruct`.
+      x: a batch of images before `samples`, (N, H, W, C), or its `jax.ShapeDtypeStruct`; or a tree
+        of arrays (a graph, a dict), which all sub-networks see.
       samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
       fields: the module's fields that carry width (see `decompose`).
       calls: further calls, dicts of keyword arguments; `"x"` gives another first argument.
@@ -74,7 +75,7 @@ def init(
     network: Any,
     subnets: int,
     key: Array,
-    x: Shaped[Array | np.ndarray, "N ..."],
+    x: PyTree[Shaped[Array | np.ndarray, "..."]],
     *,
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
@@ -90,7 +91,7 @@ def init(
       network: the global network, a Flax Linen module.
       subnets: K ≥ 1.
       key: a random key.
-      x: a batch of images (its values do not matter to most networks).
+      x: a batch of images, or a tree of arrays (its values do not matter to most networks).
       samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
       fields: the module's fields that carry width (see `decompose`).
       calls: further calls, as in `layout`; variables that only they use are initialised too.
@@ -112,24 +113,24 @@ def init(
     """
     check_key(key, "the order of arguments is init(network, K, key, x)")
     both = networks(network, subnets, samples, fields, calls, kwargs)
-    inputs = [array_of("x", x) for x in both.inputs(x)]
+    inputs = [input_of("x", x) for x in both.inputs(x)]
     found = traced_layout(both, list(map(_abstract, inputs)))
     # XLA takes seconds to optimise each shape of random numbers, which are drawn but once.
     options = {"xla_backend_optimization_level": 1}
     initialise = jax.jit(_init(both.subnet, both.calls), compiler_options=options)
-    own = enumerate(zip(*map(both.samples.split, inputs), strict=True))
+    own = enumerate(zip(*map(both.split, inputs), strict=True))
     return stack([initialise(jax.random.fold_in(key, k), *xs) for k, xs in own], like=found)
 
 
 def apply(
-    subnet: Any, stacked: Stacked, xs: Shaped[Array, "K N ..."], **kwargs: Any
+    subnet: Any, stacked: Stacked, xs: PyTree[Shaped[Array, "K ..."]], **kwargs: Any
 ) -> Shaped[Array, "K N C"]:
     """Return all sub-networks' logits on their samples.
 
     Args:
       subnet: the sub-network, `decompose(network, K)`.
       stacked: the K sub-networks' variables.
-      xs: what each sub-network sees, `samples.split(x)`.
+      xs: what each sub-network sees, `samples.split(x)`, or a tree of arrays (K, …).
       **kwargs: what else the network's call needs.
 
     Returns:
@@ -158,14 +159,16 @@ def apply(
     missing = ["/".join(path) for path in stacked.layout.by_path if path not in leaves]
     if missing:
         raise ValueError(f"the variables lack what the layout has: {', '.join(missing)}")
-    xs = array_of("xs", xs)
-    if xs.shape[:1] != (len(stacked),):
+    xs = input_of("xs", xs)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(xs)]
+    if any(shape[:1] != (len(stacked),) for shape in shapes):
         raise ValueError(
             f"expected xs of shape ({len(stacked)}, N, …), the samples of each of the "
-            f"{len(stacked)} sub-networks, got {xs.shape}"
+            f"{len(stacked)} sub-networks, got {', '.join(map(str, shapes))}"
         )
     # Unrolled: convolutions under vmap or in a loop's body are several times slower on a CPU.
-    pairs = zip(stacked, xs, strict=True)
+    own = [jax.tree.map(lambda leaf, k=k: leaf[k], xs) for k in range(len(stacked))]
+    pairs = zip(stacked, own, strict=True)
     logits = [subnet.apply(variables, x, **kwargs) for variables, x in pairs]
     if array_fault(logits[0]):
         raise TypeError(
@@ -192,6 +195,18 @@ class Networks(NamedTuple):
     def inputs(self, x: Any) -> list[Any]:
         """Return the first argument of each call."""
         return [call.get("x", x) for call in self.calls]
+
+    def split(self, x: PyTree) -> list[PyTree]:
+        """Return what each sub-network sees of an input; all see the whole of a tree."""
+        if not _is_tree(x):
+            return list(self.samples.split(x))
+        if self.samples.name != "replicate":
+            raise ValueError(f"{self.samples.name} splits one array of images, got {shown(x)}")
+        return [x] * self.subnets
+
+    def join(self, x: PyTree) -> PyTree:
+        """Return what the global network sees of an input."""
+        return x if _is_tree(x) else self.samples.join(x)
 
 
 def networks(
@@ -240,8 +255,8 @@ def traced_layout(both: Networks, inputs: Sequence[Any]) -> Layout:
 
 def separation(both: Networks, inputs: Sequence[Any]) -> Separation:
     """Trace both networks; return what the tracer knows of every array in between (K ≥ 2)."""
-    narrow_xs = [jax.eval_shape(lambda x: both.samples.split(x)[0], x) for x in inputs]
-    wide_xs = [jax.eval_shape(both.samples.join, x) for x in inputs]
+    narrow_xs = [jax.eval_shape(lambda x: both.split(x)[0], x) for x in inputs]
+    wide_xs = [jax.eval_shape(both.join, x) for x in inputs]
     key = jax.random.key(0)
     # The global network first: what is wrong there is wrong without dcjax, too.
     wide = jax.eval_shape(_init(both.network, both.calls), key, *wide_xs)
@@ -297,11 +312,28 @@ def _check_call(network: Any, kwargs: dict[str, Any]) -> None:
         ) from None
 
 
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """Return the input's shape and dtype."""
+def _is_tree(x: Any) -> bool:
+    """Return whether an input is a tree of arrays; lists and tuples are nested numbers."""
+    leaves = leaves_of(x, "input")
+    return type(x) not in (list, tuple) and bool(leaves) and () not in leaves
+
+
+def input_of(name: str, x: Any) -> PyTree:
+    """Return an input, an array or a tree of them, as JAX arrays."""
+    if not _is_tree(x):
+        return array_of(name, x)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: array_of("/".join((name, *path_of(path))), leaf), x
+    )
+
+
+def _abstract(x: Any) -> PyTree:
+    """Return an input's shape and dtype, or the tree of them."""
+    if _is_tree(x):
+        return jax.tree.map(_abstract, x)
     if array_fault(x):
         raise TypeError(
-            f"x must be one array with the batch first, got {shown(x)}; pass other inputs of the "
+            f"x must be an array or a tree of arrays, got {shown(x)}; pass other inputs of the "
             "network's call as keyword arguments"
         )
     return jax.eval_shape(lambda x: x, x)

@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from dcjax._checks import array_of, dtype_of, leaves_of, shown
+from dcjax._checks import dtype_of, leaves_of, shown
 from dcjax._compose.compose import compose
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
@@ -17,7 +17,7 @@ from dcjax._layout.layout import Layout, table
 from dcjax._layout.order import Order
 from dcjax._linen.decompose import DEFAULT_FIELDS
 from dcjax._linen.intermediates import Place, evaluate
-from dcjax._linen.network import networks, separation, traced_layout
+from dcjax._linen.network import input_of, networks, separation, traced_layout
 from dcjax._tracing.solve import Separation
 from dcjax.samples import Samples
 
@@ -57,7 +57,7 @@ class Report(NamedTuple):
 def verify(
     network: Any,
     stacked: Stacked,
-    x: Shaped[Array | np.ndarray, "N ..."],
+    x: PyTree[Shaped[Array | np.ndarray, "..."]],
     *,
     samples: Samples | None = None,
     fields: Sequence[str] = DEFAULT_FIELDS,
@@ -76,7 +76,7 @@ def verify(
     Args:
       network: the global network, a Flax Linen module.
       stacked: the K sub-networks' variables.
-      x: a batch of images, before `samples`.
+      x: a batch of images, before `samples`, or a tree of arrays.
       samples: what each sub-network sees (`dcjax.samples`); default `replicate(K)`.
       fields: the module's fields that carry width (see `decompose`).
       tolerance: the largest accepted relative error; by default 1e-4, or 0.1 if the network
@@ -105,7 +105,7 @@ def verify(
         _check_tolerance(tolerance)
     variables = compose(stacked, weights=weights)
     both = networks(network, len(stacked), samples, fields, calls, kwargs)
-    inputs = [array_of("x", x) for x in both.inputs(x)]
+    inputs = [input_of("x", x) for x in both.inputs(x)]
     if both.subnets == 1:
         _check_layout(traced_layout(both, inputs), stacked.layout)
         return Report((), 0.0)  # one sub-network is the global network
@@ -118,14 +118,14 @@ def verify(
         return jax.jit(lambda *args: evaluate(program, jax.tree.leaves(args), layers))
 
     narrow = features(found.narrow)
-    split = zip(*map(both.samples.split, inputs), strict=True)
+    split = zip(*map(both.split, inputs), strict=True)
     own = [narrow(variables_k, *xs) for variables_k, xs in zip(stacked, split, strict=True)]
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
         raise ValueError(
             "every feature map of the sub-networks is zero, so nothing can be compared: give an x "
             "with other values, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
-    composed = features(found.wide)(variables, *map(both.samples.join, inputs))
+    composed = features(found.wide)(variables, *map(both.join, inputs))
     head_weights = np.asarray(head_weights_of(weights, both.subnets), np.float64)
     report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
