@@ -87,17 +87,11 @@ class Watcher:
         if not _finite(past.variables)[0]:
             return
         k = self._members[place]
-        no_time = {"seconds": 0.0, "device_seconds": 0.0, "compile_seconds": 0.0}
-        record = good.record | {
-            "finished": False,
-            "metrics": None,
-            "progress": good.record["progress"] | no_time,
-            "members": [k],
-            "diverged": [],
-        }
+        # Its time so far counts with the training that it was a part of.
+        new = {"finished": False, "metrics": None, "progress": {}, "members": [k], "diverged": []}
         folder = self._keeper.workdir / FOLDER / self._restart.format(k)
         with Checkpoints(folder, keep=self._keeper.how.keep) as checkpoints:
-            checkpoints.save(good.step, past, record)
+            checkpoints.save(good.step, past, good.record | new)
 
 
 @jax.jit

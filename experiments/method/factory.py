@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
 import dcjax
 from dcjax import training
@@ -145,12 +145,3 @@ def smoothed(part: float) -> Callable[[Array, Array], Array]:
 def normalise(dataset: Dataset) -> Callable[[UInt8[Array, "N H W 3"]], Float[Array, "N H W 3"]]:
     """Return the map from uint8 images to network inputs: each colour of mean 0 and variance 1."""
     return training.standardise(dataset.mean.tolist(), dataset.std.tolist())
-
-
-def parameters(variables: PyTree) -> int:
-    """Return the number of trained parameters.
-
-    >>> parameters({"params": {"kernel": jnp.ones((3, 4))}, "batch_stats": {"mean": jnp.ones(4)}})
-    12
-    """
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -245,6 +245,9 @@ def _results(progress: stage.Progress) -> GlobalPhase:
 
 
 def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
+    def parameters(variables: PyTree) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
     chosen = this.settings.network
     return {
         "name": chosen.model,
@@ -254,6 +257,6 @@ def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
         "samples": chosen.samples,
         "precision": factory.precision(chosen),
         "convolutions": "jax" if this.exact.conv_general_dilated is None else "native",
-        "parameters": factory.parameters(variables),
-        "subnet_parameters": factory.parameters(stacked[0]),
+        "parameters": parameters(variables),
+        "subnet_parameters": parameters(stacked[0]),
     }

@@ -164,10 +164,6 @@ class Settings:
 
     @property
     def subnet_final_rate(self) -> float:
-        """The learning rate at which the sub-networks end.
-
-        >>> Settings(training=Training(learning_rate=0.1)).subnet_final_rate
-        0.1
-        """
+        """The learning rate at which the sub-networks end."""
         given = self.transfer.subnet_final_rate
         return min(self.training.learning_rate, self.finetune_rate) if given is None else given
