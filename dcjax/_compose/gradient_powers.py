@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +22,14 @@ _PROBE = (1.0, -0.5, 2.0, 1.5, -1.0, 0.5, 1.0, 3.0, -2.0, 1.0)
 _FACTOR = 64.0
 
 
-class _Probe(NamedTuple):
-    """The value of all parameters, and the factor on the gradients of `_PROBE`."""
-
-    parameters: float
-    gradients: float
-
-
-# In each pair the second probe has gradients `_FACTOR` times as large. Zero parameters turn weight
-# decay off, and many sizes reveal clipping. Parameters of one reveal copies of them. Parameters
-# that grow with the gradients reveal proportions to them, and let decay in the gradients pass.
-_PAIRS = (
-    (_Probe(0.0, _FACTOR**-3), _Probe(0.0, _FACTOR**-2)),
-    (_Probe(0.0, _FACTOR**-2), _Probe(0.0, _FACTOR**-1)),
-    (_Probe(0.0, _FACTOR**-1), _Probe(0.0, 1.0)),
-    (_Probe(0.0, 1.0), _Probe(0.0, _FACTOR)),
-    (_Probe(1.0, 1.0), _Probe(1.0, _FACTOR)),
-    (_Probe(1.0, 1.0), _Probe(_FACTOR, _FACTOR)),
-)
+# Two probes each: the value of all parameters, and the factor on the gradients of `_PROBE`. In each
+# pair the second probe has gradients `_FACTOR` times as large. Zero parameters turn weight decay
+# off, and many sizes reveal clipping. Parameters of one reveal copies of them. Parameters that grow
+# with the gradients reveal proportions to them, and let decay in the gradients pass.
+_PAIRS = [((0.0, _FACTOR**n), (0.0, _FACTOR ** (n + 1))) for n in (-3, -2, -1, 0)] + [
+    ((1.0, 1.0), (1.0, _FACTOR)),
+    ((1.0, 1.0), (_FACTOR, _FACTOR)),
+]
 
 
 def parameter_of(path: Path, layout: Layout) -> Path | None:
@@ -66,11 +56,12 @@ def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[
 
     update = jax.jit(lambda gradient, state, at: optimizer.update(gradient, state, at)[1])
 
-    def history(probe: _Probe, scaled: Factors = lambda leaf: 1.0) -> list[list[Any]]:
-        at = tree(probe.parameters)
+    def history(probe: tuple[float, float], scaled: Factors = lambda leaf: 1.0) -> list[list[Any]]:
+        parameters, gradients = probe
+        at = tree(parameters)
         state, states = optimizer.init(at), []
         for gradient in _PROBE:
-            state = update(tree(probe.gradients * gradient, scaled), state, at)
+            state = update(tree(gradients * gradient, scaled), state, at)
             states.append(jax.device_get(jax.tree.leaves(state)))
         return [list(arrays) for arrays in zip(*states, strict=True)]
 
@@ -82,9 +73,9 @@ def powers_of(optimizer: optax.GradientTransformation, params: Stacked) -> list[
             for i, leaf in enumerate(jax.tree.leaves(first))
         ]
         owners = [parameter_of(path, params.layout) for path in leaves_of(first, "state")]
-        base = probes[_Probe(0.0, 1.0)]
+        base = probes[0.0, 1.0]
         for scaled in _patterns(shapes):
-            other = history(_Probe(0.0, 1.0), scaled)
+            other = history((0.0, 1.0), scaled)
             for i, owner in enumerate(owners):
                 if owner is None or isinstance(powers[i], str):
                     continue

@@ -38,13 +38,8 @@ def head_weights_of(
     return weights
 
 
-def multiplied(part: Array, weight: Float[Array | np.ndarray, ""]) -> Array:
-    """Return a sub-network's part of the head's kernel times w_k, which divides it by K."""
-    return (part * weight).astype(part.dtype)
-
-
 def divided(part: Array, weight: Float[Array | np.ndarray, ""]) -> Array:
-    """Invert `multiplied`; counters and keys stay as they are."""
+    """Divide a part of a global leaf by its weight; counters and keys stay as they are."""
     if not jnp.issubdtype(part.dtype, jnp.inexact):
         return part
     return (part / weight).astype(part.dtype)

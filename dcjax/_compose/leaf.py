@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcjax._compose.head_weights import divided, merged, multiplied
+from dcjax._compose.head_weights import divided, merged
 from dcjax._layout.layout import LeafLayout
 
 
@@ -65,7 +65,7 @@ def compose_leaf(
         else:
             part = parts[(block.subnet, *block.narrow)]
             if factors is not None:
-                part = multiplied(part, factors[block.subnet])
+                part = (part * factors[block.subnet]).astype(part.dtype)
         out = out.at[block.wide].set(part)
     return out.reshape(shape)
 

@@ -80,12 +80,6 @@ def compose_opt_state(
             f"params must be a Stacked, such as stacked['params'], got {type(params).__name__}"
         )
     check_stack(params.tree, layout_of(params))
-    keys = [
-        path_name(path)
-        for path, leaf in leaves_of(params.tree, "tree of parameters").items()
-        if jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
-    ]
-    raise_listed("params must be numbers; these are random keys:", keys)
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise TypeError(f"optimizer must be an optax optimiser, got {type(optimizer).__name__}")
     head_weights = head_weights_of(weights, len(params))

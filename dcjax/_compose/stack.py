@@ -1,10 +1,8 @@
 """Stack K separate trees of variables; unstack them again."""
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
@@ -37,13 +35,9 @@ def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
     True
     """
     layout = layout_of(like)
-    trees = _sequence(variables, layout.subnets)
+    trees = list(variables)
     if len(trees) != layout.subnets:
-        more = len(trees) > layout.subnets
-        raise ValueError(
-            f"the layout is for {layout.subnets} sub-networks, got "
-            f"{'more' if more else len(trees)} trees"
-        )
+        raise ValueError(f"the layout is for {layout.subnets} sub-networks, got {len(trees)} trees")
     names = [f"sub-network {k}" for k in range(len(trees))]
     expected = {path: leaf.narrow_shape for path, leaf in layout.leaves}
     wrong: list[str] = []
@@ -53,12 +47,6 @@ def stack(variables: Iterable[PyTree], *, like: Layout | Stacked) -> Stacked:
         ]
     raise_listed("these trees do not fit the layout:", wrong)
     check_dtypes(trees, names)
-    for name, tree in zip(names, trees, strict=True):
-        if jax.tree.structure(tree) != jax.tree.structure(trees[0]):
-            raise ValueError(
-                f"{name} has the leaves of sub-network 0 in other containers: bring all trees to "
-                "one kind, with flax.core.unfreeze or jax.tree.unflatten"
-            )
     return Stacked(stack_trees(trees), layout)
 
 
@@ -94,16 +82,3 @@ def check_stacked(stacked: Any) -> None:
             fault = f"has shape {jnp.shape(leaf)}, expected ({subnets}, …)"
         wrong += [f"{path_name(path)} {fault}"] if fault else []
     raise_listed(f"these leaves are not stacks of {subnets} sub-networks' arrays:", wrong)
-
-
-def _sequence(variables: Any, subnets: int) -> list[PyTree]:
-    """Return the trees of any iterable, at most one too many."""
-    # The type of an array without axes has __iter__, but iterating raises.
-    scalar = hasattr(variables, "shape") and not variables.shape
-    not_trees = scalar or isinstance(variables, (str, bytes, Mapping))
-    if not_trees or not isinstance(variables, Iterable):
-        raise TypeError(
-            f"expected a sequence of {subnets} sub-networks' variables, such as [v0, v1, …], got "
-            f"{shown(variables)}"
-        )
-    return list(itertools.islice(variables, subnets + 1))

@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from dcjax._checks import dtype_of, leaves_of, shown
+from dcjax._checks import dtype_of, leaves_of
 from dcjax._compose.compose import compose
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
@@ -101,8 +101,6 @@ def verify(
     True
     """
     check_stacked(stacked)
-    if tolerance is not None:
-        _check_tolerance(tolerance)
     variables = compose(stacked, weights=weights)
     both = networks(network, len(stacked), samples, fields, calls, kwargs)
     inputs = [input_of("x", x) for x in both.inputs(x)]
@@ -136,14 +134,6 @@ def verify(
             f"{limit:.1e}:\n{report}"
         )
     return report
-
-
-def _check_tolerance(tolerance: Any) -> None:
-    real = isinstance(tolerance, (int, float, np.integer, np.floating))
-    if not real or isinstance(tolerance, bool):
-        raise TypeError(f"tolerance must be a number of at least 0, got {shown(tolerance)}")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
 
 
 def _check_layout(expected: Layout, got: Layout) -> None:

@@ -45,9 +45,10 @@ def check_positive(module: nn.Module, *fields: str) -> None:
         raise ValueError(f"{type(module).__name__}: {', '.join(bad)}; these must be at least 1")
 
 
-def check_images(module: nn.Module, x: Array) -> None:
+def check_images(module: nn.Module, x: Array, side: int = 1) -> None:
     """Raise a ValueError unless x has four axes: Flax would take three for a single image."""
-    if x.ndim != 4:
+    if x.ndim != 4 or min(x.shape[1:3]) < side:
         raise ValueError(
-            f"{type(module).__name__}: expected images of shape (N, H, W, C), got {x.shape}"
+            f"{type(module).__name__}: expected images of shape (N, H, W, C), got {x.shape}; "
+            f"H and W must be at least {side}"
         )

@@ -66,8 +66,7 @@ class CNN(nn.Module):
         Raises:
             ValueError: x has other axes, or the images are too small for the stages.
         """
-        check_images(self, x)
-        self._check_image(*x.shape[1:3])
+        check_images(self, x, side=2**self.stages)  # each stage halves the image
         widths = [self.width * 2**i for i in range(self.stages)]
         chosen = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
         for stage, width in enumerate(widths, 1):
@@ -79,11 +78,3 @@ class CNN(nn.Module):
         init = nn.initializers.he_normal()
         x = nn.relu(nn.Dense(widths[-1], kernel_init=init, dtype=self.dtype, name="hidden")(x))
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
-
-    def _check_image(self, height: int, width: int) -> None:
-        fits = min(height, width).bit_length() - 1
-        if self.stages > fits:
-            raise ValueError(
-                f"CNN: stages = {self.stages} halve images of {height}×{width} to nothing; "
-                f"at most {fits} stages fit"
-            )

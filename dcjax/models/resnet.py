@@ -49,12 +49,8 @@ class ResNet(nn.Module):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_positive(self, "width", "num_classes")
-        below = 6 * ((self.depth - 2) // 6) + 2
-        if self.depth != below or self.depth < 8:
-            nearest = " or ".join(str(depth) for depth in (below, below + 6) if depth >= 8) or "8"
-            raise ValueError(
-                f"ResNet: depth = {self.depth} is not 6n + 2; the nearest is {nearest}"
-            )
+        if self.depth < 8 or self.depth % 6 != 2:
+            raise ValueError(f"ResNet: depth = {self.depth}, expected 6n + 2: 8, 14, 20, 26, …")
         super().__post_init__()
 
     @nn.compact
