@@ -38,6 +38,21 @@ class Nested(nn.Module):
         return self.inner(x)
 
 
+class Narrowed(LeNet):
+    def narrow(self, subnets):
+        return self.of_width(self.width // subnets)
+
+    def of_width(self, width):
+        return Narrowed(width)
+
+
+class Outer(Nested):
+    """A module whose `narrow` calls that of its field, which makes a module in another method."""
+
+    def narrow(self, subnets):
+        return Outer(self.inner.narrow(subnets))
+
+
 class Lost(LeNet):
     def narrow(self, subnets):
         return None
@@ -60,8 +75,16 @@ def test_fields_that_carry_width():
     assert dcjax.decompose(Two(), 4, fields=("stem", "blocks")) == Two(stem=1, blocks=(1, 2))
     assert dcjax.decompose(LeNet(8), 4) == LeNet(2)
     assert dcjax.decompose(Nested(LeNet(8)), 4).inner.width == 2
+    subnet = dcjax.decompose(Outer(Narrowed(8)), 4)
+    assert (subnet, subnet.inner.parent) == (Outer(Narrowed(2)), None)
     network = LeNet(8)
     assert dcjax.decompose(network, 1) is network
+
+
+def test_narrow_may_call_narrow():
+    x = images((2, 8, 8, 3))
+    stacked = dcjax.init(Outer(Narrowed(8)), 4, jax.random.key(0), x)
+    assert dcjax.verify(Outer(Narrowed(8)), stacked, x, tolerance=1e-5).layers
 
 
 @pytest.mark.usefixtures("unchecked")

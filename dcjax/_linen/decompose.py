@@ -1,9 +1,10 @@
 """Decomposition of a network along its width."""
 
 import dataclasses
-import inspect
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
+
+import flax.linen as nn
 
 from dcjax._checks import check_subnets, shown
 
@@ -14,7 +15,7 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     """Return the sub-network of a network: the same module, of the same depth, 1/K as wide.
 
     Divides the dataclass fields that carry width. A module that defines `narrow(subnets)` returns
-    its sub-network itself, which serves nested configurations.
+    its sub-network itself, which serves nested configurations; it may call that of other modules.
 
     Args:
       network: a Flax Linen module (any dataclass with the fields will do).
@@ -44,8 +45,8 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
         return network
     own = getattr(type(network), "narrow", None)
     if callable(own):
-        # Flax wraps methods, and a module made inside a wrapped one becomes its caller's child.
-        subnet = inspect.unwrap(own)(network, subnets)
+        with nn.intercept_methods(_without_parent):
+            subnet = own(network, subnets)
         if not _is_module(subnet):
             raise TypeError(
                 f"{type(network).__name__}.narrow({subnets}) must return the sub-network's "
@@ -66,6 +67,21 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     # A Flax module that is another's field has a parent; the copy is nobody's yet.
     free = {"parent": None} if "parent" in names else {}
     return dataclasses.replace(network, **divided, **free)
+
+
+def _without_parent(
+    method: Callable[..., Any], args: Any, kwargs: Any, _: nn.module.InterceptorContext
+) -> Any:
+    """Call `narrow`, which may call that of other modules, as if it were no method of Flax.
+
+    Flax makes a module that is made inside a method the child of the module on top of its stack.
+    """
+    stack = nn.module._context.module_stack
+    stack.append(None)
+    try:
+        return method(*args, **kwargs)
+    finally:
+        stack.pop()
 
 
 def _is_module(network: Any) -> bool:
