@@ -1,5 +1,7 @@
 """Networks that are not Linen modules: NNX states, Equinox modules, Haiku transforms."""
 
+import inspect
+
 import equinox as eqx
 import haiku as hk
 import jax
@@ -169,15 +171,65 @@ def test_inputs_of_other_ranks_are_refused():
         )
 
 
-def test_an_operation_outside_of_modules_is_refused_at_the_top_level():
+def test_an_operation_outside_of_modules_is_refused_at_its_line():
     def softmax(params, x):
         return jax.nn.softmax(x @ params["kernel"]) @ params["head"]
 
+    line = softmax.__code__.co_firstlineno + 1
     narrow, wide = affine_params(2), affine_params(4)
-    with pytest.raises(dcjax.NotSeparableError, match=r"1\. the top level \(\w+\): "):
+    with pytest.raises(dcjax.NotSeparableError, match=rf"1\. tests/\w+.py:{line} \(\w+\): "):
         dcjax.layout_of_functions(
             softmax, softmax, (narrow, jnp.ones((1, 3))), (wide, jnp.ones((1, 3))), 2
         )
+
+
+class NNXNorms(nnx.Module):
+    def __init__(self, width):
+        self.stem, self.head = (nnx.Linear(*s, rngs=nnx.Rngs(0)) for s in ((6, width), (width, 3)))
+        self.norms = nnx.List([nnx.LayerNorm(width, rngs=nnx.Rngs(0)) for _ in range(2)])
+
+    def __call__(self, x):
+        x = self.norms[0](self.stem(x))
+        x = nnx.relu(x)
+        x = self.norms[1](x)
+        return self.head(x)
+
+
+class EquinoxNorms(eqx.Module):
+    stem: eqx.nn.Linear
+    norms: list[eqx.nn.LayerNorm]
+    head: eqx.nn.Linear
+
+    def __init__(self, width):
+        self.stem = eqx.nn.Linear(6, width, key=jax.random.key(0))
+        self.norms = [eqx.nn.LayerNorm(width) for _ in range(2)]
+        self.head = eqx.nn.Linear(width, 3, key=jax.random.key(0))
+
+    def __call__(self, x):
+        x = self.norms[0](self.stem(x))
+        x = jax.nn.relu(x)
+        x = self.norms[1](x)
+        return self.head(x)
+
+
+def nnx_parts(width):
+    graph, state = nnx.split(NNXNorms(width))
+    return lambda state, x: nnx.merge(graph, state)(x), state
+
+
+def equinox_parts(width):
+    arrays, rest = eqx.partition(EquinoxNorms(width), eqx.is_array)
+    return lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x), arrays
+
+
+@pytest.mark.parametrize(("parts", "kind"), [(nnx_parts, NNXNorms), (equinox_parts, EquinoxNorms)])
+def test_each_of_two_norms_is_refused_at_its_line(parts, kind):
+    (f, narrow), (g, wide) = parts(2), parts(8)
+    with pytest.raises(dcjax.NotSeparableError) as error:
+        dcjax.layout_of_functions(f, g, (narrow, images((2, 6))), (wide, images((2, 6))), 4)
+    places = [violation.path.split(", ")[-1] for violation in error.value.violations]
+    line = inspect.unwrap(kind.__call__).__code__.co_firstlineno
+    assert places == [f"tests/test_functions.py:{line + 1}", f"tests/test_functions.py:{line + 3}"]
 
 
 def test_trees_of_two_structures_are_refused():

@@ -165,7 +165,7 @@ def _check_dtypes(found: Separation, stacked: Stacked) -> None:
 def _layers(found: Separation, several: bool) -> dict[Place, str]:
     """Return the place of every module's last feature map in each call, with the module's path."""
     last: dict[str, Place] = {}
-    for place, (path, value) in found.taps.items():
+    for place, (path, value, _) in found.taps.items():
         call, *within = place if several else (0, place)
         if within and not value.from_params and not value.power:
             last[f"{path} (call {call + 1})" if call else path] = place

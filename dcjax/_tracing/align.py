@@ -2,14 +2,14 @@
 
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax._tracing.errors import Inseparable, Violation
+from dcjax._tracing.errors import Inseparable
 from dcjax._tracing.unify import Size
 from dcjax._tracing.value import Equation
 
@@ -21,9 +21,17 @@ _HINTS = {
 _SAME_BUT_SIZES = "let nothing but sizes depend on the width"
 
 
-def misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | None:
+class Misaligned(NamedTuple):
+    """A step that two jaxprs do not share: its source (None: no equation), and what is wrong."""
+
+    source: Any
+    problem: str
+    remedy: str
+
+
+def misaligned(narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Misaligned | None:
     """Return the first step that two jaxprs do not share, or that has other operands."""
-    for (name, at, arrays), (wide_name, wide_at, wide_arrays) in zip(
+    for (name, source, arrays), (wide_name, wide_source, wide_arrays) in zip(
         _steps(narrow), _steps(wide), strict=False
     ):
         if name != wide_name:
@@ -38,12 +46,12 @@ def misaligned(path: str, narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Violation | Non
         else:
             continue
         remedy = _SAME_BUT_SIZES + _HINTS.get(name, "")
-        return Violation(below(path, at or wide_at), "trace", problem, remedy)
+        return Misaligned(source or wide_source, problem, remedy)
     return None
 
 
-def _steps(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str, list[Any]]]:
-    """Iterate over the operations, with their paths, and their arrays without sizes.
+def _steps(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Iterate over the operations, with their sources, and their arrays without sizes.
 
     An operand is the number of an earlier array, or None for a literal.
     """
@@ -55,10 +63,10 @@ def _steps(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str, list[Any]]]:
             numbers[var] = len(numbers)
         return [taken, [len(_shape(v)) for v in (*operands, *results)]]
 
-    yield _CLOSES, "", arrays((), (*jaxpr.invars, *jaxpr.constvars))
+    yield _CLOSES, None, arrays((), (*jaxpr.invars, *jaxpr.constvars))
     for eqn in jaxpr.eqns:
-        yield eqn.primitive.name, str(eqn.source_info.name_stack), arrays(eqn.invars, eqn.outvars)
-    yield _RETURNS, "", arrays(jaxpr.outvars, ())
+        yield eqn.primitive.name, eqn.source_info, arrays(eqn.invars, eqn.outvars)
+    yield _RETURNS, None, arrays(jaxpr.outvars, ())
 
 
 # Parameters that are sizes or positions, which the rules compare where they must, and a label.
@@ -116,7 +124,7 @@ def same_values(narrow: Any, wide: Any) -> bool:
         consts = zip(narrow.consts, wide.consts, strict=False)
         return same_values(narrow.jaxpr, wide.jaxpr) and all(same_constants(*c) for c in consts)
     if isinstance(narrow, jex.Jaxpr):
-        aligned = misaligned("", narrow, wide) is None
+        aligned = misaligned(narrow, wide) is None
         return aligned and all(map(_same_equations, narrow.eqns, wide.eqns))
     return bool(narrow == wide) or bool(narrow != narrow and wide != wide)  # two NaNs are equal
 

@@ -64,7 +64,7 @@ def layout_of_functions(
     wide_args = _arguments("wide", wide, wide_args)
     if subnets == 1:
         return identity_layout(wide_args[0])
-    return separate(narrow, wide, narrow_args, wide_args, subnets).layout
+    return separate(narrow, wide, narrow_args, wide_args, subnets, lines=True).layout
 
 
 def _arguments(name: str, function: Any, args: Any) -> tuple[PyTree, ...]:

@@ -1,5 +1,7 @@
-"""Jaxprs inside of equations, on all supported versions of JAX."""
+"""Jaxprs inside of equations, and the lines they come from, on all supported versions of JAX."""
 
+import pathlib
+import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,3 +44,34 @@ def needed_arrays(jaxpr: jex.Jaxpr, needed: Sequence[bool] | None = None) -> set
             operands = [v for v, own in zip(operands, inner.invars, strict=True) if own in within]
         arrays.update(var for var in operands if not isinstance(var, jex.Literal))
     return arrays
+
+
+# Frames in these packages say less than the line of the user's code that called them.
+_LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "jaxtyping", "beartype")
+_STANDARD = sysconfig.get_paths()["stdlib"]
+_TRACING = str(pathlib.Path(__file__).parent)
+
+
+def located(path: str, sources: Sequence[Any]) -> str:
+    """Return a module path with the innermost line of the user's code, as `file:line`.
+
+    `sources` are those of nested equations, the outermost first.
+    """
+    lines = (line for source in reversed(sources) if (line := _line(source)))
+    return ", ".join(part for part in (path, next(lines, "")) if part)
+
+
+def _line(source: Any) -> str:
+    for frame in source.traceback.frames if source and source.traceback else ():
+        if frame.function_name.startswith("trace_to_jaxpr"):
+            break  # JAX traces a function once: the frames above are those of its first call
+        if not _is_library(frame.file_name):
+            return f"{'/'.join(pathlib.PurePath(frame.file_name).parts[-2:])}:{frame.line_num}"
+    return ""
+
+
+def _is_library(file: str) -> bool:
+    packages, installed = file.rpartition("site-packages")[::2]
+    if packages:
+        return installed[1:].startswith(tuple(f"{name}{installed[0]}" for name in _LIBRARIES))
+    return file.startswith((_STANDARD, _TRACING, "<frozen"))

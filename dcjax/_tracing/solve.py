@@ -44,11 +44,13 @@ def separate(
     narrow_args: Sequence[PyTree],
     wide_args: Sequence[PyTree],
     subnets: int,
+    lines: bool = False,
 ) -> Separation:
     """Trace two networks, called with (variables, *inputs), and find the layout of the variables.
 
     Growing axes of the inputs hold the sub-networks' inputs side by side, as `samples.join` makes
-    them. Only the shapes and dtypes of the arguments are used.
+    them. Only the shapes and dtypes of the arguments are used. Violations tell their `lines`, if
+    the networks' modules do not name their operations.
 
     Raises:
       NotSeparableError: the global network cannot compute what the sub-networks compute.
@@ -71,7 +73,7 @@ def separate(
     heads: frozenset[Path] = frozenset()
     # Only a merge shows that a leaf is a head, which forbids operations that were walked before it.
     while True:
-        walk = Walk(Orders(subnets), heads, integers)
+        walk = Walk(Orders(subnets), heads, integers, lines)
         values = [_leaf_value(walk, path, sizes) for path, sizes in leaves.items()]
         given = [*values, *(_input_value(walk, sizes) for sizes in inputs.values())]
         if any(value.power for value in walk.run(programs[0], aligned, given)):

@@ -27,17 +27,30 @@ from dcjax._tracing.align import (
     sizes_of,
 )
 from dcjax._tracing.errors import GROUP_NORM, Inseparable, NotSeparableError, Violation
-from dcjax._tracing.jaxprs import CALLS, PROGRAMS, needed_arrays
+from dcjax._tracing.jaxprs import CALLS, PROGRAMS, located, needed_arrays
 from dcjax._tracing.rules import RULES
 from dcjax._tracing.unify import Conflict, Orders, Size
 from dcjax._tracing.value import Axis, Context, Equation, Value
 
 
 class Tap(NamedTuple):
-    """The first result of an equation: the module path, and how it holds the sub-networks'."""
+    """The first result of an equation: how it holds the sub-networks', and where it is."""
 
     path: str
     value: Value
+    sources: tuple[Any, ...]
+
+
+class Here(NamedTuple):
+    """The equation at which a walk is.
+
+    Attributes:
+      forgiving: whether no result depends on it, so that it may violate.
+      sources: its source, preceded by those of the equations that it lies within.
+    """
+
+    forgiving: bool = False
+    sources: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass
@@ -48,6 +61,7 @@ class Walk:
       orders: the unifier, for K sub-networks.
       heads: the leaves that are divided by K.
       integers: the leaves that cannot be divided, masks among them.
+      lines: whether to tell the lines of the user's code: module paths are those of Flax Linen.
       new_heads: leaves that must be divided too. Since arrays that depend on a divided leaf allow
         linear operations only, the walk is then repeated with these among the `heads`.
       met: leaves that meet the input, directly or cast or scaled before. A head among them has
@@ -56,18 +70,19 @@ class Walk:
       violations: what cannot be composed exactly, by path and operation.
       taps: the arrays that `verify` may compare, by the place of their equation: its index,
         preceded by those of the equations that it lies within.
-      forgiving: whether no result depends on the current operation, so that it may violate.
+      here: where the walk is.
     """
 
     orders: Orders
     heads: frozenset[Path]
     integers: Container[Path]
+    lines: bool = False
     new_heads: set[Path] = dataclasses.field(default_factory=set)
     met: set[Path] = dataclasses.field(default_factory=set)
     doubtful: set[Path] = dataclasses.field(default_factory=set)
     violations: dict[tuple[str, str], Violation] = dataclasses.field(default_factory=dict)
     taps: dict[tuple[int, ...], Tap] = dataclasses.field(default_factory=dict)
-    forgiving: bool = False
+    here: Here = dataclasses.field(default_factory=Here)
 
     def __post_init__(self) -> None:
         self.context = Context(self.orders, self._merge)
@@ -85,10 +100,12 @@ class Walk:
 
         Violations are forgiven where the `needed` results (default: all) do not depend on them.
         """
-        forgiving, arrays = self.forgiving, needed_arrays(narrow.jaxpr, needed)
+        (forgiving, sources), arrays = self.here, needed_arrays(narrow.jaxpr, needed)
         outvars = narrow.jaxpr.outvars, wide.jaxpr.outvars
-        if violation := misaligned(path, narrow.jaxpr, wide.jaxpr):
-            self.violate(*violation)
+        if found := misaligned(narrow.jaxpr, wide.jaxpr):
+            self.here = Here(forgiving, (*sources, found.source))
+            self.violate(below(path, _name(found.source)), "trace", found.problem, found.remedy)
+            self.here = Here(forgiving, sources)
             if len(outvars[0]) != len(outvars[1]):
                 raise NotSeparableError(tuple(self.violations.values()))
             return self._unknown(sizes_of(*outvars))
@@ -101,16 +118,18 @@ class Walk:
             ]
 
         for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
-            self.forgiving = var not in arrays
-            known[var] = self._constant(n, w, below(path, _first_use(narrow.jaxpr, var)))
+            source = _first_use(narrow.jaxpr, var)
+            self.here = Here(var not in arrays, (*sources, source))
+            known[var] = self._constant(n, w, below(path, _name(source)))
         for i, (n, w) in enumerate(zip(narrow.jaxpr.eqns, wide.jaxpr.eqns, strict=True)):
             results_needed = [var in arrays for var in n.outvars]
-            self.forgiving = not (any(results_needed) or n.effects)
-            inner_path = below(path, str(n.source_info.name_stack))
+            unused = not (any(results_needed) or n.effects)
+            self.here = Here(unused, (*sources, n.source_info))
+            inner_path = below(path, _name(n.source_info))
             operands = read(n.invars, w.invars, inner_path)
             results = self._equation(n, w, inner_path, operands, (*at, i), results_needed)
             known.update(zip(n.outvars, results, strict=True))
-        self.forgiving = forgiving
+        self.here = Here(forgiving, sources)
         return read(*outvars, path)
 
     def _equation(
@@ -163,7 +182,9 @@ class Walk:
             else:
                 self.met |= leaves
         if results and not jnp.issubdtype(dtype_of(n.outvars[0]), jax.dtypes.prng_key):
-            self.taps[at] = Tap(path, results[0])  # random keys cannot be compared by error
+            self.taps[at] = Tap(
+                path, results[0], self.here.sources
+            )  # random keys cannot be compared by error
         return results
 
     def _is_shared(self, equation: Equation, operands: Sequence[Value]) -> bool:
@@ -198,7 +219,11 @@ class Walk:
                 "the head's 1/K is applied twice (tied parameters)",
                 "give the head a kernel of its own",
             )
-        return f"the sub-networks are merged at {equation.path or 'the top level'}"
+        return f"the sub-networks are merged at {self._where(equation.path) or 'the top level'}"
+
+    def _where(self, path: str) -> str:
+        """Return the place of the current operation for a message."""
+        return located(path, self.here.sources) if self.lines else path
 
     def _constant(self, narrow: Any, wide: Any, path: str) -> Value:
         """Return a literal or closed-over array: which may vary only along fixed axes."""
@@ -248,8 +273,9 @@ class Walk:
 
     def violate(self, path: str, operation: str, problem: str, remedy: str) -> None:
         """Note a violation, unless it follows from an earlier one in the same place."""
-        if self.forgiving:
+        if self.here.forgiving:
             return
+        path = self._where(path)
         told = [name for place, name in self.violations if place == path]
         if operation not in told and not (told and operation == "constant"):
             self.violations[path, operation] = Violation(path, operation, problem, remedy)
@@ -271,10 +297,15 @@ class Walk:
         ]
 
 
-def _first_use(jaxpr: jex.Jaxpr, var: Any) -> str:
-    """Return the module path of the first operation that uses a closed-over array."""
+def _first_use(jaxpr: jex.Jaxpr, var: Any) -> Any:
+    """Return the source of the first operation that uses a closed-over array, or None."""
     users = (eqn for eqn in jaxpr.eqns if any(operand is var for operand in eqn.invars))
-    return next((str(eqn.source_info.name_stack) for eqn in users), "")
+    return next((eqn.source_info for eqn in users), None)
+
+
+def _name(source: Any) -> str:
+    """Return the module path in a source."""
+    return str(source.name_stack) if source else ""
 
 
 def _told(reason: Inseparable | Conflict) -> tuple[str, str]:
