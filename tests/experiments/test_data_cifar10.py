@@ -1,6 +1,7 @@
 """CIFAR-10: prepared or downloaded, damaged, and without a network."""
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -22,6 +23,9 @@ from experiments.data.sources import cifar10
 from experiments.data.sources.cifar10 import CLASSES
 from experiments.data.types import NotAtHandError
 from tests.experiments.prepared import prepare
+
+# pooch leaves the socket of a download that failed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_SHARD = "cifar10-train.array_record-00000-of-00001"
@@ -76,6 +80,7 @@ def no_network(monkeypatch, archive):
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{free.getsockname()[1]}/{ARCHIVE}")
         yield
+    gc.collect()  # here, and not in another module's test
 
 
 @pytest.fixture
@@ -203,8 +208,6 @@ def test_download_and_read(tmp_path, host, records):
     assert len(load(tmp_path).test.labels) == EACH  # with no network
 
 
-# pooch leaves the socket of a download that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
