@@ -1,6 +1,7 @@
 """The command line: flags to settings, mistakes to one message and exit code 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from experiments import data
 from experiments.results import summary
+from experiments.results.schema import Results
 from experiments.run import console as progress
 from experiments.run import lock, signals, startup, workdir
 from experiments.settings import naming, validate
@@ -39,14 +41,15 @@ def main(program: str, args: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 done; 1 the results, or a sub-network that was trained alone, could not be
-      written (results are printed); 2 bad input (one message on stderr); 3 a sub-network diverged;
-      130 or 143 stopped by SIGINT or SIGTERM.
+      written or printed; 2 bad input (one message on stderr); 3 a sub-network diverged; 128 + the
+      number of the signal that stopped it, such as 130 for SIGINT and 143 for SIGTERM.
     """
     startup.keep_memory()  # before reading the data starts threads
+    progress.replace_unknown_characters()
     try:
         with signals.listening() as stop:
             return run(parse(program, sys.argv[1:] if args is None else args), stop)
-    except (workdir.WorkdirError, data.DataError) as error:
+    except (workdir.WorkdirError, data.DataError, startup.StartError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except Ended as error:
@@ -71,7 +74,10 @@ def parse(program: str, args: Sequence[str]) -> Settings:
         Settings, prog=program, args=args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
     )
     _refuse(validate.problems(settings))
-    return settings
+    try:
+        return naming.expanded(settings)
+    except RuntimeError as error:
+        raise Ended(BAD_INPUT, f"error: a path with ~: {error}") from None
 
 
 def run(settings: Settings, stop: signals.Stop) -> int:
@@ -88,13 +94,14 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     voice = progress.voice(Console(stderr=True))
     if (results := workdir.finished(folder, values, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
-        summary.show(results, Console(), asked=settings.data.dataset)
-        return OK
-    with lock.locked(folder, how.only_subnet):
-        dataset = load(settings, voice)
+        return _show(results, settings, folder, voice)
+    startup.check_environment()
+    dataset = load(settings, voice)
+    with lock.locked(folder, how.only_subnet):  # what is refused before leaves no workdir
         if how.fresh:
             workdir.clear(folder)
-        startup.start_jax(settings.subnets)
+        for name in startup.start_jax(settings.subnets):
+            voice.say(f"note: {name} is set, and is not followed here")
         with workdir.opened(folder, values, how.only_subnet) as metrics:
             return _train(settings, dataset, folder, voice, metrics, stop)
 
@@ -144,8 +151,26 @@ def _train(
     except OSError as error:
         voice.say(f"the results cannot be written to {folder}: {error.strerror}")
         code = LOST
-    summary.show(results, Console(), asked=settings.data.dataset)
-    return code
+    return max(code, _show(results, settings, folder, voice))
+
+
+def _show(results: Results, settings: Settings, folder: Path, voice: progress.Voice) -> int:
+    """Print the results; return the exit code."""
+    try:
+        summary.show(results, Console(), asked=settings.data.dataset)
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a pipe that nobody reads any longer
+        voice.say(f"the results cannot be printed: {error.strerror}; they are in {folder}")
+        # Python flushes the stream once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return LOST
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        file = folder / workdir.RESULTS
+        raise workdir.WorkdirError(
+            f"{file} is not of this command: {error!r}. Delete that file: the same command writes "
+            "it again from the checkpoints"
+        ) from error
+    return OK
 
 
 def _refuse(problems: Iterable[str]) -> None:

@@ -33,15 +33,15 @@ def load(
     (1400, 32, 32, 3)
     """
     kind, colon, path = name.partition(":")
-    if kind == "folder" and colon:
-        return _source("folder").load(path, notify)
     found = [module.name for module in pkgutil.iter_modules(sources.__path__)]
     known = ["auto", *(source for source in found if source != "folder")]
-    if name not in known:
+    if name not in known and (kind, colon) != ("folder", ":"):
         raise DataError(
             f"unknown dataset {name!r}: expected {', '.join(known)} or folder:PATH for --dataset"
         )
     try:
+        if colon:
+            return _source("folder").load(path, notify)
         return _source("cifar10" if name == "auto" else name).load(data_dir, notify)
     except NotAtHandError as error:
         if name != "auto" or data_dir is not None:  # a directory that was given is meant
@@ -51,6 +51,8 @@ def load(
             f"{error}"
         )
         return _source("digits").load()
+    except OSError as error:
+        raise DataError(f"--dataset {name} cannot be read: {error}") from error
 
 
 def _source(name: str) -> Any:

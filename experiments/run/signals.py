@@ -1,11 +1,13 @@
-"""Signals that stop a run: SIGINT (Ctrl-C), SIGTERM (a cluster wants its machine back)."""
+"""Signals that stop a run: Ctrl-C, a closed terminal, a batch system shortly before its end."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1, SIGUSR2 and SIGXCPU are warnings of batch systems: the time is nearly used up.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Stopped(BaseException):
@@ -45,9 +47,10 @@ class Stop:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Handle the signals while the context lasts."""
+    """Handle the signals while the context lasts, except those that are ignored, as by `nohup`."""
     stop = Stop()
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield stop
     finally:

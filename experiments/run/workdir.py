@@ -65,7 +65,13 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
     Raises:
       WorkdirError: the folder holds another run.
     """
-    if not (workdir / SETTINGS).is_file():
+    try:
+        has_settings = (workdir / SETTINGS).is_file()
+        if workdir.exists() and not workdir.is_dir():
+            raise FileExistsError
+    except OSError as error:  # such as a name that is too long
+        raise unwritable(workdir, error) from None
+    if not has_settings:
         foreign = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
         if foreign:
             raise WorkdirError(

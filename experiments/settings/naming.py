@@ -27,6 +27,25 @@ def flat(settings: Settings) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
 
 
+def expanded(settings: Settings) -> Settings:
+    """Return the settings with `~` in their paths replaced by the home directory.
+
+    A shell does not expand it in `--workdir=~/run` and `folder:~/images`.
+
+    Raises:
+      RuntimeError: the home directory is not known.
+
+    >>> "~" in str(expanded(Settings(workdir=Path("~/run"))).workdir)
+    False
+    """
+    workdir = settings.workdir and settings.workdir.expanduser()
+    data_dir = settings.data.data_dir and settings.data.data_dir.expanduser()
+    kind, folder, path = settings.data.dataset.partition("folder:")
+    dataset = kind + folder + (str(Path(path).expanduser()) if path else "")
+    data = dataclasses.replace(settings.data, dataset=dataset, data_dir=data_dir)
+    return dataclasses.replace(settings, workdir=workdir, data=data)
+
+
 def as_args(settings: Settings) -> list[str]:
     """Return the flags of a command with these settings, without those in `PLACES`.
 
@@ -59,9 +78,13 @@ def default_workdir(settings: Settings) -> Path:
     """
     named = {"subnets": settings.subnets, "seed": settings.seed}
     changes = _changes(settings, dataclasses.replace(PRESETS[settings.preset], **named))
-    dataset = re.sub(r"[^A-Za-z0-9]+", "-", settings.data.dataset).strip("-").lower()
+    kind, folder, path = settings.data.dataset.partition("folder:")
+    if folder:  # different paths can have equal readable names
+        changes["dataset"] = str(Path(path).resolve())
+        kind = f"folder-{Path(path).name}"
+    dataset = re.sub(r"[^A-Za-z0-9]+", "-", kind).strip("-").lower()[:100]
     name = f"{dataset}-{settings.preset}-k{settings.subnets}-seed{settings.seed}"
-    if changes.keys() - {"dataset"}:
+    if folder or changes.keys() - {"dataset"}:
         name += "-" + hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs", name)
 

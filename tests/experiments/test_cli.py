@@ -123,6 +123,15 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it():
     )
 
 
+# The check of the environment starts JAX in a process of its own.
+START = """
+import sys
+from experiments import cli
+cli.startup.check_environment = lambda: None
+sys.exit(cli.main("it"))
+"""
+
+
 def test_no_backend_starts_for_samples_that_do_not_fit():
     """Sub-networks' samples are checked by tracing shapes, which needs JAX but none of its devices.
 
@@ -130,7 +139,7 @@ def test_no_backend_starts_for_samples_that_do_not_fit():
     """
     args = ["--dataset", "digits", "--samples", "channels", "--subnets", "4"]
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cifar10", *args],
+        [sys.executable, "-c", START, *args],
         capture_output=True,
         text=True,
         timeout=60,
@@ -257,6 +266,33 @@ def test_a_finished_run_is_printed_again_without_training(finished, capsys, monk
     assert "NOT CIFAR-10" not in out  # digits are what was asked for
     assert f"{100 * before['baseline']['accuracy']:.2f} %" in out
     assert read(finished) == before
+
+
+def test_results_that_cannot_be_printed_are_in_the_workdir(finished):
+    command = [sys.executable, "-m", "experiments.cifar10", *TINY, "--workdir", str(finished)]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == cli.LOST
+    assert "cannot be printed: No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert str(finished) in ended.stderr
+
+
+@pytest.mark.parametrize("content", ["{}", '{"dataset": 3}'])
+def test_results_of_something_else_are_refused(finished, capsys, tmp_path, content):
+    shutil.copy(finished / "settings.json", tmp_path)
+    (tmp_path / "results.json").write_text(content)
+    message = refused(capsys, *TINY, "--workdir", str(tmp_path))
+    assert "results.json is not of this command" in message
+    assert "Delete that file" in message
+
+
+@pytest.mark.parametrize(
+    "flag", ["--workdir={}", "--dataset=folder:{}", "--dataset=cifar10 --data-dir={}"]
+)
+def test_a_name_that_is_too_long_is_one_message(capsys, flag):
+    message = refused(capsys, *TINY, *flag.format("x" * 300).split())
+    assert "File name too long" in message
 
 
 def test_other_settings_are_refused(finished, capsys):

@@ -159,3 +159,24 @@ def test_default_workdirs_tell_settings_apart():
 def test_default_workdir_of_a_folder_is_one_name(tmp_path):
     settings = Settings(data=Data(dataset=f"folder:{tmp_path}"))
     assert naming.default_workdir(settings).parent == Path("runs")
+
+
+def test_each_folder_of_images_has_a_workdir_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["猫", "犬", "Cats", "cats", "a/cats", "a-cats", "x" * 250, "x" * 251, str(tmp_path)]
+    runs = [naming.default_workdir(Settings(data=Data(dataset=f"folder:{path}"))) for path in paths]
+    assert len({*map(str, runs)}) == len(paths)
+    assert all(len(run.name.encode()) <= 255 for run in runs)
+    same = Settings(data=Data(dataset=f"folder:{tmp_path / 'a'}/../Cats"))
+    assert naming.default_workdir(same).name.endswith(runs[2].name[-8:])
+
+
+def test_the_home_directory_is_expanded_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = naming.expanded(
+        Settings(workdir=Path("~/run"), data=Data(dataset="folder:~/cats", data_dir=Path("~/data")))
+    )
+    assert settings.workdir == Path("/home/me/run")
+    assert settings.data == Data(dataset="folder:/home/me/cats", data_dir=Path("/home/me/data"))
+    with pytest.raises(cli.Ended, match="a path with ~"):
+        cli.parse("it", ["--workdir=~nobody-by-this-name/run"])

@@ -23,6 +23,25 @@ def test_during_a_step_it_is_noted_and_the_second_stops():
         assert not asked.patient
 
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_what_batch_systems_send_stops_with_its_number(name):
+    number = signal.Signals[name]
+    with pytest.raises(stop.Stopped, match=name) as raised, stop.listening():
+        signal.raise_signal(number)
+    assert raised.value.number == number
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a program
+    try:
+        with stop.listening() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked.asked is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_no_except_exception_keeps_it_from_stopping():
     assert not issubclass(stop.Stopped, Exception)
 

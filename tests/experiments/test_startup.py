@@ -8,12 +8,33 @@ from pathlib import Path
 
 import pytest
 
+from experiments.run import startup
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 from experiments.run import startup
 startup.start_jax(3)
 import jax
 print(len(jax.devices("cpu")), jax.config.jax_compilation_cache_dir)
+"""
+STRICT = {
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_ENABLE_X64": "1",
+    "JAX_DEBUG_NANS": "1",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+}
+FIXED = """
+from experiments.run import startup
+print(*startup.start_jax(1))
+import jax, jax.numpy as jnp
+print((jnp.ones((2, 2)) + jnp.ones(2)).dtype, jax.random.key_impl(jax.random.key(0)))
+"""
+NO_HOME = """
+from pathlib import Path
+def home():
+    raise RuntimeError("Could not determine home directory.")
+Path.home = home
 """
 # The C library's own account of the memory that was freed and not given back to the system.
 KEPT = """
@@ -58,3 +79,24 @@ def test_freed_memory_stays_with_the_process():
 
 def test_the_user_s_own_cache_is_kept(tmp_path):
     assert started(JAX_COMPILATION_CACHE_DIR=str(tmp_path))[1] == str(tmp_path)
+
+
+def test_options_that_would_stop_a_run_or_change_its_results_are_not_followed():
+    *named, dtype, generator = started(FIXED, **STRICT)
+    assert {*named} == {*STRICT}
+    assert (dtype, generator) == ("float32", "threefry2x32")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("XLA_FLAGS", "--xla_nonsense=1"), ("JAX_ENABLE_X64", "maybe"), ("JAX_PLATFORMS", "nonsense")],
+)
+def test_variables_with_which_jax_does_not_start_are_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(startup.StartError, match=f"{name}={value}.*: .*"):
+        startup.check_environment()
+
+
+def test_without_a_home_there_is_no_cache_of_programs():
+    code = CODE.replace("startup.start_jax(3)", NO_HOME + "startup.start_jax(3)")
+    assert started(code, XDG_CACHE_HOME="")[1] == "None"
