@@ -46,6 +46,15 @@ def test_nnx_states_split_and_merge():
         "dropout/rngs/count",
     }
     stacked = dcjax.stack(states, like=layout)
+    sides = (
+        lambda state, x: nnx.merge(graph, state)(x),
+        lambda state, x: nnx.merge(wide_graph, state)(x),
+        (states[0], x),
+        (wide_state, x),
+    )
+    report = dcjax.verify_functions(*sides, stacked, tolerance=1e-5)
+    assert report.layers[-1].layer == "result 0"
+    assert any("test_functions.py:" in row.layer for row in report.layers)
     composed = dcjax.compose(stacked)
     assert isinstance(composed, nnx.State)
     separate = np.mean([nnx.merge(graph, state)(x) for state in states], axis=0)
@@ -239,3 +248,49 @@ def test_trees_of_two_structures_are_refused():
     one, x = {"a": jnp.ones((2, 2))}, jnp.ones((1, 2))
     with pytest.raises(ValueError, match="b is only in the global network"):
         dcjax.layout_of_functions(f, f, (one, x), (one | {"b": jnp.ones(2)}, x), 2)
+
+
+def side_by_side(params, x):
+    """A network whose input holds the sub-networks' inputs side by side, and with two results."""
+    x = jnp.tanh(x @ params["stem"])
+    return {"a": x @ params["head"], "b": x @ params["other"] + params["bias"]}
+
+
+def arguments(width, rng):
+    shapes = {"stem": (width, 2 * width), "head": (2 * width, 3), "other": (2 * width, 5)}
+    params = {name: rng.normal(size=shape) for name, shape in (shapes | {"bias": (5,)}).items()}
+    return jax.tree.map(jnp.float32, params), jnp.asarray(rng.normal(size=(4, width)), jnp.float32)
+
+
+def sides_and_stacked():
+    rng = np.random.default_rng(0)
+    sides = (side_by_side, side_by_side, arguments(2, rng), arguments(6, rng))
+    trees = [arguments(2, rng)[0] for _ in range(3)]
+    return sides, dcjax.stack(trees, like=dcjax.layout_of_functions(*sides, 3))
+
+
+def test_verify_functions_gives_each_sub_network_its_input():
+    sides, stacked = sides_and_stacked()
+    report = dcjax.verify_functions(*sides, stacked, tolerance=1e-5)
+    assert [row.layer for row in report.layers][-2:] == ["result 0", "result 1"]
+    weighted = dcjax.verify_functions(*sides, stacked, weights=jnp.array([0.5, 0.5, 0.0]))
+    assert weighted.error < 1e-5
+    whole = sides[2]
+    one = dcjax.stack([whole[0]], like=dcjax.layout_of_functions(*sides[:2], whole, whole, 1))
+    assert dcjax.verify_functions(*sides[:2], whole, whole, one).error == 0
+
+
+def test_verify_functions_finds_what_is_wrong(monkeypatch):
+    sides, stacked = sides_and_stacked()
+
+    def wrong(stacked, **_):
+        return jax.tree.map(lambda leaf: leaf[::-1], dcjax.compose(stacked))
+
+    with pytest.raises(ValueError, match="not belong to this network"):
+        dcjax.verify_functions(*sides, stacked["head"])
+    abstract = jax.eval_shape(lambda: sides[3])
+    with pytest.raises(TypeError, match="must be numbers"):
+        dcjax.verify_functions(*sides[:3], abstract, stacked)
+    monkeypatch.setattr("dcjax._linen.verify.compose", wrong)
+    with pytest.raises(ValueError, match="differs from its sub-networks"):
+        dcjax.verify_functions(*sides, stacked)

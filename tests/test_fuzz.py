@@ -127,6 +127,15 @@ def valid_verify(subnets, rng):
             "tolerance": 1e-3, **head_of(rng, subnets)}  # fmt: skip
 
 
+def valid_verify_functions(subnets, rng):
+    args = valid_functions(subnets, rng)
+    layout = dcjax.layout_of_functions(**args)
+    shapes = {path[0]: shape for path, shape in layout.stack_shapes.items()}
+    tree = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    del args["subnets"]
+    return {**args, "stacked": dcjax.Stacked(tree, layout)}
+
+
 OPTIMIZERS = [optax.trace(0.9), optax.adam(0.1)]
 
 
@@ -184,6 +193,9 @@ FUZZED = {
     "apply": Fuzzed(dcjax.apply, valid_apply, right.apply),
     "decompose": Fuzzed(dcjax.decompose, valid_fields, right.decompose),
     "verify": Fuzzed(dcjax.verify, valid_verify, right.verify, 0.3),
+    "verify_functions": Fuzzed(
+        dcjax.verify_functions, valid_verify_functions, right.verify_functions, 0.2
+    ),
     "compose_opt_state": Fuzzed(dcjax.compose_opt_state, valid_state, right.state, 0.3),
     "samples": Fuzzed(call_samples, valid_samples, right.samples),
 }  # fmt: skip

@@ -85,6 +85,13 @@ def test_composes_exactly(name):
     assert_same(*composed_and_separate(network_of(ACCEPTED[name]), 4, X))
 
 
+@pytest.mark.parametrize("name", ["a layer norm that nothing uses", "unused results of a call"])
+def test_verify_passes_over_what_nothing_uses(name):
+    network = network_of(ACCEPTED[name])
+    stacked = dcjax.init(network, 4, jax.random.key(0), X)
+    assert dcjax.verify(network, stacked, X, tolerance=1e-5).layers
+
+
 def kept_heads(x, width, factor=1.0):
     x = nn.relu(nn.Dense(width)(x))
     nn.Dense(3, name="aux")(x * factor)

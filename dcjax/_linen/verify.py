@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from dcjax._checks import dtype_of, leaves_of
+from dcjax._checks import array_of, dtype_of, leaves_of
 from dcjax._compose.compose import compose
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
@@ -18,7 +18,9 @@ from dcjax._layout.order import Order
 from dcjax._linen.decompose import DEFAULT_FIELDS
 from dcjax._linen.intermediates import Place, evaluate
 from dcjax._linen.network import input_of, networks, separation, traced_layout
-from dcjax._tracing.solve import Separation
+from dcjax._tracing.functions import arguments_of
+from dcjax._tracing.jaxprs import located
+from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples
 
 
@@ -110,21 +112,119 @@ def verify(
     found = separation(both, inputs)
     _check_layout(found.layout, stacked.layout)
     _check_dtypes(found, stacked)
-    layers = _layers(found, several=len(inputs) > 1)
-
-    def features(program: jex.ClosedJaxpr) -> Callable[[PyTree, Array], dict[Place, list[Array]]]:
-        return jax.jit(lambda *args: evaluate(program, jax.tree.leaves(args), layers))
-
-    narrow = features(found.narrow)
     split = zip(*map(both.split, inputs), strict=True)
-    own = [narrow(variables_k, *xs) for variables_k, xs in zip(stacked, split, strict=True)]
+    own = [(tree, *xs) for tree, xs in zip(stacked, split, strict=True)]
+    composed = (variables, *map(both.join, inputs))
+    layers = _layers(found, several=len(inputs) > 1)
+    return _compared(found, layers, own, composed, weights, tolerance)
+
+
+def verify_functions(
+    narrow: Callable[..., Any],
+    wide: Callable[..., Any],
+    narrow_args: tuple[PyTree, ...],
+    wide_args: tuple[PyTree, ...],
+    stacked: Stacked,
+    *,
+    tolerance: float | None = None,
+    weights: Float[Array | np.ndarray, " K"] | None = None,
+) -> Report:
+    """Compare the arrays of a composed network with its sub-networks', for any network in JAX.
+
+    Takes the arguments of `layout_of_functions`. A layer is here a line of code, and its feature
+    map is the last array that the line computes. The functions' results are layers too.
+
+    Args:
+      narrow: the sub-network, a function (variables, *inputs) -> outputs.
+      wide: the global network, likewise.
+      narrow_args: a sub-network's variables and inputs; only their shapes and dtypes matter.
+      wide_args: the global network's. The inputs are arrays; where one is K times as long as in the
+        sub-network, it holds the sub-networks' inputs side by side.
+      stacked: the K sub-networks' variables, as `dcjax.stack` returns them.
+      tolerance: the largest accepted relative error, as in `verify`.
+      weights: as in `compose`.
+
+    Returns:
+      A `Report`; printing it gives a table.
+
+    Raises:
+      ValueError: an error is above the tolerance, or NaN; the message holds the table. The
+        variables are not this network's. Every feature map is zero.
+      TypeError: an argument has another type.
+
+    >>> import jax, dcjax
+    >>> def network(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["head"]
+    >>> def arguments(width, key):
+    ...     keys = jax.random.split(jax.random.key(key), 3)
+    ...     shapes = {"hidden": (3, width), "head": (width, 2)}
+    ...     params = {n: jax.random.normal(k, shapes[n]) for n, k in zip(shapes, keys)}
+    ...     return params, jax.random.normal(keys[2], (5, 3))
+    >>> sides = (network, network, arguments(4, 0), arguments(8, 0))
+    >>> trees = [arguments(4, k)[0] for k in range(2)]
+    >>> stacked = dcjax.stack(trees, like=dcjax.layout_of_functions(*sides, 2))
+    >>> dcjax.verify_functions(*sides, stacked).error < 1e-5
+    True
+    """
+    check_stacked(stacked)
+    narrow_args = arguments_of("narrow", narrow, narrow_args)
+    wide_args = arguments_of("wide", wide, wide_args)
+    subnets = len(stacked)
+    if subnets == 1:
+        _check_layout(identity_layout(wide_args[0]), stacked.layout)
+        return Report((), 0.0)  # one sub-network is the global network
+    found = separate(narrow, wide, narrow_args, wide_args, subnets, lines=True)
+    _check_layout(found.layout, stacked.layout)
+    _check_dtypes(found, stacked)
+    variables = _in_order_of(wide_args[0], compose(stacked, weights=weights))
+    inputs = [array_of("an input of wide_args", x) for x in jax.tree.leaves(wide_args[1:])]
+    shapes = [x.shape for x in jax.tree.leaves(narrow_args[1:])]
+    own = [
+        (
+            _in_order_of(narrow_args[0], tree),
+            [_part(x, shape, k, subnets) for x, shape in zip(inputs, shapes, strict=True)],
+        )
+        for k, tree in enumerate(stacked)
+    ]
+    layers = dict(sorted((_layers(found, several=False) | _results(found)).items()))
+    return _compared(found, layers, own, (variables, inputs), weights, tolerance)
+
+
+def _in_order_of(like: PyTree, tree: PyTree) -> list[Array]:
+    """Return a tree's leaves in the order in which another tree has those of the same paths."""
+    leaves = leaves_of(tree, "variables")
+    return [leaves[path] for path in leaves_of(like, "variables")]
+
+
+def _part(whole: Array, shape: tuple[int, ...], k: int, subnets: int) -> Array:
+    """Return sub-network k's part, of this shape, of an input that holds all of them."""
+    for axis, size in enumerate(shape):
+        if size != whole.shape[axis]:
+            whole = jax.numpy.split(whole, subnets, axis)[k]
+    return whole
+
+
+def _compared(
+    found: Separation,
+    layers: dict[Place, str],
+    own_args: Sequence[PyTree],
+    composed_args: PyTree,
+    weights: Any,
+    tolerance: float | None,
+) -> Report:
+    """Run all networks, compare the layers, and raise if an error is above the tolerance."""
+
+    def features(program: jex.ClosedJaxpr) -> Callable[[PyTree], dict[Place, list[Array]]]:
+        return jax.jit(lambda args: evaluate(program, jax.tree.leaves(args), layers))
+
+    own = list(map(features(found.narrow), own_args))
     if not any(np.any(np.asarray(m)) for maps in own for rounds in maps.values() for m in rounds):
         raise ValueError(
             "every feature map of the sub-networks is zero, so nothing can be compared: give an x "
             "with other values, such as jax.random.normal(jax.random.key(1), x.shape)"
         )
-    composed = features(found.wide)(variables, *map(both.join, inputs))
-    head_weights = np.asarray(head_weights_of(weights, both.subnets), np.float64)
+    composed = features(found.wide)(composed_args)
+    head_weights = np.asarray(head_weights_of(weights, len(own)), np.float64)
     report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
     limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
@@ -165,11 +265,20 @@ def _check_dtypes(found: Separation, stacked: Stacked) -> None:
 def _layers(found: Separation, several: bool) -> dict[Place, str]:
     """Return the place of every module's last feature map in each call, with the module's path."""
     last: dict[str, Place] = {}
-    for place, (path, value, _) in found.taps.items():
+    for place, tap in found.taps.items():
         call, *within = place if several else (0, place)
-        if within and not value.from_params and not value.power:
-            last[f"{path} (call {call + 1})" if call else path] = place
+        if within and not tap.value.from_params and not tap.value.power:
+            name = located(tap.path, tap.sources) if found.lines else tap.path
+            last[f"{name} (call {call + 1})" if call else name] = place
     return {place: path for path, place in sorted(last.items(), key=lambda item: item[1])}
+
+
+def _results(found: Separation) -> dict[Place, str]:
+    """Return the places where the networks' results are computed, with the results' numbers."""
+    made = {eqn.outvars[0]: (i,) for i, eqn in enumerate(found.narrow.jaxpr.eqns) if eqn.outvars}
+    results = [var for var in found.narrow.jaxpr.outvars if not isinstance(var, jex.Literal)]
+    places = {made[var]: f"result {i}" for i, var in enumerate(results) if var in made}
+    return {place: name for place, name in places.items() if place in found.taps}
 
 
 def _report(

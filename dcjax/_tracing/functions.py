@@ -39,7 +39,8 @@ def layout_of_functions(
       subnets: K ≥ 1.
 
     Returns:
-      The layout; `dcjax.compose(tree, like=layout)` and `dcjax.stack(trees, like=layout)` take it.
+      The layout; `dcjax.compose(tree, like=layout)` and `dcjax.stack(trees, like=layout)` take it,
+      and `dcjax.verify_functions` compares the composed network with its sub-networks.
 
     Raises:
       NotSeparableError: a `ValueError` that lists every operation which cannot be composed exactly.
@@ -60,14 +61,14 @@ def layout_of_functions(
     hidden  (3, 4)       (3, 8)  block  3 , K×4
     """
     subnets = check_subnets(subnets)
-    narrow_args = _arguments("narrow", narrow, narrow_args)
-    wide_args = _arguments("wide", wide, wide_args)
+    narrow_args = arguments_of("narrow", narrow, narrow_args)
+    wide_args = arguments_of("wide", wide, wide_args)
     if subnets == 1:
         return identity_layout(wide_args[0])
     return separate(narrow, wide, narrow_args, wide_args, subnets, lines=True).layout
 
 
-def _arguments(name: str, function: Any, args: Any) -> tuple[PyTree, ...]:
+def arguments_of(name: str, function: Any, args: Any) -> tuple[PyTree, ...]:
     """Return a function's arguments, with Python's numbers as arrays."""
     if not isinstance(args, (tuple, list)) or not args:
         raise TypeError(f"{name}_args is a tuple (variables, *inputs), got {shown(args)}")

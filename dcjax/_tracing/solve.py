@@ -36,6 +36,7 @@ class Separation(NamedTuple):
     wide: jex.ClosedJaxpr
     taps: dict[tuple[int, ...], Tap]
     orders: Orders
+    lines: bool
 
 
 def separate(
@@ -108,7 +109,7 @@ def separate(
         found.append((path, LeafLayout(orders, path in heads, is_used)))
     if walk.violations:
         raise NotSeparableError(tuple(walk.violations.values()))
-    return Separation(Layout(subnets, tuple(found)), *programs, walk.taps, walk.orders)
+    return Separation(Layout(subnets, tuple(found)), *programs, walk.taps, walk.orders, lines)
 
 
 def identity_layout(variables: PyTree) -> Layout:

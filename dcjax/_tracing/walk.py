@@ -181,10 +181,10 @@ class Walk:
                 results = [dataclasses.replace(value, leaves=leaves) for value in results]
             else:
                 self.met |= leaves
-        if results and not jnp.issubdtype(dtype_of(n.outvars[0]), jax.dtypes.prng_key):
-            self.taps[at] = Tap(
-                path, results[0], self.here.sources
-            )  # random keys cannot be compared by error
+        # `verify` compares what results depend on; random keys cannot be compared by error.
+        random = results and jnp.issubdtype(dtype_of(n.outvars[0]), jax.dtypes.prng_key)
+        if results and not random and not self.here.forgiving:
+            self.taps[at] = Tap(path, results[0], self.here.sources)
         return results
 
     def _is_shared(self, equation: Equation, operands: Sequence[Value]) -> bool:

@@ -302,6 +302,11 @@ def verify(args, report):
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
 
 
+def verify_functions(args, report):
+    assert report.error <= 1e-4
+    assert bool(report.layers) == (args["stacked"].layout.subnets > 1)
+
+
 def state(args, state):
     """Check traces and moments: the sub-networks', times powers of their weights in the body."""
     params, optimizer = args["params"], args["optimizer"]
