@@ -289,6 +289,9 @@ def decompose(args, subnet):
 
 def verify(args, report):
     parts, x = parts_of(args["stacked"]), np.asarray(args["x"])
+    if len(parts) == 1:  # nothing is compared, whatever the tolerance
+        assert report == dcjax.Report((), 0.0)
+        return
     composed = dcjax.compose(
         args["stacked"], **{k: args[k] for k in ("head", "weights") if k in args}
     )
