@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from dcjax._layout.layout import Path, path_of
@@ -30,6 +31,11 @@ def array_fault(x: Any) -> str:
         jax.typeof(x)
     except (TypeError, ValueError, OverflowError) as error:
         return f"is {shown(x)}, not an array of numbers: {error}"
+    # JAX cuts NumPy's 64 bits to 32: floats are rounded, integers would become other numbers.
+    if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "iu":
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        if dtype != x.dtype and not np.array_equal(x.astype(dtype), x):
+            return f"has numbers beyond JAX's {dtype}"
     return ""
 
 

@@ -92,7 +92,7 @@ def test_composes_in_bfloat16(row: Row):
     [
         dcjax.samples.replicate(3),
         dcjax.samples.channels(3),
-        dcjax.samples.tiles(4),
+        dcjax.samples.tiles(4, overlap=2),
         dcjax.samples.phases(4),
         dcjax.samples.bands(4),
     ],

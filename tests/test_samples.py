@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from dcjax import samples
 
 few = settings(deadline=None, max_examples=8)
-GRIDS = [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (2, 4), (3, 3)]  # of K alone
 
 
 def normal(shape):
@@ -21,22 +20,22 @@ def normal(shape):
 @st.composite
 def ways(draw):
     """A way, images that fit it, and the shape (h, w, c) that a sub-network sees of them."""
-    rows, columns = draw(st.sampled_from(GRIDS))
-    h, w, c = (draw(st.integers(1, 3)) for _ in range(3))
+    rows, columns, h, w, c = (draw(st.integers(1, 3)) for _ in range(5))
     name = draw(st.sampled_from(["channels", "shared channels", "tiles", "phases", "bands"]))
     if name == "channels":
         way, shape, seen = samples.channels(rows), (h, w, rows * c), (h, w, c)
     elif name == "shared channels":
         way, shape, seen = samples.channels(rows * c), (h, w, c), (h, w, 1)
     elif name == "tiles":
-        way, shape = samples.tiles(rows * columns), (rows * h, columns * w, c)
-        seen = (h, w, c)
+        overlap = draw(st.integers(0, min(h, w) // 2))
+        way, shape = samples.tiles((rows, columns), overlap=overlap), (rows * h, columns * w, c)
+        seen = (h + 2 * overlap * (rows > 1), w + 2 * overlap * (columns > 1), c)
     elif name == "phases":
-        way, shape = samples.phases(rows * columns), (rows * h, columns * w, c)
+        way, shape = samples.phases((rows, columns)), (rows * h, columns * w, c)
         seen = (h, w, c)
     else:
         side = 2 ** (rows - 1)
-        way = samples.bands(side**2)
+        way = samples.bands(side**2) if rows < 3 else samples.bands(16)
         shape, seen = (side * h, side * w, c), (h, w, c)
     return way, normal((draw(st.integers(0, 3)), *shape)), seen
 
@@ -82,17 +81,35 @@ def test_channels_in_order():
     assert samples.channels(12).split(x).ravel().tolist() == [0, 1, 2, 3, 4, 5] * 2
 
 
-@pytest.mark.parametrize(("rows", "columns"), GRIDS)
-def test_tiles_are_the_parts_of_the_image(rows, columns):
-    x = normal((2, rows * 3, columns * 2, 2))
-    views = np.asarray(samples.tiles(rows * columns).split(x)).reshape(rows, columns, 2, 3, 2, 2)
-    chex.assert_trees_all_equal(views.transpose(2, 0, 3, 1, 4, 5).reshape(x.shape), x)
+@few
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 6), st.data())
+def test_tiles_cover_the_image_and_contain_their_part(rows, columns, part, data):
+    overlap = data.draw(st.integers(0, part // 2))
+    height, width = rows * part, columns * part
+    pixels = np.arange(height * width).reshape(1, height, width, 1)
+    tiles = np.asarray(jax.jit(samples.tiles((rows, columns), overlap=overlap).split)(pixels))
+    parts = np.asarray(jax.jit(samples.tiles((rows, columns)).split)(pixels))
+    for tile, part_of_it in zip(tiles, parts, strict=True):
+        assert np.isin(part_of_it, tile).all()
+        assert (
+            np.ptp(tile // width) == tile.shape[1] - 1
+        )  # a tile is a rectangle: nothing is wrapped
+        assert np.ptp(tile % width) == tile.shape[2] - 1
+    assert set(parts.ravel()) == set(range(height * width))
 
 
-@pytest.mark.parametrize(("rows", "columns"), GRIDS)
-def test_phases_are_a_partition_that_interleaves_back(rows, columns):
-    x = normal((2, rows * 3, columns * 2, 2))
-    views = np.asarray(samples.phases(rows * columns).split(x)).reshape(rows, columns, 2, 3, 2, 2)
+def test_tiles_at_the_border_are_shifted_inward():
+    x = jnp.arange(12).reshape(1, 1, 12, 1)
+    tiles = samples.tiles((1, 3), overlap=1).split(x).reshape(3, 6)
+    assert tiles[:, 0].tolist() == [0, 3, 6]
+
+
+@few
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_phases_are_a_partition_that_interleaves_back(rows, columns, height, width):
+    x = normal((2, rows * height, columns * width, 2))
+    views = np.asarray(jax.jit(samples.phases((rows, columns)).split)(x))
+    views = views.reshape(rows, columns, 2, height, width, 2)
     chex.assert_trees_all_equal(views.transpose(2, 3, 0, 4, 1, 5).reshape(x.shape), x)
 
 
@@ -108,12 +125,12 @@ def unhaar(average, along_width, along_height, along_both):
 
 
 @few
-@given(st.integers(0, 2), st.integers(1, 3), st.integers(1, 3))
-def test_bands_are_invertible(levels, height, width):
-    subnets = 4**levels
+@given(st.integers(0, 2), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))
+def test_bands_are_invertible(levels, height, width, seed):
+    subnets, rng = 4**levels, np.random.default_rng(seed)
     x = normal((2, height * 2**levels, width * 2**levels, 3))
-    deviations = np.array(samples._DEVIATIONS[subnets])
-    views = jax.jit(samples.bands(subnets).split)(x)
+    deviations = rng.uniform(0.1, 4, subnets)
+    views = jax.jit(samples.bands(subnets, deviations=tuple(deviations)).split)(x)
     found = list(np.asarray(views) * deviations[:, None, None, None, None])
     for _ in range(levels):
         found = [unhaar(*found[i : i + 4]) for i in range(0, len(found), 4)]
@@ -123,9 +140,8 @@ def test_bands_are_invertible(levels, height, width):
 def test_bands_have_the_stated_order():
     flat, across, down = jnp.ones((2, 2)), jnp.array([[1.0, -1.0]] * 2), jnp.array([[1.0], [-1.0]])
     patterns = jnp.stack([flat, across, jnp.broadcast_to(down, (2, 2)), across * down])
-    views = samples.bands(4).split(patterns[..., None]).reshape(4, 4)
-    expected = np.diag(2 / np.array(samples._DEVIATIONS[4]))
-    np.testing.assert_allclose(views, expected, rtol=1e-6)
+    views = samples.bands(4, deviations=[1] * 4).split(patterns[..., None]).reshape(4, 4)
+    chex.assert_trees_all_equal(views, 2 * jnp.eye(4))
 
 
 @pytest.mark.parametrize("subnets", [1, 4, 16])
@@ -155,12 +171,41 @@ def test_make_finds_a_way_by_its_name(name):
 
 
 @pytest.mark.parametrize(
+    ("subnets", "grid"),
+    [(1, (1, 1)), (2, (1, 2)), (4, (2, 2)), (6, (2, 3)), (8, (2, 4)), (7, (1, 7))],
+)
+@pytest.mark.parametrize("way", [samples.tiles, samples.phases])
+def test_k_alone_chooses_the_most_square_grid(way, subnets, grid):
+    x = np.arange(2 * 84).reshape(1, 2, 84, 1)
+    chex.assert_trees_all_equal(way(subnets).split(x), way(grid).split(x))
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (functools.partial(samples.make, "tile", 4), "replicate, channels, tiles, phases, bands"),
-        (functools.partial(samples.replicate, 0), "at least 1, got 0"),
-        (functools.partial(samples.channels, -1), "at least 1, got -1"),
-        (functools.partial(samples.bands, 8), "expected K = 1, 4 or 16, got 8"),
+        (
+            functools.partial(samples.replicate, 0),
+            "replicate: K must be at least 1 and below 2³¹, got 0",
+        ),
+        (functools.partial(samples.channels, -1), "channels: K must be at least 1 .* got -1"),
+        (functools.partial(samples.tiles, 0), "tiles: K must be at least 1 .* got 0"),
+        (
+            functools.partial(samples.tiles, (2, 0)),
+            r"tiles: in grid \(2, 0\) a side must be .* got 0",
+        ),
+        (functools.partial(samples.tiles, (2, 2, 2)), r"tiles: a grid must be \(rows, columns\)"),
+        (
+            functools.partial(samples.tiles, 4, overlap=-1),
+            "tiles: overlap must be at least 0 .* got -1",
+        ),
+        (functools.partial(samples.phases, (4,)), r"phases: a grid must be \(rows, columns\)"),
+        (functools.partial(samples.bands, 3), "bands: K = 3 is not a power of 4; .* 1, 4, 16"),
+        (functools.partial(samples.bands, 8), "bands: K = 8 is not a power of 4"),
+        (functools.partial(samples.bands, 64), "known for K = 64, only for K = 1, 4, 16: measure"),
+        (functools.partial(samples.bands, 4, deviations=[1, 1, 1]), "must be K = 4 positive"),
+        (functools.partial(samples.bands, 1, deviations=[0]), "must be K = 1 positive"),
+        (functools.partial(samples.bands, 1, deviations=[np.nan]), "must be K = 1 positive"),
         (functools.partial(samples.tiles, 2**61 - 1), "below 2³¹"),  # a prime: minutes of search
         (functools.partial(samples.make, ["tiles"], 4), "replicate, channels"),
     ],
@@ -173,7 +218,7 @@ def test_a_way_that_does_not_exist_is_an_error(make, message):
 @pytest.mark.parametrize("make", [samples.replicate, samples.tiles, samples.bands])
 @pytest.mark.parametrize("wrong", [4.0, None, "4", "ab", np.array([4])])
 def test_k_is_a_whole_number(make, wrong):
-    with pytest.raises(TypeError, match="must be an int"):
+    with pytest.raises(TypeError, match="must be an integer"):
         make(wrong)
 
 
@@ -187,9 +232,19 @@ def test_k_is_a_whole_number(make, wrong):
         ),
         (samples.channels(3), (1, 8, 8, 1), None),
         (samples.channels(4), (1, 8, 8, 6), "K = 1, 2, 3 or a multiple of 6"),
-        (samples.tiles(3), (1, 8, 8, 3), r"tiles: a grid of 1×3 \(K = 3\) .* of 8×8"),
+        (
+            samples.tiles(3),
+            (1, 8, 8, 3),
+            r"tiles: a grid of 1×3 \(K = 3\) .* of 8×8; .* 1, 2, 4, 8, 16",
+        ),
+        (samples.tiles((3, 1)), (1, 8, 9, 3), "tiles: a grid of 3×1"),
+        (
+            samples.tiles(4, overlap=3),
+            (1, 8, 8, 3),
+            "overlap 3 .* 4 to 10 of 8 pixels; .* at most 2",
+        ),
         (samples.phases(9), (1, 8, 8, 3), r"phases: a grid of 3×3 \(K = 9\)"),
-        (samples.bands(16), (1, 6, 8, 3), r"bands: a grid of 4×4 .* of 6×8"),
+        (samples.bands(16), (1, 6, 8, 3), r"bands: a grid of 4×4 .* of 6×8; .* K fit: 1, 4"),
         (
             samples.bands(4),
             (8, 8, 3),
@@ -213,6 +268,12 @@ def test_images_are_an_array(way, x):
     for function in (way.split, way.join):
         with pytest.raises(TypeError, match="expects a batch of images"):
             function(x)
+
+
+@pytest.mark.parametrize("wrong", ["abcd", 1j, [[1.0], [1.0, 2.0]]])
+def test_deviations_are_numbers(wrong):
+    with pytest.raises(TypeError, match="deviations must be numbers"):
+        samples.bands(4, deviations=wrong)
 
 
 def test_bands_of_integers_are_an_error():
