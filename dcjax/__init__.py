@@ -40,6 +40,7 @@ from dcjax._linen.verify import LayerError as LayerError
 from dcjax._linen.verify import Report as Report
 from dcjax._linen.verify import verify as verify
 from dcjax._linen.verify import verify_functions as verify_functions
+from dcjax._tracing.errors import Inseparable as Inseparable
 from dcjax._tracing.errors import NotSeparableError as NotSeparableError
 from dcjax._tracing.errors import Violation as Violation
 from dcjax._tracing.functions import layout_of_functions as layout_of_functions

@@ -38,3 +38,5 @@ class NotSeparableError(ValueError):
 
 class Inseparable(Exception):
     """Raised by a rule with (problem, remedy); the walk notes a `Violation` and goes on."""
+
+    __module__ = "dcjax"

@@ -88,10 +88,18 @@ class Equation(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every rule may use: the unifier, and a way to ask that a head be divided by K."""
+    """What every rule may use.
+
+    Attributes:
+      orders: the unifier.
+      merge: asks that a head be divided by K, for (equation, values, power); returns the reason why
+        the result is a mean.
+      like: applies the rule of another primitive, for (name, equation, *values).
+    """
 
     orders: Orders
     merge: Callable[[Equation, Sequence[Value], int], str]
+    like: Callable[..., Any]
 
     def grows(self, axis: Axis) -> bool:
         """Return whether the axis is longer in the global network."""

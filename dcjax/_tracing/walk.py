@@ -85,7 +85,7 @@ class Walk:
     here: Here = dataclasses.field(default_factory=Here)
 
     def __post_init__(self) -> None:
-        self.context = Context(self.orders, self._merge)
+        self.context = Context(self.orders, self._merge, self._like)
 
     def run(
         self,
@@ -186,6 +186,9 @@ class Walk:
         if results and not random and not self.here.forgiving:
             self.taps[at] = Tap(path, results[0], self.here.sources)
         return results
+
+    def _like(self, name: str, equation: Equation, *values: Value) -> Any:
+        return RULES[name](self.context, equation, *values)
 
     def _is_shared(self, equation: Equation, operands: Sequence[Value]) -> bool:
         """Return whether the operation computes the same in all networks, whatever it is."""
