@@ -20,8 +20,8 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
     the value of the result, or a list of them:
 
     * `equation.same(name)` is a parameter, refused if it depends on the width;
-      `equation.both(name)` are its values in both networks; `equation.in_sizes` and `equation.out_sizes` have a
-      `Size(narrow, wide)` for every axis.
+      `equation.both(name)` are its values in both networks; `equation.in_sizes` and
+      `equation.out_sizes` have a `Size(narrow, wide)` for every axis.
     * `value.axes` are its axes; `context.grows(axis)` tells whether one holds channels;
       `value.with_axes(axes)` moves or removes them; `context.fixed(size)` makes one that does not
       grow.
