@@ -197,3 +197,49 @@ def paired(baseline: Sequence[Outcome], others: Sequence[Outcome]) -> list[tuple
     """Return the pairs of a baseline's and another outcome that have the same seed."""
     by_seed = {each.trial.seed: each for each in baseline}
     return [(by_seed[e.trial.seed], e) for e in others if e.trial.seed in by_seed]
+
+
+def sooner(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[Cost]:
+    """Return how much sooner each seed has the final accuracy from scratch, if it reaches it."""
+    # The baseline's clock, too, stops where it first has that accuracy, maybe before its end.
+    return [
+        its.cost_to(its.accuracy) / cost
+        for its, ours in pairs
+        if (cost := ours.cost_to(its.accuracy)) is not None
+    ]
+
+
+def gains(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[float]:
+    """Return how far the final accuracies are above those from scratch."""
+    return [ours.accuracy - its.accuracy for its, ours in pairs]
+
+
+class Length(NamedTuple):
+    """The best of each side of one study of the length, and what they differ by, seed by seed."""
+
+    scratch: list[Outcome]
+    transfer: list[Outcome]
+    gains: list[float]
+    ratios: list[float]
+    """Operations to the final accuracy from scratch: the baseline's over the transfer's."""
+
+    @property
+    def width(self) -> int:
+        """The global network's width."""
+        return self.scratch[0].trial.settings.network.width
+
+    @property
+    def epochs(self) -> int:
+        """The epochs from scratch."""
+        return self.scratch[0].trial.settings.training.baseline_epochs
+
+
+def lengths(studies: Sequence[Sequence[Outcome]]) -> list[Length]:
+    """Compare the best arms of the studies that have trials on both sides."""
+    compared = []
+    for found in studies:
+        scratch, transfer = best(found, scratch=True), best(found, scratch=False)
+        if pairs := paired(scratch, transfer):
+            ratios = [float(ratio[2]) for ratio in sooner(pairs)]
+            compared.append(Length(scratch, transfer, gains(pairs), ratios))
+    return compared

@@ -7,7 +7,17 @@ import numpy as np
 
 from experiments.markdown import put, table, write
 from experiments.study import figure
-from experiments.study.outcomes import Outcome, best, by_arm, devices, paired
+from experiments.study.outcomes import (
+    Length,
+    Outcome,
+    best,
+    by_arm,
+    devices,
+    gains,
+    lengths,
+    paired,
+    sooner,
+)
 from experiments.study.studies import length
 
 
@@ -22,9 +32,12 @@ def report(document: Path, found: Mapping[str, list[Outcome]]) -> None:
             parts += [f"![accuracy against cost]({picture.name})"]
             text = put(text, name, "\n\n".join(parts))
     # The studies of the length share one table.
-    lengths = [found[study.name] for study in length.STUDIES if study.name in found]
-    if "<!-- length -->" in text and (gains := _lengths(lengths)):
-        text = put(text, "length", gains)
+    compared = lengths([found[study.name] for study in length.STUDIES if study.name in found])
+    if "<!-- length -->" in text and compared:
+        picture = document.with_name(f"{document.stem}-length.svg")
+        figure.draw_lengths(picture, compared)
+        shown = f"![gain and time to the baseline's accuracy]({picture.name})"
+        text = put(text, "length", f"{shown}\n\n{_length_table(compared)}")
     write(document, text)
 
 
@@ -87,14 +100,9 @@ def _against_scratch(found: Sequence[Outcome]) -> str:
         if arm == name:
             continue
         pairs = paired(baseline, group)
-        # The baseline's clock, too, stops where it first has that accuracy, maybe before its end.
-        ratios = [
-            its.cost_to(its.accuracy) / cost
-            for its, ours in pairs
-            if (cost := ours.cost_to(its.accuracy)) is not None
-        ]
+        ratios = sooner(pairs)
         cells = [f"{ratio:.2f}×" for ratio in np.mean(ratios, axis=0)] if ratios else ["–"] * 3
-        body.append([arm, f"{len(ratios)} of {len(pairs)}", *cells, spread(_gains(pairs), "+")])
+        body.append([arm, f"{len(ratios)} of {len(pairs)}", *cells, spread(gains(pairs), "+")])
     head = ["arm", "seeds that reach it", "device-seconds"]
     head += [f"seconds on {devices(found[0].trial.study)} devices", "operations"]
     head += ["final accuracy, points above"]
@@ -104,28 +112,21 @@ def _against_scratch(found: Sequence[Outcome]) -> str:
     )
 
 
-def _gains(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[float]:
-    return [ours.accuracy - its.accuracy for its, ours in pairs]
-
-
-def _lengths(studies: Sequence[Sequence[Outcome]]) -> str:
-    """Return the gain of the best transfer against the length of training; "" if there is none."""
+def _length_table(compared: Sequence[Length]) -> str:
     body = []
-    for found in studies:
-        scratch, transfer = best(found, scratch=True), best(found, scratch=False)
-        if not (pairs := paired(scratch, transfer)):
-            continue
-        settings = scratch[0].trial.settings
-        cells = [str(settings.network.width), str(settings.training.baseline_epochs)]
-        for side in (scratch, transfer):
-            cells += [side[0].trial.arm.name, spread([each.accuracy for each in side])]
-        operations = transfer[0].costs[-1, 2] / scratch[0].costs[-1, 2]
-        body.append([*cells, f"{operations:.2f}", spread(_gains(pairs), "+"), str(len(pairs))])
+    for each in compared:
+        cells = [str(each.width), str(each.epochs)]
+        for side in (each.scratch, each.transfer):
+            cells += [side[0].trial.arm.name, spread([one.accuracy for one in side])]
+        operations = each.transfer[0].costs[-1, 2] / each.scratch[0].costs[-1, 2]
+        fewer = f"{np.mean(each.ratios):.2f}×" if each.ratios else "–"
+        reached = f"{len(each.ratios)} of {len(each.gains)}"
+        body.append([*cells, f"{operations:.2f}", spread(each.gains, "+"), fewer, reached])
     head = ["width", "epochs from scratch", "best from scratch", "%", "best transfer", "%"]
-    head += ["operations, of scratch", "gain, points", "seeds"]
+    head += ["operations, of scratch", "gain, points", "operations to that accuracy, fewer by"]
     command = "    python -m experiments.study --only length-wWIDTH-eEPOCHS"
-    versions = _versions([each for found in studies for each in found])
-    return f"{command}\n\n{versions}\n\n{table(head, body)}" if body else ""
+    versions = _versions([each for one in compared for each in one.scratch + one.transfer])
+    return f"{command}\n\n{versions}\n\n{table([*head, 'seeds that reach it'], body)}"
 
 
 def spread(fractions: Sequence[float], sign: str = "") -> str:

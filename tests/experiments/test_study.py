@@ -14,7 +14,7 @@ import pytest
 from experiments.run import workdir
 from experiments.settings import naming, validate
 from experiments.study import __main__ as command
-from experiments.study import arms, outcomes, tables, trials
+from experiments.study import arms, figure, outcomes, tables, trials
 from experiments.study.outcomes import Kind
 from experiments.study.studies import STUDIES
 
@@ -280,8 +280,18 @@ def test_the_gain_is_that_of_the_best_arms_seed_by_seed():
     found += [outcome(narrow, [0.8], 1), outcome(fast, [0.9])]  # one seed only: it tunes
     row = "| 8 | 2 | scratch-2-rate-0.1 | 55.0 ± 7.1 | averaged-2+1-rate-0.1 | 70.0 ± 14.1 |"
     # A study with one side only has no gain.
-    assert f"{row} 1.00 | +15.0 ± 7.1 | 2 |" in tables._lengths([found[:2], found])
-    assert tables._lengths([found[:2]]) == ""
+    compared = outcomes.lengths([found[:2], found])
+    assert len(compared) == 1
+    assert f"{row} 1.00 | +15.0 ± 7.1 | 1.00× | 2 of 2 |" in tables._length_table(compared)
+
+
+def test_the_picture_of_the_lengths_is_the_same_file_for_the_same_figures(tmp_path):
+    sides = arms.scratch(2, 0.1), arms.averaged((2, 1), 0.1)
+    found = [outcome(arm, [0.5, 0.6], seed) for arm in sides for seed in (0, 1)]
+    for name in "ab":
+        figure.draw_lengths(tmp_path / f"{name}.svg", outcomes.lengths([found]))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "width 8, seeds: 2" in (tmp_path / "a.svg").read_text()
 
 
 FOUR, PAIRED = (Kind(True, k, "replicate") for k in (4, 2))
