@@ -65,16 +65,27 @@ def conv_general_dilated(
     strides = tuple(window_strides)
     if min(strides, default=1) < 1:  # lax's rule accepts these
         raise ValueError(f"window_strides must be at least 1, got {strides}")
-    # The compiled code trusts the shapes that it is given: lax's own rule checks them first.
+    if 0 in rhs.shape[:2]:  # so does it, XLA does not
+        raise ValueError(f"the kernel must have at least one tap, got rhs of shape {rhs.shape}")
+    # lax's own rule checks the shapes, with errors that its users know.
     rule = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
-    _, height, width, _ = jax.eval_shape(rule, lhs, rhs).shape
+    output = jax.eval_shape(rule, lhs, rhs).shape[1:3]
     build()
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    return _conv(lhs, rhs, _Window((height, width), strides, pads))
+    window = _Window(lhs.shape[1:3], rhs.shape[:2], output, strides, pads)
+    try:
+        return _pass(lhs, rhs, "forward", window)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "dcjax.native.conv_general_dilated has no forward-mode derivative (jax.jvp, "
+            "jax.jacfwd, jax.hessian); take jax.lax.conv_general_dilated for it"
+        ) from error
 
 
 def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
@@ -91,50 +102,74 @@ def _is_covered(lhs: Array, rhs: Array, options: dict[str, Any]) -> bool:
 
 
 class _Window(NamedTuple):
-    """The height and width of the result, the strides and the padding."""
+    """Height and width of the image, the kernel and the result; the strides and the padding."""
 
-    output: tuple[int, int]
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    output: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(
+def _convolve(
     x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], window: _Window
 ) -> Float[Array, "N h w O"]:
-    def forward(x: Array, kernel: Array) -> Array:
-        return _call("forward", x, kernel, (len(x), *window.output, kernel.shape[3]), window)
-
     def default(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
             x, kernel, window.strides, window.pads, dimension_numbers=_LAYOUT
         )
 
     # The default never runs. It shows the tracer of layouts which operation this is.
-    on_cpu = functools.partial(_on_shards, forward, sums_batch=False)
+    on_cpu = functools.partial(_compiled, name="forward", window=window)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
-def _forward(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, window), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _pass(a: Array, b: Array, name: str, window: _Window) -> Array:
+    """Compute y of x and the kernel, or x of y and the kernel, or the kernel of x and y.
+
+    Each pass is linear in a and in b, and its gradients by them are the other two.
+    """
+    if name == "forward":
+        return _convolve(a, b, window)
+    return _compiled(a, b, name, window)
 
 
-def _backward(window: _Window, saved: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-
-    def by_image(y: Array, kernel: Array) -> Array:
-        return _call("by_image", y, kernel, (len(y), *x.shape[1:]), window)
-
-    def by_kernel(x: Array, y: Array) -> Array:
-        return _call("by_kernel", x, y, kernel.shape, window)
-
-    return (
-        _on_shards(by_image, y, kernel, sums_batch=False),
-        _on_shards(by_kernel, x, y, sums_batch=True),
-    )
+def _forward(a: Array, b: Array, name: str, window: _Window) -> tuple[Array, tuple[Array, Array]]:
+    return _pass(a, b, name, window), (a, b)
 
 
-_conv.defvjp(_forward, _backward)
+def _backward(
+    name: str, window: _Window, saved: tuple[Array, Array], result: Array
+) -> tuple[Array, Array]:
+    a, b = saved
+    if name == "forward":  # x, kernel
+        return _pass(result, b, "by_image", window), _pass(a, result, "by_kernel", window)
+    if name == "by_image":  # y, kernel
+        return _pass(result, b, "forward", window), _pass(result, a, "by_kernel", window)
+    return _pass(b, result, "by_image", window), _pass(a, result, "forward", window)  # x, y
+
+
+_pass.defvjp(_forward, _backward)
+
+
+def _compiled(a: Array, b: Array, name: str, window: _Window) -> Array:
+    """Run a pass on each device's part of the batch."""
+
+    def run(a: Array, b: Array) -> Array:
+        shape = {
+            "forward": (len(a), *window.output, b.shape[3]),
+            "by_image": (len(a), *window.image, b.shape[2]),
+            "by_kernel": (*window.kernel, a.shape[3], b.shape[3]),
+        }[name]
+        result = jax.ShapeDtypeStruct(shape, jnp.float32)
+        call = jax.ffi.ffi_call(target(name), result, vmap_method="sequential")
+        padding = [size for pads in window.pads for size in pads]
+        return call(
+            a, b, strides=np.array(window.strides, np.int64), padding=np.array(padding, np.int64)
+        )
+
+    return _on_shards(run, a, b, sums_batch=name == "by_kernel")
 
 
 def _on_shards(
@@ -157,12 +192,3 @@ def _on_shards(
     specs = ((cut, cut), whole) if sums_batch else ((cut, whole), cut)
     options = {"axis_names": set(axes), "check_vma": False}
     return jax.shard_map(local, in_specs=specs[0], out_specs=specs[1], **options)(a, b)
-
-
-def _call(name: str, a: Array, b: Array, shape: tuple[int, ...], window: _Window) -> Array:
-    """Return one compiled pass as an operation of JAX."""
-    result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    call = jax.ffi.ffi_call(target(name), result, vmap_method="sequential")
-    (down, right), ((top, _), (left, _)) = window.strides, window.pads
-    steps = {"down": down, "right": right, "top": top, "left": left}
-    return call(a, b, **{name: np.int64(value) for name, value in steps.items()})

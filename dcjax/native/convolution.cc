@@ -16,6 +16,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <vector>
 
 #include "accumulate.h"
@@ -23,6 +24,7 @@
 #include "image.h"
 #include "machine.h"
 #include "parallel.h"
+#include "sizes.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -46,6 +48,8 @@ ffi::Error run(Pass&& pass) {
   try {
     pass();
     return ffi::Error::Success();
+  } catch (const std::invalid_argument& error) {
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, error.what());
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a convolution");
   } catch (const std::exception& error) {
@@ -85,11 +89,22 @@ struct Comb {
   Index residue, step, first, count, taps, start;
 };
 
-Comb comb_of(Index residue, Index step, Index pad, Index size, Index kernel) {
-  Index first = ((residue - pad) % step + step) % step;
-  Index count = first < size ? (size - first + step - 1) / step : 0;
+Comb comb_of(Index first, Index step, Index pad, Index size, Index kernel, Index output) {
+  Index at = first + pad, residue = (at % step + step) % step;
+  Index count = (size - first + step - 1) / step;
   Index taps = residue < kernel ? (kernel - residue + step - 1) / step : 0;
-  return {residue, step, first, count, taps, (first + pad - residue) / step - (taps - 1)};
+  Index start = (at - residue) / step - (taps - 1);
+  // Large padding moves combs off the output, as far as it is large. Their sums have no terms.
+  bool apart = start >= output || start + count - 1 + taps <= 0;
+  if (apart) taps = start = 0;
+  return {residue, step, first, count, taps, start};
+}
+
+std::vector<Comb> combs_of(Index step, Index pad, Index size, Index kernel, Index output) {
+  std::vector<Comb> combs;
+  for (Index first = 0; first < std::min(step, size); ++first)
+    combs.push_back(comb_of(first, step, pad, size, kernel, output));
+  return combs;
 }
 
 // The pixels of the output that combs read.
@@ -111,10 +126,8 @@ void by_image(ffi::ThreadPool& pool, Array y, Array kernel, Result x, Index down
   Image from = image_of(y.dimensions()), to = image_of(x->dimensions());
   Index images = y.dimensions()[0], rows = kernel.dimensions()[0], columns = kernel.dimensions()[1];
   if (!x->element_count()) return;
-  std::vector<Comb> vertical, horizontal;
-  for (Index a = 0; a < down; ++a) vertical.push_back(comb_of(a, down, top, to.height, rows));
-  for (Index b = 0; b < right; ++b)
-    horizontal.push_back(comb_of(b, right, left, to.width, columns));
+  auto vertical = combs_of(down, top, to.height, rows, from.height);
+  auto horizontal = combs_of(right, left, to.width, columns, from.width);
   Reach rows_read = reach_of(vertical), columns_read = reach_of(horizontal);
   Image padded{rows_read.end - rows_read.begin, columns_read.end - columns_read.begin,
                from.channels};
@@ -254,23 +267,24 @@ void by_kernel(ffi::ThreadPool& pool, Array x, Array y, Result kernel, Index dow
 
 }  // namespace
 
-#define DCJAX_PASS(name, pass)                                                                  \
+// `x`, `kernel` and `y` are the places of the three arrays among a, b and the result.
+#define DCJAX_PASS(name, pass, x, kernel, y)                                                   \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                               \
       name,                                                                                    \
-      [](ffi::ThreadPool pool, Array a, Array b, Result result, Index down, Index right,       \
-         Index top, Index left) {                                                              \
-        return run([&] { pass(pool, a, b, result, down, right, top, left); });                \
+      [](ffi::ThreadPool pool, Array a, Array b, Result result, Sizes strides, Sizes padding) { \
+        return run([&] {                                                                       \
+          check((x).dimensions(), (kernel).dimensions(), (y).dimensions(), strides, padding);  \
+          pass(pool, a, b, result, strides[0], strides[1], padding[0], padding[2]);            \
+        });                                                                                    \
       },                                                                                       \
       ffi::Ffi::Bind()                                                                         \
           .Ctx<ffi::ThreadPool>()                                                              \
           .Arg<Array>()                                                                        \
           .Arg<Array>()                                                                        \
           .Ret<Array>()                                                                        \
-          .Attr<Index>("down")                                                                 \
-          .Attr<Index>("right")                                                                \
-          .Attr<Index>("top")                                                                  \
-          .Attr<Index>("left"))
+          .Attr<Sizes>("strides")                                                              \
+          .Attr<Sizes>("padding"))
 
-DCJAX_PASS(dcjax_convolution_forward, forward);
-DCJAX_PASS(dcjax_convolution_by_image, by_image);
-DCJAX_PASS(dcjax_convolution_by_kernel, by_kernel);
+DCJAX_PASS(dcjax_convolution_forward, forward, a, b, *result);
+DCJAX_PASS(dcjax_convolution_by_image, by_image, *result, b, a);
+DCJAX_PASS(dcjax_convolution_by_kernel, by_kernel, a, *result, b);

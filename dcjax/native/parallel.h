@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "machine.h"
@@ -44,7 +45,11 @@ void in_parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(In
     }
   };
   Index helpers = std::min<Index>(pool.num_threads(), tasks) - 1;
-  for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  try {
+    for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  } catch (const std::bad_alloc&) {
+    // Helpers that are scheduled use f: go on with these.
+  }
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->changed.wait(lock, [&] { return shared->done == tasks; });
