@@ -52,7 +52,8 @@ def conv_general_dilated(
 
     Raises:
       NativeError: the code cannot be compiled here (see `dcjax.native.build`).
-      ValueError: a stride is below 1, or lax refuses the shapes.
+      ValueError: a stride is below 1, the kernel has no taps, or lax refuses the shapes.
+      TypeError: a forward-mode derivative is asked for.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
     >>> conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[
