@@ -106,6 +106,11 @@ ACCEPTED = {
     "dynamic update, mapped": (
         mapped(lambda a, i: jax.lax.dynamic_update_slice(a, a[:1] + 1, (i, 0))), S,
     ),
+    "a row, mapped": (mapped(lambda a, i: a[i]), S),
+    "a row": (after(lambda h: h[jnp.argmax(X[:, 0])]), X),
+    "a number in which the width cancels": (
+        lambda x, w: nn.Dense(3)(nn.relu(nn.Dense(w)(x)) * (jnp.sqrt(4.0 * w) / jnp.sqrt(w))), X,
+    ),
     "BlurPool of NumPy": (blurred(lambda w: np.repeat(binomial(np), w, -1)), IMAGE),
     "BlurPool of JAX": (blurred(lambda w: jnp.tile(binomial(jnp), (1, 1, 1, w))), IMAGE),
     "mask broadcast": (
@@ -183,6 +188,27 @@ REFUSED = {
     "a slope for each head": (
         attention(lambda a, w: a * 2.0 ** -np.arange(w, dtype=np.float32)[:, None, None]), S,
         "constant",
+    ),
+    "a number of the width": (
+        lambda x, w: nn.Dense(3)(nn.relu(nn.Dense(w)(x)) * jnp.sqrt(jnp.float32(w))), X,
+        "constant depends on the width: 1.41.* in a sub-network, 2.8",
+    ),
+    "an index of the width": (
+        after(lambda h: h[jnp.minimum(h.shape[-1] // 4, 2)]), X, "depends on the width: 1 in .*, 2",
+    ),
+    "a number of the width, returned": (
+        lambda x, w: (nn.Dense(3)(nn.relu(nn.Dense(w)(x))), jnp.sqrt(jnp.float32(w))), X,
+        "constant depends on the width",
+    ),
+    "a number of the width, carried by a loop": (
+        lambda x, w: nn.Dense(3)(jax.lax.fori_loop(
+            0, 2, lambda _, s: (s[0] * s[1], jnp.sqrt(jnp.float32(w))),
+            (nn.relu(nn.Dense(w)(x)), jnp.float32(1)))[0]), X, "constant depends on the width",
+    ),
+    "a number of the width in a branch": (
+        lambda x, w: nn.Dense(3)(nn.relu(nn.Dense(w)(x)) * jax.lax.cond(
+            x[0, 0] > 0, lambda: jnp.float32(w), lambda: jnp.float32(1))), X,
+        "constant depends on the width",
     ),
     "a mean, tiled to the channels": (
         lambda x, w: nn.Dense(3)(jnp.tile(nn.Dense(1)(nn.relu(nn.Dense(w)(x))), (1, w))), X, "tile",

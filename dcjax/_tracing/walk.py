@@ -29,6 +29,7 @@ from dcjax._tracing.align import (
 from dcjax._tracing.errors import GROUP_NORM, Inseparable, NotSeparableError, Violation
 from dcjax._tracing.jaxprs import CALLS, PROGRAMS, located, needed_arrays
 from dcjax._tracing.rules import RULES
+from dcjax._tracing.scalars import Scalars
 from dcjax._tracing.unify import Conflict, Orders, Size
 from dcjax._tracing.value import Axis, Context, Equation, Value
 
@@ -111,11 +112,18 @@ class Walk:
             return self._unknown(sizes_of(*outvars))
         known: dict[Any, Value] = dict(zip(narrow.jaxpr.invars, values, strict=True))
 
+        scalars = Scalars()
+
+        def value_of(n: Any, w: Any, path: str) -> Value:
+            if isinstance(n, jex.Literal):
+                return self._constant(n.val, w.val, path)
+            if n in scalars.differing:
+                return self._constant(*scalars.differing[n], path)
+            return known[n]
+
         def read(variables: Iterable[Any], wide_variables: Iterable[Any], path: str) -> list[Value]:
-            return [
-                self._constant(n.val, w.val, path) if isinstance(n, jex.Literal) else known[n]
-                for n, w in zip(variables, wide_variables, strict=True)
-            ]
+            pairs = zip(variables, wide_variables, strict=True)
+            return [value_of(n, w, path) for n, w in pairs]
 
         for var, n, w in zip(narrow.jaxpr.constvars, narrow.consts, wide.consts, strict=True):
             source = _first_use(narrow.jaxpr, var)
@@ -126,6 +134,10 @@ class Walk:
             unused = not (any(results_needed) or n.effects)
             self.here = Here(unused, (*sources, n.source_info))
             inner_path = below(path, _name(n.source_info))
+            if (numbers := scalars.follow(n, w)) and n.outvars[0] not in scalars.differing:
+                known[n.outvars[0]] = self._constant(*numbers, inner_path)
+            if numbers:
+                continue
             operands = read(n.invars, w.invars, inner_path)
             results = self._equation(n, w, inner_path, operands, (*at, i), results_needed)
             known.update(zip(n.outvars, results, strict=True))
