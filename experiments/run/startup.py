@@ -17,7 +17,7 @@ _FIXED = {
     "jax_numpy_rank_promotion": "allow",
     "jax_numpy_dtype_promotion": "standard",
     "jax_transfer_guard": "allow",
-    "jax_debug_nans": False,  # a sub-network that diverges is reported, and the others go on
+    "jax_debug_nans": False,  # a sub-network that diverges is reported, and the others continue
     "jax_debug_infs": False,
     "jax_disable_jit": False,
     "jax_check_tracer_leaks": False,
