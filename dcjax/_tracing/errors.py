@@ -37,6 +37,6 @@ class NotSeparableError(ValueError):
 
 
 class Inseparable(Exception):
-    """Raised by a rule with (problem, remedy); the walk notes a `Violation` and goes on."""
+    """Raised by a rule with (problem, remedy); the walk notes a `Violation` and continues."""
 
     __module__ = "dcjax"

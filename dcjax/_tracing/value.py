@@ -88,7 +88,7 @@ class Equation(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every rule may use.
+    """The means that every rule may use.
 
     Attributes:
       orders: the unifier.
