@@ -149,6 +149,20 @@ def test_a_leaf_that_is_only_cast_is_not_used(cast):
     assert {path[0] for path, leaf in layout.leaves if leaf.head} == {"head", "aux"}
 
 
+@pytest.mark.parametrize(
+    "change", [lambda p, x: p * x[0, 0], lambda p, x: p + jax.random.normal(jax.random.key(0))]
+)
+def test_a_leaf_that_is_scaled_by_the_input_is_not_used(change):
+    """All leaves are changed alike; what they are for does not show."""
+
+    def call(params, x):
+        aux = change(params["aux"], x)
+        return body_and_heads(params | {"aux": aux}, x, train=False)
+
+    with pytest.raises(dcjax.NotSeparableError, match=r"1\. aux \(leaf\): no result of the traced"):
+        layout_of(call)
+
+
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
 def test_a_head_that_is_computed_and_not_returned_is_divided(wrap):
     def call(params, x):

@@ -34,7 +34,7 @@ class Value:
       power: the global blocks are the sub-networks' arrays times K**power. It is −1 for the head's
         kernel and for products with it.
       linear: the leaves in each of which the array is linear, the last factor first.
-      leaves: the leaves that an array made of leaves and constants alone is made of.
+      leaves: the leaves that an array is made of, as long as they have not met features.
       from_params: whether it depends on parameters and constants only.
       zero: whether it is zero everywhere.
     """

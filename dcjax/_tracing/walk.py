@@ -54,6 +54,10 @@ class Here(NamedTuple):
     sources: tuple[Any, ...] = ()
 
 
+# Operations that apply a kernel or a table to an input without channels of the sub-networks.
+_APPLIES = ("dot_general", "conv_general_dilated", "gather", "dynamic_slice")
+
+
 @dataclasses.dataclass
 class Walk:
     """One walk over both jaxprs.
@@ -65,8 +69,8 @@ class Walk:
       lines: whether to tell the lines of the user's code: module paths are those of Flax Linen.
       new_heads: leaves that must be divided too. Since arrays that depend on a divided leaf allow
         linear operations only, the walk is then repeated with these among the `heads`.
-      met: leaves that meet the input, directly or cast or scaled before. A head among them has
-        been found; what a leaf that meets nothing is for cannot be known.
+      met: leaves that meet features, or are applied to an input, perhaps cast or scaled before. A
+        head among them has been found; what a leaf that meets nothing is for cannot be known.
       doubtful: leaves from which an operation that was forgiven makes something by itself.
       violations: what cannot be composed exactly, by path and operation.
       taps: the arrays that `verify` may compare, by the place of their equation: its index,
@@ -189,15 +193,21 @@ class Walk:
             results = [Value(tuple(own), from_params=from_params) for own in axes]
         results = [results] if isinstance(results, Value) else results
         if leaves and equation.name not in PROGRAMS:  # those tell by what they hold
-            if from_params:
-                results = [dataclasses.replace(value, leaves=leaves) for value in results]
-            else:
+            if self._meets(equation, operands):
                 self.met |= leaves
+            else:
+                results = [dataclasses.replace(value, leaves=leaves) for value in results]
         # `verify` compares what results depend on; random keys cannot be compared by error.
         random = results and jnp.issubdtype(dtype_of(n.outvars[0]), jax.dtypes.prng_key)
         if results and not random and not self.here.forgiving:
             self.taps[at] = Tap(path, results[0], self.here.sources)
         return results
+
+    def _meets(self, equation: Equation, operands: Sequence[Value]) -> bool:
+        """Return whether leaves meet features here, or are applied to an input."""
+        others = [value for value in operands if not value.from_params]
+        grows = any(self.context.grows(axis) for value in others for axis in value.axes)
+        return grows or (bool(others) and equation.name in _APPLIES)
 
     def _like(self, name: str, equation: Equation, *values: Value) -> Any:
         return RULES[name](self.context, equation, *values)
