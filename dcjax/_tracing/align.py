@@ -120,12 +120,15 @@ def same_values(narrow: Any, wide: Any) -> bool:
         return False
     if isinstance(narrow, (tuple, list)):
         return len(narrow) == len(wide) and all(map(same_values, narrow, wide))
-    if isinstance(narrow, jex.ClosedJaxpr):
-        consts = zip(narrow.consts, wide.consts, strict=False)
-        return same_values(narrow.jaxpr, wide.jaxpr) and all(same_constants(*c) for c in consts)
-    if isinstance(narrow, jex.Jaxpr):
-        aligned = misaligned(narrow, wide) is None
-        return aligned and all(map(_same_equations, narrow.eqns, wide.eqns))
+    if isinstance(narrow, (jex.ClosedJaxpr, jex.Jaxpr)):  # one type from jax 0.12 on
+        programs: tuple[Any, Any] = narrow, wide
+        consts = (getattr(program, "consts", ()) for program in programs)
+        n, w = (getattr(program, "jaxpr", program) for program in programs)
+        return (
+            misaligned(n, w) is None
+            and all(map(same_constants, *consts))
+            and all(map(_same_equations, n.eqns, w.eqns))
+        )
     return bool(narrow == wide) or bool(narrow != narrow and wide != wide)  # two NaNs are equal
 
 
