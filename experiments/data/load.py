@@ -18,7 +18,7 @@ def load(
       name: one of
         `auto`: CIFAR-10; if it is neither here nor can be downloaded and no `data_dir` is given,
           the digits in its place, with a notice.
-        `folder:PATH`: PATH/train/<class>/*.jpg|jpeg|png and PATH/test/<class>/….
+        `folder:PATH`: PATH/train/<class>/*.jpg and PATH/test/<class>/…, of any format of Pillow.
         or the name of a file in `experiments/data/sources`, such as `cifar10` or `digits`.
       data_dir: where its files are; None for the usual place.
       notify: called with what people should know.
