@@ -274,7 +274,7 @@ def _read(step: int, folder: Path) -> Checkpoint:
     from orbax.checkpoint import v1
 
     try:
-        data = v1.load(str(folder))["file"].tobytes()
+        data = io.BytesIO(v1.load(str(folder))["file"].tobytes())
         leaves, content = manifest.read(data, formats.NPZ)
         if content["step"] != step:
             raise ValueError(f"is of step {content['step']}")

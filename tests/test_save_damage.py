@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import pickle
 import tracemalloc
 import zipfile
@@ -13,6 +14,7 @@ import safetensors.numpy
 
 import dcjax
 from dcjax._files.formats import format_of
+from dcjax._files.manifest import DTYPES
 from tests.test_save import SUFFIXES, assert_same, both, everything
 
 
@@ -90,13 +92,23 @@ def forge(path, change):
     """Save `everything()`, let `change(document, arrays)` change it, and write it sealed anew."""
     form = format_of(path)
     dcjax.save(path, everything())
-    text, arrays = form.read(path.read_bytes())
-    document = json.loads(text[64:])
-    arrays = {name: np.frombuffer(a, np.uint8) for name, a in arrays.items()}
+    with path.open("rb") as file:
+        text, arrays = form.read(file)
+        document = json.loads(text[64:])
+        sizes = dict(sizes_in(document["tree"]))
+        arrays = {name: read(sizes[name]) for name, read in arrays.items()}
     changed = change(document, arrays)
     body = changed if isinstance(changed, str) else json.dumps(document)
     with path.open("wb") as file:
         form.write(file, hashlib.sha256(body.encode()).hexdigest() + body, arrays)
+
+
+def sizes_in(node):
+    """The names and sizes of all arrays of a description."""
+    if "array" in node:
+        yield node["array"], math.prod(node["shape"]) * DTYPES[node["dtype"]].itemsize
+    for child in (*node.get("dict", {}).values(), *filter(None, [node.get("stacked")])):
+        yield from sizes_in(child)
 
 
 def layout_in(document):

@@ -1,28 +1,37 @@
 """The file formats: named arrays and a text in one file, without pickle.
 
-Arrays are read as bytes: the text describes them, so that nothing else in a file is believed.
-Members are never compressed, and declared sizes are compared with the bytes that are there, so
-reading a file takes little more memory than it has bytes.
+Arrays are read as bytes, one at a time: the text describes them, so that nothing else in a file is
+believed. Members are never compressed, and declared sizes are compared with the bytes that are
+there before memory is allocated, so reading a file takes little more memory than it has bytes.
 """
 
-import io
+import functools
 import json
+import math
 import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+Read = Callable[[int], np.ndarray]
+"""Reads an array of so many bytes, as uint8; raises an exception if it has another size."""
+
 _TEXT = "dcjax.json"  # the name of the text in a file; `manifest` gives no array this name
 _NPZ_DTYPES = frozenset(np.dtype(code).name for code in "?bhiqBHIQefdFD")
-_SAFETENSORS_DTYPES = _NPZ_DTYPES - {"complex64", "complex128"} | {
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e5m2",
+_SAFETENSORS_DTYPES = {
+    "bool": "BOOL",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
 }
+_ALIGNED = 64  # JAX takes over an array of NumPy's on the CPU, without a copy, if it begins there
+_CHUNK = 2**20
 
 
 class Format(NamedTuple):
@@ -30,24 +39,28 @@ class Format(NamedTuple):
 
     * `dtypes`: names of the dtypes it can hold; other arrays must be given as bytes.
     * `write(file, text, arrays)`: writes arrays, which are in C order and little-endian.
-    * `read(data)`: returns the text and the arrays' bytes from the file's bytes. Raises an
-      exception of any type if the data is not in this format.
+    * `read(file)`: returns the text and a reader of each array's bytes. Raises an exception of any
+      type if the data is not in this format.
     """
 
     dtypes: frozenset[str]
     write: Callable[[BinaryIO, str, Mapping[str, np.ndarray]], object]
-    read: Callable[[bytes], tuple[str, dict[str, bytes]]]
+    read: Callable[[BinaryIO], tuple[str, dict[str, Read]]]
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
     """Return the format that the path's suffix names."""
     suffix = pathlib.Path(path).suffix
-    if suffix == ".npz":
-        return NPZ
-    if suffix == ".safetensors":
-        _safetensors()  # fails before anything is read or written
-        return Format(_SAFETENSORS_DTYPES, _write_safetensors, _read_safetensors)
-    raise ValueError(f"expected a path that ends in .npz or .safetensors, got {os.fspath(path)!r}")
+    if suffix not in _FORMATS:
+        raise ValueError(
+            f"expected a path that ends in {' or '.join(_FORMATS)}, got {os.fspath(path)!r}"
+        )
+    return _FORMATS[suffix]
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of every entry along a new last axis."""
+    return array[..., None].view(np.uint8)
 
 
 def _write_npz(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -59,40 +72,91 @@ def _write_npz(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> N
                 np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
 
 
-def _read_npz(data: bytes) -> tuple[str, dict[str, bytes]]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        infos = archive.infolist()
-        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-            raise ValueError("a member is compressed; only stored members are read")
-        if sum(max(info.file_size, info.compress_size) for info in infos) > len(data):
-            raise ValueError("the members are declared larger than the file")
-        members = {info.filename.removesuffix(".npy"): archive.read(info) for info in infos}
-    if len(members) < len(infos):
+def _read_npz(file: BinaryIO) -> tuple[str, dict[str, Read]]:
+    archive, size = zipfile.ZipFile(file), file.seek(0, os.SEEK_END)
+    infos = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise ValueError("a member is compressed; only stored members are read")
+    if sum(max(info.file_size, info.compress_size) for info in infos) > size:
+        raise ValueError("the members are declared larger than the file")
+    arrays: dict[str, Read] = {
+        info.filename.removesuffix(".npy"): functools.partial(_read_member, archive, info)
+        for info in infos
+    }
+    if len(arrays) < len(infos):
         raise ValueError("two members have the same name")
-    # The header of an .npy file of version 1.0 is as long as its bytes 8 and 9 say.
-    arrays = {k: v[10 + int.from_bytes(v[8:10], "little") :] for k, v in members.items()}
-    return arrays.pop(_TEXT).decode(), arrays
+    return arrays.pop(_TEXT)(-1).tobytes().decode(), arrays
 
 
-NPZ = Format(_NPZ_DTYPES, _write_npz, _read_npz)
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+    """Read an array of `size` bytes, or of any size for -1; compare its CRC-32 at its end."""
+    with archive.open(info) as member:
+        # The header of an .npy file of version 1.0 is as long as its bytes 8 and 9 say.
+        header = 10 + int.from_bytes(member.read(10)[8:], "little")
+        member.read(header - 10)
+        if size not in (-1, info.file_size - header):
+            raise ValueError(f"the array has {info.file_size - header} bytes, expected {size}")
+        return _filled(info.file_size - header, member)
 
 
 def _write_safetensors(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> None:
-    file.write(_safetensors().numpy.save(dict(arrays), {_TEXT: text}))
+    header: dict[str, object] = {"__metadata__": {_TEXT: text}}
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # so that all are aligned
+    end = 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        kind = _SAFETENSORS_DTYPES[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for _, array in ordered:
+        file.write(as_bytes(array).data)
 
 
-def _read_safetensors(data: bytes) -> tuple[str, dict[str, bytes]]:
-    # This checks sizes, and that tensors have no holes or overlaps.
-    arrays = {name: bytes(tensor["data"]) for name, tensor in _safetensors().deserialize(data)}
-    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    return json.loads(header)["__metadata__"][_TEXT], arrays
+def _read_safetensors(file: BinaryIO) -> tuple[str, dict[str, Read]]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:
+        raise ValueError("its header is declared longer than the file")
+    header = json.loads(file.read(length))
+    text = header.pop("__metadata__")[_TEXT]
+    sizes = {kind: np.dtype(name).itemsize for name, kind in _SAFETENSORS_DTYPES.items()}
+    arrays: dict[str, Read] = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        if start != end or stop - start != sizes[entry["dtype"]] * math.prod(entry["shape"]):
+            raise ValueError(f"{name}: its shape and place in the file do not fit")
+        arrays[name] = functools.partial(_read_tensor, file, 8 + length + start, stop - start)
+        end = stop
+    if 8 + length + end != size:
+        raise ValueError(f"the file has {size - 8 - length} bytes of arrays, declared are {end}")
+    return text, arrays
 
 
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            "a .safetensors file needs: pip install safetensors. A .npz file needs no package"
-        ) from error
-    return safetensors
+def _read_tensor(file: BinaryIO, place: int, there: int, size: int) -> np.ndarray:
+    if there != size:
+        raise ValueError(f"the array has {there} bytes, expected {size}")
+    file.seek(place)
+    return _filled(size, file)
+
+
+def _filled(size: int, file: Any) -> np.ndarray:
+    """Read so many bytes into new, aligned memory."""
+    spare = np.empty(size + _ALIGNED, np.uint8)
+    start = -spare.ctypes.data % _ALIGNED
+    data = spare[start : start + size]
+    for place in range(0, size, _CHUNK):  # zipfile holds a second copy of what is read at once
+        part = data[place : place + _CHUNK]
+        if file.readinto(part.data) != len(part):
+            raise EOFError("the file ends within an array")
+    return data
+
+
+NPZ = Format(_NPZ_DTYPES, _write_npz, _read_npz)
+_FORMATS = {
+    ".npz": NPZ,
+    ".safetensors": Format(frozenset(_SAFETENSORS_DTYPES), _write_safetensors, _read_safetensors),
+}

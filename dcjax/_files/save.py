@@ -1,6 +1,7 @@
 """Variables in one file, for exchange with people one need not trust: no pickle anywhere."""
 
 import os
+import stat
 
 import jax
 import numpy as np
@@ -25,15 +26,13 @@ def save(path: str | os.PathLike[str], variables: PyTree) -> None:
     bytes along a new last axis. The file appears, or replaces an older one, whole or not at all.
 
     Args:
-      path: the file to write, ending in `.npz`, or in `.safetensors`, which needs the package
-        safetensors (`pip install 'dcjax[safetensors]'`).
+      path: the file to write, ending in `.npz` or `.safetensors`.
       variables: a `Stacked`, a nested dict with str keys, or such a dict with `Stacked` nodes at
         any depth. Its leaves are JAX or NumPy arrays, or typed random keys.
 
     Raises:
       TypeError: the tree has other containers or leaves; lists all of them.
       ValueError: the suffix is not one of these, or a `Stacked` does not fit its layout.
-      ImportError: the package safetensors is missing.
 
     >>> import dcjax, jax, os, tempfile
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -68,7 +67,6 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTre
       FileError: the file is damaged, larger than `max_bytes`, or not one of `dcjax.save`.
       FileNotFoundError: the file does not exist.
       ValueError: an array has 64 bits and JAX is set to 32, or the suffix is not one of these.
-      ImportError: the package safetensors is missing.
 
     >>> import dcjax, jax, os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,28 +76,34 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTre
     {'params': {'bias': Array([0, 1, 2], dtype=int32)}}
     """
     form = format_of(path)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if max_bytes is not None and size > max_bytes:
-            raise FileError(f"{os.fspath(path)}: {size} bytes, and max_bytes={max_bytes}")
-        data = file.read()
-    try:
-        tree, _ = read(data, form)
-    except Exception as error:  # whatever the parsers raise, the contents are wrong
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
-        raise FileError(
-            f"{os.fspath(path)} is damaged, or not a file of dcjax.save: {reason[:1000]}. Get it "
-            "again from its source"
-        ) from error
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"{os.fspath(path)} is a folder, a FIFO or a device, not a file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise FileError(f"{os.fspath(path)}: {status.st_size} bytes, and max_bytes={max_bytes}")
+        try:
+            tree, _ = read(file, form)
+        except Exception as error:  # whatever the parsers raise, the contents are wrong
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise FileError(
+                f"{os.fspath(path)} is damaged, or not a file of dcjax.save: {reason[:1000]}. Get "
+                "it again from its source"
+            ) from error
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)):
+        return tree
     wide = [
         f"{name_of(path_of(path))}: {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if isinstance(leaf, np.ndarray)  # JAX would narrow it
     ]
-    if wide:
-        raise ValueError(
-            f"{os.fspath(path)} has 64-bit arrays, which JAX would make 32-bit: set "
-            'jax.config.update("jax_enable_x64", True), or save them as 32 bits:\n  '
-            + "\n  ".join(wide)
-        )
-    return tree
+    raise ValueError(
+        f"{os.fspath(path)} has 64-bit arrays, which JAX would make 32-bit: set "
+        'jax.config.update("jax_enable_x64", True), or save them as 32 bits:\n  '
+        + "\n  ".join(wide)
+    )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for the writer of a FIFO."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
