@@ -33,6 +33,8 @@ from dcjax._layout.layout import LeafLayout as LeafLayout
 from dcjax._layout.order import Order as Order
 from dcjax._layout.order import Run as Run
 from dcjax._linen.decompose import decompose as decompose
+from dcjax._linen.grouped import grouped as grouped
+from dcjax._linen.narrowable import narrowable as narrowable
 from dcjax._linen.network import apply as apply
 from dcjax._linen.network import init as init
 from dcjax._linen.network import layout as layout

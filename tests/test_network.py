@@ -95,7 +95,7 @@ def test_narrow_may_call_narrow():
          lambda: dcjax.decompose(LeNet(64), 3)),
         (ValueError, r"blocks\[1\]=8", lambda: dcjax.decompose(Two(blocks=(3, 8)), 3, ("blocks",))),
         (TypeError, "its fields are blocks, stem", lambda: dcjax.decompose(Two(), 2)),
-        (TypeError, "a width", lambda: dcjax.decompose(Two(stem=1.5), 2, "stem")),
+        (TypeError, "a width", lambda: dcjax.decompose(Two(stem="wide"), 2, "stem")),
         (ValueError, "at least 1, got 0", lambda: dcjax.decompose(LeNet(4), 0)),
         (TypeError, "must be an int, got 'four'", lambda: dcjax.decompose(LeNet(4), "four")),
         (TypeError, "an instance", lambda: dcjax.decompose(LeNet, 2)),

@@ -56,12 +56,10 @@ def two_heads_deep(net, x):
     return nn.Dense(5, name="head")(nn.relu(x))
 
 
-GROUP_NORM = (
-    "nn.GroupNorm(num_groups=None, group_size=<width of one sub-network>, reduction_axes=(-1,))"
-)
+GROUPED = "dcjax.grouped(network, K)"
 REFUSED = {
-    "layer norm": (lambda net, x: nn.LayerNorm(name="norm")(x), None, "Net/norm", GROUP_NORM),
-    "rms norm": (lambda net, x: nn.RMSNorm(name="norm")(x), None, "Net/norm", GROUP_NORM),
+    "layer norm": (lambda net, x: nn.LayerNorm(name="norm")(x), None, "Net/norm", GROUPED),
+    "rms norm": (lambda net, x: nn.RMSNorm(name="norm")(x), None, "Net/norm", GROUPED),
     "softmax": (lambda net, x: nn.softmax(x), None, "reduce_max", "group"),
     "mean": (lambda net, x: x - x.mean(-1, keepdims=True), None, "reduce_sum", "group"),
     "straddling group norm": (

@@ -1,12 +1,15 @@
 """Decomposition of a network along its width."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import flax.linen as nn
 
 from dcjax._checks import check_subnets, shown
+from dcjax._linen.grouped import Groups, regrouped
+from dcjax._linen.under import how_of
 
 DEFAULT_FIELDS = ("width",)
 
@@ -20,15 +23,17 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     Args:
       network: a Flax Linen module (any dataclass with the fields will do).
       subnets: K ≥ 1. K = 1 gives the network itself.
-      fields: names of the fields to divide, each an int or a sequence of ints.
+      fields: names of the fields to divide, each a width (int), a multiplier of widths (float), or
+        a sequence of them.
 
     Returns:
-      A module of the same class.
+      A module of the same class; of a grouped network (see `grouped`) the plain sub-network.
 
     Raises:
-      ValueError: K is below 1, or does not divide a width, or a width is below 1; names the field,
-        its value and K. No fields are named.
-      TypeError: the module has no such field, or the field holds no ints; `narrow` gives no module.
+      ValueError: K is below 1, or does not divide all widths, or a width is below 1; names each
+        field, its value and K. No fields are named.
+      TypeError: the module has no such field, or the field holds no numbers; `narrow` gives no
+        module.
 
     >>> import dcjax
     >>> network = dcjax.models.ResNet(depth=32, width=64, num_classes=10)
@@ -43,6 +48,8 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
         raise TypeError(f"the network must be an instance of a Flax Linen module, got {network!r}")
     if subnets == 1:
         return network
+    if isinstance(how_of(network), Groups):
+        return regrouped(network, subnets, lambda bare: decompose(bare, subnets, fields))
     own = getattr(type(network), "narrow", None)
     if callable(own):
         with nn.intercept_methods(_without_parent):
@@ -60,10 +67,17 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     if missing:
         raise TypeError(
             f"{type(network).__name__} has no field {', '.join(missing)}; its fields are "
-            f"{', '.join(sorted(known))}. Name those that carry width with fields=(…), or define "
-            "narrow(self, subnets) on the module"
+            f"{', '.join(sorted(known))}. Name those that carry width with fields=(…), define "
+            "narrow(self, subnets) on the module, or take dcjax.narrowable(network, keep=(…)) for "
+            "widths that are numbers in its code"
         )
-    divided = {name: _divided(name, getattr(network, name), subnets) for name in fields}
+    wrong: list[str] = []
+    divided = {name: _divided(name, getattr(network, name), subnets, wrong) for name in fields}
+    if wrong:
+        raise ValueError(
+            f"{subnets} sub-networks do not divide {', '.join(wrong)}: expected multiples of "
+            f"{subnets}, or a number of sub-networks that divides all widths"
+        )
     # A Flax module that is another's field has a parent; the copy is nobody's yet.
     free = {"parent": None} if "parent" in names else {}
     return dataclasses.replace(network, **divided, **free)
@@ -99,22 +113,24 @@ def _names(fields: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _divided(name: str, value: Any, subnets: int) -> Any:
-    """Return a width, or a sequence of widths, divided by K."""
+def _divided(name: str, value: Any, subnets: int, wrong: list[str]) -> Any:
+    """Return a width, or a sequence of widths, divided by K; note those that K does not divide."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        divided = [_divided(f"{name}[{i}]", item, subnets) for i, item in enumerate(value)]
+        items = enumerate(value)
+        divided = [_divided(f"{name}[{i}]", item, subnets, wrong) for i, item in items]
         return divided if isinstance(value, list) else tuple(divided)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
-            f"field {name} must be a width, an int or a sequence of ints, got {value!r}"
+            f"field {name} must be a width (an int) or a multiplier of widths (a float), or a "
+            f"sequence of them, got {value!r}"
         )
+    if isinstance(value, float):
+        if not 0 < value < math.inf:
+            raise ValueError(f"field {name} must be a positive multiplier of widths, got {value}")
+        return value / subnets
     if value < 1:
         raise ValueError(f"field {name} must be a width of at least 1, got {value}")
     if value % subnets:
         near = [w for w in (value - value % subnets, value + -value % subnets) if w > 0]
-        raise ValueError(
-            f"{subnets} sub-networks do not divide {name}={value}: expected a multiple of "
-            f"{subnets} (near: {', '.join(map(str, near))}), or a number of sub-networks that "
-            f"divides {value}"
-        )
+        wrong.append(f"{name}={value} (near: {', '.join(map(str, near))})")
     return value // subnets

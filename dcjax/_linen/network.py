@@ -18,6 +18,9 @@ from dcjax._compose.stack import check_stacked, stack
 from dcjax._compose.stacked import Stacked
 from dcjax._layout.layout import Layout, path_of
 from dcjax._linen.decompose import DEFAULT_FIELDS, decompose
+from dcjax._linen.grouped import groups_of, in_one_group
+from dcjax._linen.narrowable import check_results
+from dcjax._tracing.errors import NARROWABLE, NotSeparableError
 from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples, replicate
 
@@ -258,25 +261,38 @@ def separation(both: Networks, inputs: Sequence[Any]) -> Separation:
     narrow_xs = [jax.eval_shape(lambda x: both.split(x)[0], x) for x in inputs]
     wide_xs = [jax.eval_shape(both.join, x) for x in inputs]
     key = jax.random.key(0)
+    subnet = in_one_group(both.network, both.subnet)
     # The global network first: what is wrong there is wrong without dcjax, too.
     wide = jax.eval_shape(_init(both.network, both.calls), key, *wide_xs)
     try:
-        narrow = jax.eval_shape(_init(both.subnet, both.calls), key, *narrow_xs)
+        narrow = jax.eval_shape(_init(subnet, both.calls), key, *narrow_xs)
     except Exception as error:
         error.add_note(
             f"This is dcjax's sub-network, decompose(network, {both.subnets}); the global one can "
-            "be initialised. Whatever depends on the width has to divide with it: "
-            "nn.GroupNorm(num_groups=None, group_size=…), numbers of heads that are fields, or a "
-            "method narrow(subnets) that says what the sub-network is."
+            "be initialised. Whatever depends on the width has to divide with it: numbers of heads "
+            "that are fields, nn.GroupNorm(num_groups=None, group_size=…), a method "
+            f"narrow(subnets) that says what the sub-network is, or {NARROWABLE} for widths that "
+            "are numbers in the code."
         )
         raise
-    return separate(
-        _apply(both.subnet, both.calls),
-        _apply(both.network, both.calls),
-        (narrow, *narrow_xs),
-        (wide, *wide_xs),
-        both.subnets,
-    )
+    try:
+        found = separate(
+            _apply(subnet, both.calls),
+            _apply(both.network, both.calls),
+            (narrow, *narrow_xs),
+            (wide, *wide_xs),
+            both.subnets,
+        )
+    except NotSeparableError as error:
+        if groups_of(both.network) is not None:
+            error.add_note(
+                "The network is grouped. Norms over channels that do not grow with the width, and "
+                "group norms whose number of groups does, are to stay as they are: name their "
+                "paths in dcjax.grouped(network, K, keep=(…))."
+            )
+        raise
+    check_results(both.network, found.narrow.out_avals, found.wide.out_avals)
+    return found
 
 
 def _is_collections(tree: Any) -> bool:

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# The remedy for LayerNorm and RMSNorm. By default Flax's group norm averages over all but the batch
-# axis: over the pixels of an image, but also over tokens, so that a causal model sees the future.
-GROUP_NORM = (
-    "nn.GroupNorm(num_groups=None, group_size=<width of one sub-network>, reduction_axes=(-1,))"
-)
+# Remedies, each a function that makes another network of the user's.
+GROUPED = "dcjax.grouped(network, K)"
+NARROWABLE = "dcjax.narrowable(network, keep=(…))"
 
 
 class Violation(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dcjax._layout.layout import Path
-from dcjax._tracing.errors import Inseparable
+from dcjax._tracing.errors import NARROWABLE, Inseparable
 from dcjax._tracing.unify import Orders, Size, Term
 
 
@@ -133,6 +133,6 @@ def mean_refused(value: Value, problem: str) -> Inseparable:
     """Return the error for a mean where each sub-network's array is needed."""
     return Inseparable(
         f"{problem}, but one array stands for all sub-networks here: {value.averaged_because}",
-        "let it grow with the width (a field that decompose divides, one entry a channel), "
-        "or let the merging layer be the last one, with only linear operations after it",
+        f"let it grow with the width (a field that decompose divides, or {NARROWABLE}; one entry a "
+        "channel), or let the merging layer be the last one, with only linear operations after it",
     )

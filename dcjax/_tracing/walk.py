@@ -26,7 +26,7 @@ from dcjax._tracing.align import (
     same_values,
     sizes_of,
 )
-from dcjax._tracing.errors import GROUP_NORM, Inseparable, NotSeparableError, Violation
+from dcjax._tracing.errors import GROUPED, NARROWABLE, Inseparable, NotSeparableError, Violation
 from dcjax._tracing.jaxprs import CALLS, PROGRAMS, located, needed_arrays
 from dcjax._tracing.rules import RULES
 from dcjax._tracing.scalars import Scalars
@@ -233,10 +233,10 @@ class Walk:
                 raise Inseparable(
                     "it adds up the channels of all sub-networks, with no kernel that could hold "
                     "the 1/K of a mean",
-                    "normalise and average within groups whose number grows with the width "
-                    f"({GROUP_NORM} instead of LayerNorm, RMSNorm or a fixed number of groups; "
-                    "heads whose number is one of the fields), and merge the sub-networks with a "
-                    "dense layer or a convolution",
+                    f"{GROUPED} for LayerNorm, RMSNorm or GroupNorm(num_groups=n), which then act "
+                    "within each sub-network's channels; otherwise average within groups or heads "
+                    "whose number grows with the width, and merge the sub-networks with a dense "
+                    "layer or a convolution",
                 )
             self.new_heads.add(leaf)
         elif power != -1:
@@ -340,5 +340,5 @@ def _told(reason: Inseparable | Conflict) -> tuple[str, str]:
     return (
         f"the channels that meet here come in different orders: {reason}",
         "bring them into one order, or give all layers that meet here a width that decompose "
-        "divides",
+        f"divides ({NARROWABLE} for widths that are numbers in the code)",
     )

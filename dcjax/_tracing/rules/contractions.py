@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from dcjax._tracing.errors import Inseparable
+from dcjax._tracing.errors import NARROWABLE, Inseparable
 from dcjax._tracing.rules.elementwise import product_of, refuse_mean
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.unify import Conflict, Size, Term, repeat, scale
@@ -63,7 +63,8 @@ def _refuse_mixed(mixed: Labels, varying: Sequence[Labels], kept: Labels) -> Non
         if labels - kept and given_out and given_out <= mixed:
             raise Inseparable(
                 "the number of its results does not grow K-fold",
-                "let every width be K times as large in the global network",
+                "let every width be K times as large in the global network "
+                f"({NARROWABLE} for widths that are numbers in the code)",
             )
     for label in mixed - kept:
         if sum(label in labels and len(labels) > 1 for labels in varying) > 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dcjax._tracing.errors import GROUP_NORM, Inseparable
+from dcjax._tracing.errors import GROUPED, Inseparable
 from dcjax._tracing.rules.elementwise import joined_axes, nonlinear
 from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.value import Context, Equation, Value
@@ -14,8 +14,8 @@ def refuse_across_subnets(context: Context, value: Value, axes: Iterable[int]) -
         raise Inseparable(
             "it runs over the channels of all sub-networks",
             "let it run within a group or a head of fixed size, whose number grows with the width "
-            f"({GROUP_NORM} in place of a LayerNorm; attention with "
-            'fields=("width", "heads")), and let the network return its logits',
+            f"({GROUPED} for norms; attention with fields=('width', 'heads')), and let the network "
+            "return its logits",
         )
 
 
