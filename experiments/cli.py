@@ -102,7 +102,7 @@ def run(settings: Settings, stop: signals.Stop) -> int:
             workdir.clear(folder)
         for name in startup.start_jax(settings.subnets):
             voice.say(f"note: {name} is set, and is not followed here")
-        with workdir.opened(folder, values, how.only_subnet) as metrics:
+        with workdir.opened(folder, values, voice.say, how.only_subnet) as metrics:
             return _train(settings, dataset, folder, voice, metrics, stop)
 
 
@@ -135,7 +135,9 @@ def _train(
 
     how = settings.keeping
     fingerprint = checkpointing.fingerprint(dataset)
-    keeper = checkpointing.Keeper(folder, how, fingerprint, voice, metrics, stop)
+    keeper = checkpointing.Keeper(
+        folder, how, naming.flat(settings), fingerprint, voice, metrics, stop
+    )
     try:
         if how.only_subnet is not None:
             kept = pipeline.run_one(settings, dataset, keeper, how.only_subnet)

@@ -88,8 +88,10 @@ class Watcher:
             return
         k = self._members[place]
         # Its time so far counts with the training that it was a part of.
-        new = {"finished": False, "metrics": None, "progress": {}, "members": [k], "diverged": []}
-        folder = self._keeper.workdir / FOLDER / self._restart.format(k)
+        name = self._restart.format(k)
+        new = self._keeper.record(name) | {"metrics": [self._keeper.log.name, 0]}
+        new |= {"finished": False, "progress": {}, "members": [k], "diverged": []}
+        folder = self._keeper.workdir / FOLDER / name
         with Checkpoints(folder, keep=self._keeper.how.keep) as checkpoints:
             checkpoints.save(good.step, past, good.record | new)
 

@@ -136,7 +136,7 @@ def _compose(this: Setup, subnets: subnetworks.Outcome) -> tuple[PyTree, dict[st
             "feature_error": _feature_error(this, stacked, weights),
         }
         this.keeper.log(phase="composed", **measured)
-        kept.save(0, variables, {"phase": "composed", "composition": measured}, finished=True)
+        kept.save(0, variables, {"composition": measured}, finished=True)
         return variables, measured
 
 

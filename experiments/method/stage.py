@@ -199,7 +199,7 @@ class _Stage:
     def save(self, step: int, state: training.TrainState) -> None:
         """Save a checkpoint."""
         plain = self.plan.trainer.to_host(state)
-        record = {"phase": self.plan.name, "progress": self.progress._asdict()}
+        record: dict[str, Any] = {"progress": self.progress._asdict()}
         if self.plan.watch:
             self.plan.watch.before_save(self._kept, plain)
             record |= self.plan.watch.record()

@@ -94,6 +94,7 @@ class Devices(TypedDict):
     platform: str
     kind: str
     processor: str
+    cpu_threads: int
     count: int
     physical: int
     used: dict[str, int]

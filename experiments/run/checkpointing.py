@@ -1,37 +1,56 @@
 """The checkpoints of a run's stages: when to save, and where to continue."""
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from experiments.data import Dataset
 from experiments.run.console import Voice
+from experiments.run.provenance import cpu_threads
 from experiments.run.signals import Stop, Stopped
-from experiments.run.workdir import Metrics, WorkdirError, unwritable
+from experiments.run.workdir import Metrics, WorkdirError, differences, unwritable
 from experiments.settings.flags import Keeping
 
 Record = dict[str, Any]
 FOLDER = "checkpoints"
 
 
-class Keeper(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Keeper:
     """Opens the checkpoints of a run's stages, in `checkpoints/NAME` below `workdir`.
 
-    `dataset` is the fingerprint of the data; every checkpoint records it.
+    Every checkpoint records its stage, and `settings`, `dataset` and `cpu_threads`.
+
+    Attributes:
+      settings: plain values by the names of their flags.
+      dataset: the fingerprint of the data.
     """
 
     workdir: Path
     how: Keeping
+    settings: Record
     dataset: Record
     voice: Voice
     log: Metrics
     stop: Stop
+    _said: set[str] = dataclasses.field(default_factory=set)
+
+    def record(self, name: str) -> Record:
+        """Return what every checkpoint of the stage of that name records."""
+        return {
+            "stage": name,
+            "settings": self.settings,
+            "dataset": self.dataset,
+            "cpu_threads": cpu_threads(),
+        }
 
     def has(self, name: str) -> bool:
         """Return whether the stage of that name has checkpoints."""
@@ -58,25 +77,61 @@ class Keeper(NamedTuple):
                 found = checkpoints.newest(on_damage)
             except CheckpointError as error:
                 raise WorkdirError(f"{error}. Start the run again with --fresh") from None
-            record: Record = found.record if found else {}
-            if found is not None and record["dataset"] != self.dataset:
-                raise WorkdirError(
-                    f"{self.workdir} holds a run on other data: {record['dataset']} there, "
-                    f"{self.dataset} here. Give the same data, another --workdir, or --fresh"
-                )
-            if record.get("metrics"):
-                self.log.pass_over(record["metrics"])
-            if not record.get("finished"):
-                self.log.rewind()
-            yield Kept(self, checkpoints, found)
+            if found is not None:
+                self._check(name, folder, found.record)
+            self.log.cut(name, -1 if found is None else found.step)
+            file, lines = found.record["metrics"] if found else ("", 0)
+            if file == self.log.name and self.log.lines[name] < lines:
+                self.note(f"{file} was deleted or cut; its lost lines are not written again")
+            yield Kept(self, name, checkpoints, found)
+
+    def note(self, line: str) -> None:
+        """Say a line, but once only in this run."""
+        if line not in self._said:
+            self._said.add(line)
+            self.voice.say(f"note: {line}")
+
+    def _check(self, name: str, folder: Path, record: Record) -> None:
+        """Refuse a checkpoint of another stage or run, and note other numbers of threads."""
+        here, remedy = self.record(name), "Take that folder away, or start again with --fresh"
+        if record.get("stage") != name:
+            raise WorkdirError(
+                f"{folder} holds checkpoints of the stage {record.get('stage')}, expected {name}. "
+                f"{remedy}"
+            )
+        # The data are compared by what they are: on another machine they may lie elsewhere.
+        there, settings = (
+            {key: value for key, value in each.items() if key != "dataset"}
+            for each in (record["settings"], self.settings)
+        )
+        if difference := differences(there, settings):
+            raise WorkdirError(
+                f"{folder} holds checkpoints of a run with other settings:\n  "
+                + "\n  ".join(difference)
+                + f"\n{remedy}"
+            )
+        if record["dataset"] != self.dataset:
+            raise WorkdirError(
+                f"{folder} holds checkpoints of a run on other data: {record['dataset']} there, "
+                f"{self.dataset} here. Give the same data, or another --workdir. {remedy}"
+            )
+        before, now = record["cpu_threads"], here["cpu_threads"]
+        if before != now and jax.default_backend() == "cpu":
+            self.note(
+                f"this run began with {before} CPU threads and goes on with {now}; the last bits "
+                "of its results depend on that"
+            )
 
 
 class Kept:
     """The checkpoints of one stage; `found` is the newest at its start, None if it had none."""
 
-    def __init__(self, keeper: Keeper, checkpoints: Checkpoints, found: Checkpoint | None):
+    def __init__(
+        self, keeper: Keeper, name: str, checkpoints: Checkpoints, found: Checkpoint | None
+    ):
         self.found = found
         self._keeper = keeper
+        self._name = name
         self._checkpoints = checkpoints
         self._last = found.step if found else 0
 
@@ -90,12 +145,10 @@ class Kept:
     def save(self, step: int, tree: PyTree, record: Record, *, finished: bool = False) -> None:
         """Save in the background; raise `Stopped` after the save if the run was asked to stop."""
         keeper = self._keeper
-        position = keeper.log.position()
-        common = {"dataset": keeper.dataset, "metrics": position, "finished": finished}
+        lines = [keeper.log.name, keeper.log.lines[self._name]]
+        common = keeper.record(self._name) | {"metrics": lines, "finished": finished}
         self._checkpoints.save(step, tree, common | record)
         self._last = step
-        if finished:
-            keeper.log.pass_over(position)
         if keeper.stop.asked is not None:
             self._checkpoints.wait()
             raise Stopped(keeper.stop.asked)

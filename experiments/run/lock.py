@@ -60,4 +60,6 @@ def _held(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            owner.unlink()
         lock.release()  # the file stays: removing it could let two others in at once

@@ -1,6 +1,7 @@
 """The versions, devices and commit of a run, for its results."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -30,10 +31,24 @@ def devices(used: Mapping[str, int]) -> Devices:
         "platform": here[0].platform,
         "kind": here[0].device_kind,
         "processor": processor(),
+        "cpu_threads": cpu_threads(),
         "count": len(here),
         "physical": training.physical_devices(here),
         "used": dict(used),
     }
+
+
+def cpu_threads() -> int:
+    """Return the number of threads that JAX computes with on the CPU; results depend on it.
+
+    They are as many as the processors that this process may use, unless a variable says otherwise.
+    """
+    for name in ("PJRT_NPROC", "NPROC"):
+        if (said := os.environ.get(name, "")).isdecimal() and int(said):
+            return int(said)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:

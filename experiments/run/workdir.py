@@ -1,12 +1,14 @@
 """The folder of a run: its settings at the start, metrics during training, results at the end."""
 
+import collections
 import contextlib
 import datetime
+import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,35 +25,67 @@ class WorkdirError(Exception):
 class Metrics:
     """The file of metrics; each call writes a line with the time and the given fields.
 
-    A run that continues repeats steps that already have lines, which `rewind` cuts off. A position
-    is the file's name and a number of bytes.
+    * `name`: the file's name.
+    * `lines`: the number of lines of each stage, which a line has as its `phase`.
     """
 
-    def __init__(self, file: IO[str]):
+    def __init__(self, path: Path, file: IO[bytes], say: Callable[[str], None]):
+        """Continue a file that is open for reading and appending, without a buffer.
+
+        A last line without an end is of a process or a machine that died while it wrote it. It is
+        deleted. `say` gets a message if the file cannot be written.
+        """
+        self.name = path.name
         self._file = file
-        self._name = Path(file.name).name
-        self._passed = 0
+        self._say = say
+        self._failed = False
+        self._keep([line for line in self._read() if line.endswith(b"\n")])
 
     def __call__(self, **fields: Any) -> None:
         """Write a line."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        self._file.write(_dumps({"time": now} | fields) + "\n")
-        self._file.flush()  # a run that dies leaves all that it measured
-
-    def position(self) -> list[Any]:
-        """Return the position of the file's end."""
-        return [self._name, self._file.tell()]
-
-    def pass_over(self, position: Sequence[Any]) -> None:
-        """Keep the lines before that position; ignore a position in another file."""
-        if position[0] == self._name:
-            self._passed = position[1]
-
-    def rewind(self) -> None:
-        """Cut off the lines after the position passed over last."""
+        line = (_dumps({"time": now} | fields) + "\n").encode()
         end = self._file.seek(0, os.SEEK_END)
-        self._file.truncate(min(self._passed, end))
-        self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.lines[fields.get("phase")] += 1
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            if not self._failed:
+                self._say(f"{self.name} lacks lines, training continues: {error.strerror}")
+            self._failed = True
+
+    def cut(self, stage: str, step: int) -> None:
+        """Delete a stage's lines after a step, which a run that continues from there repeats."""
+
+        def kept(line: bytes) -> bool:
+            of, at = _stage_and_step(line)
+            return of != stage or at <= step
+
+        self._keep([line for line in self._read() if kept(line)])
+
+    def _read(self) -> list[bytes]:
+        self._file.seek(0)
+        return self._file.readlines()
+
+    def _keep(self, lines: list[bytes]) -> None:
+        """Reduce the file to these lines of it."""
+        pairs = enumerate(zip(lines, self._read(), strict=False))
+        first = next((place for place, (new, old) in pairs if new != old), len(lines))
+        self._file.truncate(sum(map(len, lines[:first])))
+        self._file.write(b"".join(lines[first:]))
+        self.lines = collections.Counter(_stage_and_step(line)[0] for line in lines)
+
+
+def _stage_and_step(line: bytes) -> tuple[str | None, int]:
+    """Return the stage and the step of a line; (None, 0) if it is damaged."""
+    try:
+        entry = json.loads(line)
+        return entry["phase"], int(entry.get("step", 0))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None, 0
 
 
 def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Results | None:
@@ -79,13 +113,15 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
                 "are not from a run. Give another --workdir or move them away"
             )
     elif not fresh:
-        if difference := differences(_read(workdir / SETTINGS) or {}, settings):
+        anew = "Give another --workdir, or --fresh to start again"
+        if difference := differences(_read(workdir / SETTINGS, anew) or {}, settings):
             raise WorkdirError(
                 f"the workdir {workdir} holds a run with other settings:\n  "
                 + "\n  ".join(difference)
                 + "\nGive another --workdir, repeat those settings, or start again with --fresh"
             )
-        if (results := _read(workdir / RESULTS)) is not None:
+        again = "Delete it: the same command writes it again from the checkpoints"
+        if (results := _read(workdir / RESULTS, again)) is not None:
             return cast(Results, results)
     return None
 
@@ -112,20 +148,32 @@ def unwritable(workdir: Path, error: OSError) -> WorkdirError:
 
 @contextlib.contextmanager
 def opened(
-    workdir: Path, settings: Mapping[str, Any], member: int | None = None
+    workdir: Path,
+    settings: Mapping[str, Any],
+    say: Callable[[str], None],
+    member: int | None = None,
 ) -> Iterator[Metrics]:
     """Begin or continue a run in the folder: write its settings, and open its metrics.
 
     Args:
       workdir: created if missing.
       settings: plain values by the names of their flags.
+      say: gets a message if the metrics cannot be written later.
       member: the only sub-network to train, whose metrics have a separate file; None for all.
+
+    Raises:
+      WorkdirError: the files cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / SETTINGS, settings)
-    name = METRICS if member is None else f"metrics-subnet-{member}.jsonl"
-    with open(workdir / name, "a", encoding="utf-8") as file:
-        yield Metrics(file)
+    path = workdir / (METRICS if member is None else f"metrics-subnet-{member}.jsonl")
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            _write(workdir / SETTINGS, settings)
+            _refuse_other_than_file(path)
+            metrics = Metrics(path, stack.enter_context(open(path, "a+b", buffering=0)), say)
+        except OSError as error:
+            raise unwritable(workdir, error) from None
+        yield metrics
 
 
 def clear(workdir: Path) -> None:
@@ -168,16 +216,21 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, remedy: str) -> dict[str, Any] | None:
     """Return the JSON object in a file; None if the file does not exist."""
     try:
+        _refuse_other_than_file(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"expected a JSON object, got {type(values).__name__}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise WorkdirError(
-            f"{path} cannot be read: {error}. Give another --workdir, or --fresh to start again"
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path} cannot be read: {error}. {remedy}") from None
     return values
+
+
+def _refuse_other_than_file(path: Path) -> None:
+    """Raise an error for a FIFO, which would be waited for, or a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a FIFO or a device", str(path))

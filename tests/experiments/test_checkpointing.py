@@ -19,15 +19,22 @@ RECORD = {"progress": {}}
 @pytest.fixture
 def keeper(tmp_path):
     """Makes keepers of one workdir; what they say is in `said`."""
-    with workdir.opened(tmp_path, {}) as metrics:
+    said = []
+    with workdir.opened(tmp_path, {}, said.append) as metrics:
 
-        def made(how=None, dataset=None):
-            voice = progress.voice(Console(quiet=True))._replace(say=made.said.append)
+        def made(how=None, dataset=None, settings=None):
+            voice = progress.voice(Console(quiet=True))._replace(say=said.append)
             return checkpointing.Keeper(
-                tmp_path, how or Keeping(), dataset or {}, voice, metrics, stop.Stop()
+                tmp_path,
+                how or Keeping(),
+                settings or {},
+                dataset or {},
+                voice,
+                metrics,
+                stop.Stop(),
             )
 
-        made.said = []
+        made.said = said
         yield made
 
 
@@ -99,6 +106,59 @@ def test_other_data_are_refused(keeper):
         kept.save(1, tree(1), RECORD)
     with pytest.raises(workdir.WorkdirError, match=r"other data: .*1.* there, .*2.* here"):
         keeper(dataset={"sha256": 2}).opened("phase").__enter__()
+
+
+def test_another_runs_or_stages_checkpoints_are_refused(keeper, tmp_path):
+    here = {"seed": 0, "width": 32, "dataset": "folder:/here", "workdir": "here", "keep": 2}
+    there = {"seed": 7, "width": 32, "dataset": "folder:/there", "workdir": "there", "keep": 9}
+    with keeper(settings=here).opened("subnet-2") as kept:
+        kept.save(1, tree(1), RECORD)
+    folder = tmp_path / "checkpoints"
+    for name in ("subnet-1", "finetune"):
+        shutil.copytree(folder / "subnet-2", folder / name)
+        words = f"{name} holds checkpoints of the stage subnet-2, expected {name}.*--fresh"
+        with pytest.raises(workdir.WorkdirError, match=words):
+            keeper(settings=here).opened(name).__enter__()
+    with keeper(settings=there | {"seed": 0}).opened("subnet-2") as kept:
+        assert kept.found.step == 1
+    with pytest.raises(workdir.WorkdirError, match=r"subnet-2 holds") as error:
+        keeper(settings=there).opened("subnet-2").__enter__()
+    assert str(error.value).splitlines()[1:-1] == ["  --seed: 0 there, 7 here"]
+    with pytest.raises(workdir.WorkdirError, match=r"--depth: absent there, 8 here"):
+        keeper(settings=here | {"depth": 8}).opened("subnet-2").__enter__()
+
+
+def test_another_number_of_threads_is_noted_once(keeper, monkeypatch):
+    for name in ("a", "b"):
+        with keeper().opened(name) as kept:
+            kept.save(1, tree(1), RECORD)
+    now = checkpointing.cpu_threads() + 1
+    monkeypatch.setattr(checkpointing, "cpu_threads", lambda: now)
+    again = keeper()
+    for name in ("a", "b", "a"):
+        with again.opened(name):
+            pass
+    (said,) = keeper.said
+    assert f"began with {now - 1} CPU threads and goes on with {now}" in said
+
+
+def test_lost_metrics_are_noted_once(keeper, tmp_path):
+    one, file = keeper(), tmp_path / workdir.METRICS
+    for name in ("a", "b"):
+        with one.opened(name) as kept:
+            for step in range(3):
+                one.log(phase=name, step=step)
+            kept.save(2, tree(2), RECORD)
+            one.log(phase=name, step=3)
+    with one.opened("a"), one.opened("b"):
+        pass
+    assert keeper.said == []
+    assert len(file.read_text().splitlines()) == 6  # the lines of step 3 are to be repeated
+    file.write_text("")
+    with one.opened("a"), one.opened("b"):
+        pass
+    (said,) = keeper.said
+    assert said == "note: metrics.jsonl was deleted or cut; its lost lines are not written again"
 
 
 def test_a_full_disk_is_reported_and_training_goes_on(keeper, monkeypatch):

@@ -170,7 +170,7 @@ def test_an_interrupted_run_is_one_line_and_goes_on(number, capsys, tmp_path, mo
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"{PROGRAM}: stopped by SIG")
     assert signal.getsignal(number) is not interrupt
     names = sorted(each.name for each in tmp_path.iterdir())
-    assert names == [".lock", ".lock.owner", "metrics.jsonl", "settings.json"]
+    assert names == [".lock", "metrics.jsonl", "settings.json"]
     assert workdir.finished(tmp_path, json.loads((tmp_path / "settings.json").read_text())) is None
 
 

@@ -30,6 +30,16 @@ def test_what_a_killed_run_left_holds_nobody_up(tmp_path):
     (tmp_path / ".lock.owner").write_text("process 123 on there, since yesterday")
     with locked(tmp_path, None):
         assert f"process {os.getpid()} on " in (tmp_path / ".lock.owner").read_text()
+    assert not (tmp_path / ".lock.owner").exists()
+
+
+def test_a_run_that_is_refused_leaves_the_owner_of_the_other(tmp_path):
+    with locked(tmp_path, 0):
+        for member in (None, 0):
+            with pytest.raises(WorkdirError), locked(tmp_path, member):
+                pass
+            assert [path.name for path in tmp_path.glob("*.owner")] == [".lock-0.owner"]
+    assert not list(tmp_path.glob("*.owner"))
 
 
 def test_an_owner_that_has_not_yet_written_its_number(tmp_path):

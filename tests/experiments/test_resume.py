@@ -7,6 +7,7 @@ The long form has 50 kills at random moments, or DCJAX_SOAK_KILLS; DCJAX_SOAK_SE
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,17 @@ def test_one_trained_alone_is_collected_bitwise(begin, finish, alone, tmp_path):
     assert there == expected
     for name in ("composed", "finetune", "baseline"):
         assert last(folder, name) == last(alone, name)
+
+
+def test_another_runs_subnetwork_is_refused(begin, finish, tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    finish(there, "--only-subnet", "1", "--seed", "1")
+    shutil.copytree(there / "checkpoints", here / "checkpoints")
+    process = begin(here)
+    said = process.communicate(timeout=HANGS)[1]
+    assert process.returncode == cli.BAD_INPUT
+    assert f"{here / 'checkpoints' / 'subnet-1'} holds checkpoints of a run with other" in said
+    assert "--seed: 1 there, 0 here" in said
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_at_once(begin, tmp_path):

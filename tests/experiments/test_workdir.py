@@ -1,7 +1,9 @@
 """The folder of a run: never written over, never half made, never half read."""
 
+import contextlib
 import json
 import math
+import os
 
 import pytest
 
@@ -14,7 +16,7 @@ RESULTS = {"dataset": "digits"}
 
 
 def finish(folder, settings=HERE):
-    with workdir.opened(folder, settings):
+    with workdir.opened(folder, settings, pytest.fail):
         workdir.finish(folder, RESULTS)
 
 
@@ -28,42 +30,121 @@ def test_a_finished_run_gives_its_results(tmp_path):
     assert workdir.finished(tmp_path, HERE) == RESULTS
 
 
-def epochs(folder):
-    lines = (folder / workdir.METRICS).read_text().splitlines()
-    return [json.loads(line)["epoch"] for line in lines]
+def opened(folder, member=None):
+    return workdir.opened(folder, HERE, pytest.fail, member)
 
 
-def test_an_unfinished_run_goes_on_behind_what_it_keeps(tmp_path):
-    with workdir.opened(tmp_path, HERE) as log:
-        log(epoch=1)
-        kept = log.position()
-        log(epoch=2)
+def lines(folder):
+    entries = [json.loads(line) for line in (folder / workdir.METRICS).read_text().splitlines()]
+    return [(entry["phase"], entry.get("step")) for entry in entries]
+
+
+def test_lines_that_will_be_repeated_are_deleted(tmp_path):
+    with opened(tmp_path) as log:
+        for step in range(4):
+            log(phase="a", step=step)
+        log(phase="composed", seconds=1.0)
+        log(phase="b", step=0)
     assert workdir.finished(tmp_path, HERE) is None
-    with workdir.opened(tmp_path, HERE) as log:
-        log.pass_over(kept)
-        log.rewind()
-        log(epoch="2 again")
-    assert epochs(tmp_path) == [1, "2 again"]
+    with opened(tmp_path) as log:
+        log.cut("a", 3)
+        log.cut("composed", 0)
+        log.cut("unknown", -1)
+        assert log.lines == {"a": 4, "composed": 1, "b": 1}
+        log.cut("b", -1)
+        log.cut("a", 1)
+        assert lines(tmp_path) == [("a", 0), ("a", 1), ("composed", None)]
+        log(phase="a", step=2)
+        assert log.lines == {"a": 3, "composed": 1}
+        log.cut("composed", -1)
+        assert lines(tmp_path) == [("a", 0), ("a", 1), ("a", 2)]
 
 
-def test_what_was_passed_over_stays(tmp_path):
-    with workdir.opened(tmp_path, HERE) as log:
-        log(epoch=1)
-        log.pass_over(log.position())
-        log(epoch=2)
-        log.rewind()
-        log(epoch=3)
-        log.pass_over(["metrics-subnet-1.jsonl", 3])  # of another file: nothing is said of this one
-        log.rewind()
-        assert epochs(tmp_path) == [1]
-        log(epoch=4)
-        log.pass_over([workdir.METRICS, 10**6])  # behind the end: nothing to cut off
-        log.rewind()
-        assert epochs(tmp_path) == [1, 4]
+@pytest.mark.parametrize("length", range(0, 135, 5))
+def test_a_file_cut_in_a_line_loses_that_line(length, tmp_path):
+    with opened(tmp_path) as log:
+        log(phase="a", step=1)
+        log(phase="a", step=2)
+    file = tmp_path / workdir.METRICS
+    file.write_bytes(file.read_bytes()[:length])
+    whole = file.read_bytes().count(b"\n")
+    with opened(tmp_path) as log:
+        assert log.lines["a"] == whole
+        log(phase="a", step=3)
+    assert lines(tmp_path) == [*[("a", 1), ("a", 2)][:whole], ("a", 3)]
+
+
+DAMAGED = [
+    b"\xff\xfe",
+    b"",
+    b"[]",
+    b"3",
+    b'{"phase": 1}',
+    b'{"phase": "a", "step": []}',
+    b"[" * 9999,
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_damaged_lines_stay_as_they_are(damaged, tmp_path):
+    with opened(tmp_path) as log:
+        log(phase="a", step=1)
+    file = tmp_path / workdir.METRICS
+    before = file.read_bytes() + damaged + b"\n"
+    file.write_bytes(before + b"\0" * 100)  # as after a power cut
+    with opened(tmp_path) as log:
+        log(phase="a", step=2)
+        log.cut("a", 1)
+    assert file.read_bytes() == before
+
+
+class Full:
+    """A file on a disk that becomes full in the middle of a line, until it has room again."""
+
+    def __init__(self, file):
+        self.file, self.room = file, False
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, line):
+        return self.file.write(line if self.room else line[: len(line) // 2])
+
+
+def test_a_full_disk_costs_whole_lines_and_is_said_once(tmp_path, monkeypatch):
+    said = []
+    with workdir.opened(tmp_path, HERE, said.append) as log:
+        log(phase="a", step=1)
+        full = Full(log._file)
+        monkeypatch.setattr(log, "_file", full)
+        for full.room in (False, False, True):
+            log(phase="a", step=2 + full.room)
+    assert lines(tmp_path) == [("a", 1), ("a", 3)]
+    (line,) = said
+    assert "metrics.jsonl lacks lines, training continues: No space left" in line
+
+
+@pytest.mark.parametrize("name", [workdir.SETTINGS, workdir.METRICS, workdir.RESULTS])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_not_a_file_is_refused_at_once(kind, name, tmp_path):
+    finish(tmp_path)
+    if name != workdir.RESULTS:
+        (tmp_path / workdir.RESULTS).unlink()
+    (tmp_path / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(tmp_path / name)
+    elif kind == "device":
+        (tmp_path / name).symlink_to("/dev/full")
+    else:
+        (tmp_path / name).mkdir()
+    refusal = pytest.raises(workdir.WorkdirError, match=r"cannot be|without settings\.json")
+    with refusal, contextlib.ExitStack() as stack:
+        workdir.finished(tmp_path, HERE)
+        stack.enter_context(opened(tmp_path))
 
 
 def test_a_subnetwork_by_itself_has_a_file_of_its_own(tmp_path):
-    with workdir.opened(tmp_path, HERE, 3) as log:
+    with opened(tmp_path, 3) as log:
         log(epoch=1)
     assert not (tmp_path / workdir.METRICS).exists()
     assert "epoch" in (tmp_path / "metrics-subnet-3.jsonl").read_text()
@@ -116,17 +197,22 @@ def test_strangers_are_not_written_over(tmp_path, name):
         workdir.finished(tmp_path, HERE)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
-@pytest.mark.parametrize("name", [workdir.SETTINGS, workdir.RESULTS])
-def test_damaged_files_are_named(tmp_path, name, text):
+AGAIN = "Delete it: the same command writes it again from the checkpoints"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 10**5])
+@pytest.mark.parametrize(
+    ("name", "remedy"), [(workdir.SETTINGS, "--fresh"), (workdir.RESULTS, AGAIN)]
+)
+def test_damaged_files_are_named(tmp_path, name, remedy, text):
     finish(tmp_path)
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(workdir.WorkdirError, match=name):
+    with pytest.raises(workdir.WorkdirError, match=f"{name} cannot be read: .*{remedy}"):
         workdir.finished(tmp_path, HERE)
 
 
 def test_metrics_are_strict_json_lines_with_a_time(tmp_path):
-    with workdir.opened(tmp_path, HERE) as log:
+    with opened(tmp_path) as log:
         log(phase="subnets", loss=[1.0, math.nan], cost=math.inf)
         (line,) = (tmp_path / workdir.METRICS).read_text().splitlines()  # there already
     entry = json.loads(line, parse_constant=pytest.fail)
