@@ -14,6 +14,7 @@ from dcjax._checks import array_of, shown
 from dcjax._compose.head_weights import head_weights_of, is_known
 
 _EPSILON = float(np.finfo(np.float32).eps)
+_LARGEST = float(np.finfo(np.float32).max)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -105,7 +106,8 @@ def bounds(
 
     Logits of −∞ at a wrong class (a masked one) are fine. A sample with a NaN, or with −∞ at its
     label, makes the costs NaN or ∞. A sample with a NaN counts as classified wrongly, and the
-    bounds on accuracy hold.
+    bounds on accuracy hold. Costs whose sum float32 cannot hold are ∞, and their
+    lower bound is its largest number.
 
     Args:
       logits: (K, N, C), K sub-networks' logits of N samples and C classes.
@@ -270,7 +272,9 @@ def _add(
     for name in _COUNTS + _COSTS:
         total = jnp.asarray(getattr(sums, name))
         part = getattr(batch, name).sum(where=kept, dtype=total.dtype)
-        added[name] = new = total + part
+        new = total + part
+        # A lower bound stays one if the sum is beyond float32.
+        added[name] = jnp.minimum(new, _LARGEST) if name == "cost_lower" else new
         if name in _COUNTS:
             continue
         # Compensated summation: over many batches rounding errors would exceed the bounds' margin.
@@ -286,19 +290,23 @@ def _per_sample(
     """Return every sample's costs and verdicts, (N,) each."""
     subnets, _, classes = logits.shape
     is_label = jnp.arange(classes, dtype=labels.dtype) == labels[:, None]
-    margins = _label_logit(logits, is_label) - logits
+    # Margins are divided by this, as logits near float32's largest have margins beyond it, and sums
+    # of margins even more so. A power of two changes no bit otherwise.
+    scale = 4 * 2 ** (classes - 1).bit_length()
+    scaled = logits / scale
+    margins = _label_logit(scaled, is_label) - scaled
     mean_margins = _mean(weights, margins)
-    sizes = _mean(weights, jnp.abs(logits))
+    sizes = _mean(weights, jnp.abs(scaled))
     sizes = jnp.where(jnp.isfinite(sizes), sizes, 0)  # the margin of a masked class is exact
     sizes = _label_logit(sizes, is_label) + sizes
 
     # Rounding errors of sums over sub-networks and classes, of differences, exp and log.
-    rounding = (subnets + classes + 8) * _EPSILON * (1 + sizes)
+    rounding = (subnets + classes + 8) * _EPSILON * (1 / scale + sizes)
     total = jnp.where(is_label, 0, mean_margins + rounding).sum(-1)
     log_others = math.log(classes - 1) if classes > 1 else -math.inf
-    log_odds = _log_odds(-mean_margins, is_label)
-    log_odds_upper = _mean(weights, _log_odds(rounding - margins, is_label))
-    log_odds_lower = log_others - total / max(classes - 1, 1)
+    log_odds = _log_odds(-mean_margins, is_label, scale)
+    log_odds_upper = _mean(weights, _log_odds(rounding - margins, is_label, scale))
+    log_odds_lower = log_others / scale - total / max(classes - 1, 1)
 
     # Rounding errors of sums over sub-networks, and of differences so small that they become zero.
     rounding = (subnets + 4) * _EPSILON * sizes + _TINY
@@ -307,9 +315,9 @@ def _per_sample(
     agree_wrong = ((margins <= 0) | idle[:, None, None]).all(0)
     return BoundsSums(
         samples=jnp.ones_like(labels, bool),
-        cost=jax.nn.softplus(log_odds),
-        cost_upper=jax.nn.softplus(log_odds_upper),
-        cost_lower=jax.nn.softplus(log_odds_lower),
+        cost=jax.nn.softplus(scale * log_odds),
+        cost_upper=jax.nn.softplus(scale * log_odds_upper),
+        cost_lower=jax.nn.softplus(scale * log_odds_lower),
         right=_is_right(_mean(weights, logits), is_label),
         right_lower=agree_right & (is_label | (mean_margins > rounding)).all(-1),
         right_upper=~(agree_wrong & (mean_margins < -rounding)).any(-1),
@@ -331,10 +339,13 @@ def _label_logit(
 
 
 def _log_odds(
-    values: Float[Array, "... N C"], is_label: Bool[Array, "N C"]
+    values: Float[Array, "... N C"], is_label: Bool[Array, "N C"], scale: int
 ) -> Float[Array, "... N"]:
-    """Return log Σ exp over the wrong classes."""
-    return jax.nn.logsumexp(values, axis=-1, where=~is_label)
+    """Return log Σ exp(scale · value) / scale over the wrong classes."""
+    largest = values.max(-1, keepdims=True, where=~is_label, initial=-jnp.inf)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    total = jnp.exp(scale * (values - largest)).sum(-1, where=~is_label)
+    return jnp.log(total) / scale + largest[..., 0]
 
 
 def _is_right(

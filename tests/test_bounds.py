@@ -350,3 +350,30 @@ def test_counts_beyond_the_numbers_of_float32_are_rounded_outwards():
         BoundsSums(samples=2**25, right=count, right_lower=count, right_upper=count)
     )
     assert float(found.accuracy_lower) < count / 2**25 <= float(found.accuracy_upper)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_largest_logits_of_float32(seed):
+    """No NaN; costs beyond float32 are infinite, and the bounds hold of what is true."""
+    rng = np.random.default_rng(seed)
+    largest = float(np.finfo(np.float32).max)
+    shapes = [(1, 1, 3), (2, 1, 2), (3, 1, 4), (5, 1, 1), (4, 3, 10)]
+    for _ in range(100):
+        k, n, c = shapes[rng.integers(len(shapes))]
+        size = min(largest, 10 ** rng.uniform(36, 38.6))
+        logits = (
+            rng.normal(size=(k, n, c)) if rng.integers(2) else rng.choice([-1.0, 0, 1], (k, n, c))
+        )
+        logits = (logits * size).clip(-largest, largest).astype(np.float32)
+        labels, weights = rng.integers(0, c, n), rng.dirichlet(np.ones(k)).astype(np.float32)
+        found, true = (
+            jit_bounds(logits, labels, weights=weights),
+            reference(logits, labels, weights),
+        )
+        assert not np.isnan(found).any()
+        assert_ordered(found, found.cost, found.accuracy)
+        assert_ordered(found, true.cost, true.accuracy)
+        if n * true.cost < largest * (1 - 1e-5):
+            np.testing.assert_allclose(found.cost, true.cost, rtol=1e-4, atol=size * 1e-5)
+        elif n * true.cost > largest * (1 + 1e-5):
+            assert np.isinf(found.cost)
