@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
@@ -31,7 +32,6 @@ _SAFETENSORS_DTYPES = {
     "float8_e5m2": "F8_E5M2",
 }
 _ALIGNED = 64  # JAX takes over an array of NumPy's on the CPU, without a copy, if it begins there
-_CHUNK = 2**20
 
 
 class Format(NamedTuple):
@@ -73,14 +73,13 @@ def _write_npz(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def _read_npz(file: BinaryIO) -> tuple[str, dict[str, Read]]:
-    archive, size = zipfile.ZipFile(file), file.seek(0, os.SEEK_END)
-    infos = archive.infolist()
+    infos, size = zipfile.ZipFile(file).infolist(), file.seek(0, os.SEEK_END)
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise ValueError("a member is compressed; only stored members are read")
     if sum(max(info.file_size, info.compress_size) for info in infos) > size:
         raise ValueError("the members are declared larger than the file")
     arrays: dict[str, Read] = {
-        info.filename.removesuffix(".npy"): functools.partial(_read_member, archive, info)
+        info.filename.removesuffix(".npy"): functools.partial(_read_member, file, info)
         for info in infos
     }
     if len(arrays) < len(infos):
@@ -88,15 +87,27 @@ def _read_npz(file: BinaryIO) -> tuple[str, dict[str, Read]]:
     return arrays.pop(_TEXT)(-1).tobytes().decode(), arrays
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
-    """Read an array of `size` bytes, or of any size for -1; compare its CRC-32 at its end."""
-    with archive.open(info) as member:
-        # The header of an .npy file of version 1.0 is as long as its bytes 8 and 9 say.
-        header = 10 + int.from_bytes(member.read(10)[8:], "little")
-        member.read(header - 10)
-        if size not in (-1, info.file_size - header):
-            raise ValueError(f"the array has {info.file_size - header} bytes, expected {size}")
-        return _filled(info.file_size - header, member)
+def _read_member(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+    """Read an array of `size` bytes, or of any size for -1; compare its CRC-32.
+
+    Thousands of small members take `zipfile` several times as long.
+    """
+    file.seek(info.header_offset)
+    local = file.read(30)  # its last four bytes are the lengths of the name and of a further field
+    name = file.read(int.from_bytes(local[26:28], "little"))
+    if local[:4] != b"PK\3\4" or name.decode() != info.orig_filename:
+        raise zipfile.BadZipFile(f"no member {info.orig_filename!r} where the directory has it")
+    file.seek(int.from_bytes(local[28:], "little"), os.SEEK_CUR)
+    # The header of an .npy file of version 1.0 is as long as its bytes 8 and 9 say.
+    header = file.read(10)
+    header += file.read(int.from_bytes(header[8:], "little"))
+    there = info.file_size - len(header)
+    if size not in (-1, there):
+        raise ValueError(f"the array has {there} bytes, expected {size}")
+    data = _filled(there, file)
+    if zlib.crc32(data.data, zlib.crc32(header)) != info.CRC:
+        raise zipfile.BadZipFile(f"the member {info.filename!r} does not match its CRC-32")
+    return data
 
 
 def _write_safetensors(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -148,10 +159,8 @@ def _filled(size: int, file: Any) -> np.ndarray:
     spare = np.empty(size + _ALIGNED, np.uint8)
     start = -spare.ctypes.data % _ALIGNED
     data = spare[start : start + size]
-    for place in range(0, size, _CHUNK):  # zipfile holds a second copy of what is read at once
-        part = data[place : place + _CHUNK]
-        if file.readinto(part.data) != len(part):
-            raise EOFError("the file ends within an array")
+    if file.readinto(data.data) != size:
+        raise EOFError("the file ends within an array")
     return data
 
 
