@@ -186,6 +186,23 @@ def test_all_violations_in_one_error_before_anything_is_initialised():
     assert paths == ["Net", "Net", "Net/norm", "Net/act"]
 
 
+def test_violations_that_differ_in_their_paths_only_are_one_paragraph():
+    def layers(net, x):
+        for i in range(20):
+            x = nn.LayerNorm(name=f"norm_{i}")(x)
+        return nn.softmax(x)
+
+    with pytest.raises(dcjax.NotSeparableError) as error:
+        dcjax.layout(network(layers), 4, X)
+    message, violations = str(error.value), error.value.violations
+    assert all(violation.path in message for violation in violations)
+    assert "norm_0; Net/norm_1; " in message
+    assert len(violations) > 20
+    kinds = {violation[1:] for violation in violations}
+    assert message.count("Remedy: ") == len(kinds) < 4
+    assert len(message) < 2500
+
+
 def test_a_width_that_grows_by_another_factor_is_refused():
     class Odd(nn.Module):
         width: int = 8

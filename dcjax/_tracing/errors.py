@@ -17,8 +17,7 @@ class Violation(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        where = self.path or "the top level"
-        return f"{where} ({self.operation}): {self.problem}.\n    Remedy: {self.remedy}."
+        return _paragraph([self])
 
 
 class NotSeparableError(ValueError):
@@ -28,10 +27,20 @@ class NotSeparableError(ValueError):
 
     def __init__(self, violations: Sequence[Violation]):
         self.violations = tuple(violations)
-        lines = "\n".join(f"  {i}. {v}" for i, v in enumerate(violations, 1))
+        alike: dict[tuple[str, ...], list[Violation]] = {}
+        for violation in violations:  # twenty layer norms are one paragraph
+            alike.setdefault(violation[1:], []).append(violation)
+        lines = [f"  {i}. {_paragraph(group)}" for i, group in enumerate(alike.values(), 1)]
         super().__init__(
-            "this network cannot be composed exactly from narrow sub-networks:\n" + lines
+            "this network cannot be composed exactly from narrow sub-networks:\n" + "\n".join(lines)
         )
+
+
+def _paragraph(alike: Sequence[Violation]) -> str:
+    """Describe violations that differ in their paths only."""
+    paths = "; ".join(violation.path or "the top level" for violation in alike)
+    _, operation, problem, remedy = alike[0]
+    return f"{paths} ({operation}): {problem}.\n    Remedy: {remedy}."
 
 
 class Inseparable(Exception):
