@@ -6,16 +6,12 @@ ResNet-32 of width 16 in one of width 64, 160 epochs) and wants GPUs.
 
 import sys
 
+from experiments.extras import needed
+
 PROGRAM = "python -m experiments.cifar10"
 
 if __name__ == "__main__":
-    try:
+    with needed(PROGRAM, "experiments"):
         from experiments.cli import main
 
         sys.exit(main(PROGRAM))
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").startswith("experiments"):
-            raise
-        install = "pip install -e '.[experiments]'"
-        print(f"{PROGRAM}: error: {missing.name} is not installed: {install}", file=sys.stderr)
-        sys.exit(2)

@@ -5,12 +5,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import tyro
-
-from experiments.benchmark import tables
-from experiments.run import startup
+from experiments.extras import needed
 
 PROGRAM = "python -m experiments.benchmark"
+
+with needed(PROGRAM, "bench"):
+    import tyro
+
+    from experiments.benchmark import tables
+    from experiments.run import startup
+
 DEVICES = 8
 
 

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from experiments.study import trials
-from experiments.study.studies import STUDIES
+from experiments.extras import needed
 
 PROGRAM = "python -m experiments.study"
+
+with needed(PROGRAM, "study"):
+    import tyro
+
+    from experiments.study import trials
+    from experiments.study.studies import STUDIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +92,9 @@ def _run(options: Options) -> None:
 
 def _report(options: Options) -> None:
     # These import JAX and matplotlib, which running trials does not need.
-    from experiments.study import tables
-    from experiments.study.outcomes import outcomes
+    with needed(PROGRAM, "study"):
+        from experiments.study import tables
+        from experiments.study.outcomes import outcomes
 
     found = {}
     for name, study in STUDIES.items():

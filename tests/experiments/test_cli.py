@@ -110,16 +110,30 @@ def test_jax_is_not_imported_for_a_mistake(args):
     assert done.stderr.splitlines()[-1] == "set()"
 
 
-def test_a_missing_extra_is_one_line_with_the_command_that_installs_it():
+@pytest.mark.parametrize(
+    ("module", "flags", "package", "extra"),
+    [
+        ("cifar10", [], "tyro", "experiments"),
+        ("study", [], "tyro", "study"),
+        ("study", ["--report"], "matplotlib", "study"),
+        ("benchmark", [], "tyro", "bench"),
+    ],
+)
+def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(
+    module, flags, package, extra
+):
     code = (
         "import runpy, sys\n"
-        "sys.modules['tyro'] = None\n"  # its import fails as if it were not installed
-        "runpy.run_module('experiments.cifar10', run_name='__main__')\n"
+        f"sys.modules['{package}'] = None\n"  # its import fails as if it were not installed
+        f"runpy.run_module('experiments.{module}', run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == cli.BAD_INPUT
     assert done.stderr == (
-        f"{PROGRAM}: error: tyro is not installed: pip install -e '.[experiments]'\n"
+        f"python -m experiments.{module}: error: {package} is not installed: "
+        f"pip install -e '.[{extra}]'\n"
     )
 
 
