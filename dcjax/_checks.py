@@ -120,4 +120,4 @@ def shown(x: Any) -> str:
     """Describe x in a message: its type, and its shape and dtype or a short repr."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{type(x).__name__} of shape {x.shape} and dtype {x.dtype}"
-    return f"{type(x).__name__} {reprlib.repr(x)}"
+    return f"{type(x).__name__} {' '.join(reprlib.repr(x).split())}"

@@ -4,11 +4,14 @@ import copy
 import pickle
 from typing import Any, NamedTuple
 
+import flax.errors
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.core import FrozenDict
 
 import dcjax
@@ -105,7 +108,7 @@ def test_narrow_may_call_narrow():
         (ValueError, "channels splits one array", lambda: dcjax.layout(
             LeNet(6), 3, {"x": images((1, 8, 8, 3))}, samples=dcjax.samples.channels(3))),
         (TypeError, "random key", lambda: dcjax.init(LeNet(4), 2, 0, images((1, 8, 8, 3)))),
-        (TypeError, "such as replicate", lambda: dcjax.layout(
+        (TypeError, "such as dcjax.samples.replicate", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=3)),
         (TypeError, "must be an int", lambda: dcjax.decompose(LeNet(4), np.array([2]))),
         (TypeError, "must be an int", lambda: dcjax.decompose(LeNet(4), np.array(2.0))),
@@ -124,7 +127,7 @@ def test_narrow_may_call_narrow():
             LeNet(4), 2, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))),
         (TypeError, "random key", lambda: dcjax.init(
             LeNet(4), 2, jax.random.split(jax.random.key(0)), images((1, 8, 8, 3)))),
-        (TypeError, "such as replicate", lambda: dcjax.layout(
+        (TypeError, "such as dcjax.samples.replicate", lambda: dcjax.layout(
             LeNet(4), 1, images((1, 8, 8, 3)), samples=3)),
         (ValueError, "samples are for 2", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=dcjax.samples.replicate(2))),
@@ -451,3 +454,29 @@ def test_a_tree_of_arrays_is_an_input(kind):
     np.testing.assert_allclose(together, logits.mean(0), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="expected xs of shape"):
         dcjax.apply(dcjax.decompose(network, 4), stacked, graph)
+
+
+def test_apply_says_that_it_takes_the_sub_network():
+    x = jnp.zeros((4, 2, 8, 8, 3))
+    stacked = dcjax.init(LeNet(8), 4, jax.random.key(0), x[0])
+    with pytest.raises(flax.errors.ScopeParamShapeError) as error:
+        dcjax.apply(LeNet(8), stacked, x)
+    assert "dcjax.decompose(network, 4)" in "".join(error.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [nnx.Linear(3, 8, rngs=nnx.Rngs(0)), hk.transform(lambda x: hk.Linear(8)(x)), jnp.tanh],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net: dcjax.decompose(net, 4),
+        lambda net: dcjax.layout(net, 4, jnp.zeros((2, 3))),
+        lambda net: dcjax.init(net, 4, jax.random.key(0), jnp.zeros((2, 3))),
+    ],
+)
+def test_networks_of_other_libraries_have_another_function(other, call):
+    with pytest.raises(TypeError, match=r"Flax Linen module, got .*dcjax.layout_of_functions") as e:
+        call(other)
+    assert "\n" not in str(e.value)

@@ -138,7 +138,7 @@ def _check_nodes(params: PyTree) -> None:
         raise ValueError(
             "compose needs the layout, and these arrays do not have one: "
             f"{', '.join(plain[:5]) or '(an empty tree)'}{', …' if len(plain) > 5 else ''}. Pass "
-            "what dcjax.init or dcjax.stack returned, or name the layout: "
+            "what dcjax.init, dcjax.stack or trainer.finish(state) returned, or name the layout: "
             "dcjax.compose(params, like=dcjax.layout(network, K, x))"
         )
     for node in nodes.values():

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from dcjax._checks import check_subnets, shown
 from dcjax._linen.grouped import Groups, regrouped
-from dcjax._linen.under import how_of
+from dcjax._linen.under import how_of, not_a_module
 
 DEFAULT_FIELDS = ("width",)
 
@@ -45,7 +45,7 @@ def decompose(network: Any, subnets: int, fields: Sequence[str] = DEFAULT_FIELDS
     """
     subnets = check_subnets(subnets)
     if not _is_module(network):
-        raise TypeError(f"the network must be an instance of a Flax Linen module, got {network!r}")
+        raise not_a_module(network)
     if subnets == 1:
         return network
     if isinstance(how_of(network), Groups):

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import InvalidRngError, ModifyScopeVariableError
+from flax.errors import (
+    InvalidRngError,
+    ModifyScopeVariableError,
+    ScopeParamNotFoundError,
+    ScopeParamShapeError,
+)
 from jaxtyping import Array, PyTree, Shaped
 
 from dcjax._checks import array_fault, array_of, check_key, check_subnets, leaves_of, shown
@@ -20,6 +24,7 @@ from dcjax._layout.layout import Layout, path_of
 from dcjax._linen.decompose import DEFAULT_FIELDS, decompose
 from dcjax._linen.grouped import groups_of, in_one_group
 from dcjax._linen.narrowable import check_results
+from dcjax._linen.under import check_module
 from dcjax._tracing.errors import NARROWABLE, NotSeparableError
 from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples, replicate
@@ -150,7 +155,7 @@ def apply(
     >>> dcjax.apply(dcjax.decompose(network, 4), stacked, dcjax.samples.replicate(4).split(x)).shape
     (4, 2, 10)
     """
-    _check_network(subnet)
+    check_module(subnet)
     check_stacked(stacked)
     if not _is_collections(stacked.tree):
         raise TypeError(
@@ -172,7 +177,14 @@ def apply(
     # Unrolled: convolutions under vmap or in a loop's body are several times slower on a CPU.
     own = [jax.tree.map(lambda leaf, k=k: leaf[k], xs) for k in range(len(stacked))]
     pairs = zip(stacked, own, strict=True)
-    logits = [subnet.apply(variables, x, **kwargs) for variables, x in pairs]
+    try:
+        logits = [subnet.apply(variables, x, **kwargs) for variables, x in pairs]
+    except (ScopeParamShapeError, ScopeParamNotFoundError) as error:
+        error.add_note(
+            "dcjax.apply takes the sub-network that the variables are of, dcjax.decompose(network, "
+            f"{len(stacked)})."
+        )
+        raise
     if array_fault(logits[0]):
         raise TypeError(
             f"apply stacks one array of logits from each sub-network, but the network's result "
@@ -221,14 +233,10 @@ def networks(
     kwargs: dict[str, Any],
 ) -> Networks:
     """Decompose the network, and check the arguments against each other."""
-    _check_network(network)
+    check_module(network)
     subnets = check_subnets(subnets)
     subnet = decompose(network, subnets, fields)
-    samples = replicate(subnets) if samples is None else samples
-    if not isinstance(samples, Samples):
-        raise TypeError(
-            f"samples must be one of dcjax.samples, such as replicate(4); got {samples!r}"
-        )
+    samples = samples_or_replicate(samples, subnets)
     if samples.subnets != subnets:
         raise ValueError(
             f"the samples are for {samples.subnets} sub-networks, but the network is split into "
@@ -246,6 +254,18 @@ def networks(
     for call in every:
         _check_call(network, call)
     return Networks(network, subnet, subnets, samples, every)
+
+
+def samples_or_replicate(samples: Any, subnets: int) -> Samples:
+    """Return the samples, `replicate(K)` for None; raise a `TypeError` for anything else."""
+    if samples is None:
+        return replicate(subnets)
+    if not isinstance(samples, Samples):
+        raise TypeError(
+            "samples must be one of dcjax.samples for K sub-networks, such as "
+            f"dcjax.samples.replicate(K), got {shown(samples)}"
+        )
+    return samples
 
 
 def traced_layout(both: Networks, inputs: Sequence[Any]) -> Layout:
@@ -303,14 +323,6 @@ def _is_collections(tree: Any) -> bool:
     return all(isinstance(name, str) for name in names) and "params" not in tree.get("params", ())
 
 
-def _check_network(network: Any) -> None:
-    methods = all(callable(getattr(network, name, None)) for name in ("init", "apply"))
-    if isinstance(network, (type, types.ModuleType)) or not methods:
-        raise TypeError(
-            f"the network must be an instance of a Flax Linen module, got {shown(network)}"
-        )
-
-
 def _check_call(network: Any, kwargs: dict[str, Any]) -> None:
     """Refuse arguments that the network's call does not take, and say where to give them."""
     call = kwargs.get("method") or type(network).__call__
@@ -323,8 +335,8 @@ def _check_call(network: Any, kwargs: dict[str, Any]) -> None:
         )
     except TypeError as error:
         raise TypeError(
-            f"{type(network).__name__}'s call: {error}. Give its arguments besides the images by "
-            "keyword, for evaluation: dcjax.init(network, K, key, x, train=False)"
+            f"{type(network).__name__}'s call: {error}. Give its arguments, but for the first, by "
+            "keyword, as for evaluation: dcjax.init(network, K, key, x, train=False, mask=mask)"
         ) from None
 
 

@@ -118,9 +118,20 @@ def keeps(keep: Iterable[str], path: str) -> bool:
 def check_module(network: Any) -> None:
     """Raise a TypeError unless the network is an instance of a Flax Linen module."""
     if not isinstance(network, nn.Module):
-        raise TypeError(
-            f"the network must be an instance of a Flax Linen module, got {shown(network)}"
-        )
+        raise not_a_module(network)
+
+
+def not_a_module(network: Any) -> TypeError:
+    """Return the error for a network that is not an instance of a Flax Linen module."""
+    a_class = isinstance(network, type) and issubclass(network, nn.Module)
+    remedy = (
+        f"make an instance, {network.__name__}(…)"
+        if a_class
+        else "networks of NNX, Equinox, Haiku and plain functions go to dcjax.layout_of_functions"
+    )
+    return TypeError(
+        f"the network must be an instance of a Flax Linen module, got {shown(network)}; {remedy}"
+    )
 
 
 def checked_keep(keep: Any) -> tuple[str, ...]:

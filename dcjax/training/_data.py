@@ -31,12 +31,28 @@ def place(devices: Sequence[Device], members: Array | None, images: Any, labels:
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"expected integer labels, one for each image: images {images.dtype}{images.shape} "
-            f"need labels of shape {images.shape[:1]}, got {labels.dtype}{labels.shape}"
+            f"need labels of shape {images.shape[:1]}, got {labels.dtype}{labels.shape}; the order "
+            "is place(images, labels), and labels.argmax(-1) makes integers of one-hot labels"
+        )
+    if not labels.size:
+        raise ValueError(f"expected at least one image, got images {images.dtype}{images.shape}")
+    if _channels_first(images):
+        raise ValueError(
+            f"expected images (N, H, W, C), got {images.shape}, whose channels come first: "
+            "images.transpose(0, 2, 3, 1) puts them last"
         )
     if labels.min() < 0:
         raise ValueError(f"expected class numbers from 0 on as labels, got {labels.min()}")
     images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
     return Data(images, labels, members)
+
+
+def _channels_first(images: np.ndarray) -> bool:
+    """Tell square pictures of 1 or 3 channels first from images of 1 or 3 rows."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        return False
+    channels, height, width = images.shape[1:]
+    return channels in (1, 3) and height == width > 4
 
 
 def batcher(batch_size: int, form: NamedSharding) -> Callable[[Data, int], Data]:

@@ -10,7 +10,10 @@ from jaxtyping import Array, Key, PyTree
 
 from dcjax._checks import check_key
 from dcjax._compose.stacked import Stacked
+from dcjax._linen.network import samples_or_replicate
+from dcjax._linen.under import check_module
 from dcjax._pytrees import copy_tree
+from dcjax.samples import Samples
 from dcjax.training._data import batcher, place
 from dcjax.training._devices import (
     DEVICES,
@@ -23,14 +26,19 @@ from dcjax.training._devices import (
     sharding,
 )
 from dcjax.training._learner import learner
-from dcjax.training._recipe import Recipe
+from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
 from dcjax.training._trainer import Trainer, outside_mesh
+
+_TAKES = (
+    "data_parallel takes the global network, and start its variables: dcjax.compose(stacked), or "
+    "network.init(key, samples.join(x))."
+)
 
 
 def data_parallel(
     network: nn.Module,
-    samples: Any,
+    samples: Samples | None,
     recipe: Recipe,
     *,
     devices: Sequence[Device] | None = None,
@@ -45,7 +53,8 @@ def data_parallel(
 
     Args:
       network: the global network, a Flax Linen module.
-      samples: how the input is decomposed (`dcjax.samples`); the network sees `samples.join(x)`.
+      samples: how the input is decomposed (`dcjax.samples`); the network sees `samples.join(x)`,
+        and x itself for None.
       recipe: how the network is trained.
       devices: the devices to choose from, by default `jax.devices()`; as many are used as the
         largest divisor of the batch size allows.
@@ -61,10 +70,13 @@ def data_parallel(
     >>> trainer.lead
     ()
     """
+    check_module(network)
+    samples = samples_or_replicate(samples, 1)
+    check_recipe(recipe)
     devices = choose_devices(recipe.batch_size, devices)
     engine = engine or engine_for(devices[0].platform)
     replicated = sharding(devices)
-    one = learner(network, recipe, lambda x, _: samples.join(x))
+    one = learner(network, recipe, lambda x, _: samples.join(x), _TAKES)
 
     # device_put alone may keep the same buffers, which the next step would donate.
     def to_devices(tree: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from dcjax.training._data import Data
 from dcjax.training._devices import physical_devices
 from dcjax.training._recipe import steps_per_epoch
 from dcjax.training._state import TrainState, steps_done
-from dcjax.training._trainer import Trainer, compile
+from dcjax.training._trainer import Trainer, check_run, compile
 
 # Steps dispatched ahead of their completion. Two keep the devices busy. Without a limit JAX lets 32
 # pile up on the CPU, and each takes its memory when it is dispatched.
@@ -79,8 +79,9 @@ def fit(
       The last state, the history, and the seconds spent compiling.
 
     Raises:
-      ValueError: there are fewer examples than a batch needs, or `epochs` or `every` is too small.
-      TypeError: `epochs` or `every` is not an integer.
+      ValueError: there are fewer examples than a batch needs, `epochs` or `every` is too small, or
+        the state or the data are those of another trainer.
+      TypeError: `epochs` or `every` is not an integer, or another argument has another type.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
@@ -157,6 +158,10 @@ def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarra
     Returns:
       Logits of all N examples, (N, C), or (K, N, C) side by side.
 
+    Raises:
+      ValueError: the state or the data are those of another trainer.
+      TypeError: an argument has another type.
+
     >>> import dcjax, flax.linen as nn, numpy as np, optax
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
     >>> recipe = dcjax.training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
@@ -166,6 +171,7 @@ def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarra
     >>> dcjax.training.evaluate(trainer, state, train).shape
     (8, 3)
     """
+    check_run(trainer, state, data)
     examples = len(data.labels)
     logits = []
     for index in range(math.ceil(examples / trainer.batch_size)):

@@ -1,15 +1,21 @@
 """The steps of one network: pure functions that both trainers are made of."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import (
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeParamShapeError,
+)
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from dcjax._checks import shown
 from dcjax._compose.stacked import Stacked
 from dcjax.training._data import Data
 from dcjax.training._recipe import Recipe, steps_per_epoch
@@ -30,23 +36,34 @@ class Learner(NamedTuple):
     classes: Callable[[], int | None]
 
 
-def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Array]) -> Learner:
-    """Make the functions of a network that sees `view(x, member)` of a normalised batch x."""
-    if not 0 <= recipe.average < 1:
-        raise ValueError(
-            f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
-            "the last 100 steps"
-        )
+def learner(
+    network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Array], takes: str = ""
+) -> Learner:
+    """Make the functions of a network that sees `view(x, member)` of a normalised batch x.
+
+    `takes` tells the caller which network and variables the trainer takes, should they not fit.
+    """
+
+    def call(variables: PyTree, x: Array, **kwargs: Any) -> Any:
+        try:
+            return network.apply(variables, x, **kwargs)
+        except (ScopeParamShapeError, ScopeParamNotFoundError, ScopeCollectionNotFound) as error:
+            error.add_note(
+                f"The variables do not fit {type(network).__name__} and a batch of shape "
+                f"{x.shape}. {takes} Images are (N, H, W, C)."
+            )
+            raise
 
     logits_seen: set[int] = set()
 
     def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         variables = nn.meta.unbox(variables)  # of nn.with_partitioning
         collections = _collections(variables)
-        if "params" not in collections:
+        if not isinstance(collections, Mapping) or "params" not in collections:
+            got = list(collections) if isinstance(collections, Mapping) else shown(collections)
             raise ValueError(
                 "expected all of a network's variables, as from network.init: {'params': …, …}, "
-                f"got {sorted(collections)}"
+                f"got {got}"
             )
         opt_state = recipe.optimizer.init(collections["params"])
         averaged = jax.tree.map(_widest, variables) if recipe.average else None
@@ -72,9 +89,7 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
         def cost(params: PyTree) -> tuple[Float[Array, ""], PyTree]:
             variables, kwargs = {**rest, "params": params}, recipe.train_kwargs
             try:
-                logits, renewed = network.apply(
-                    variables, x, mutable=list(rest), rngs=rngs, **kwargs
-                )
+                logits, renewed = call(variables, x, mutable=list(rest), rngs=rngs, **kwargs)
             except NameError as error:
                 if "unbound axis name" not in str(error):
                     raise
@@ -102,8 +117,7 @@ def learner(network: nn.Module, recipe: Recipe, view: Callable[[Array, Any], Arr
 
     def forward(variables: PyTree, batch: Data) -> Float[Array, "batch classes"]:
         x = view(recipe.normalise(batch.images), batch.members)
-        logits: Any = network.apply(_collections(variables), x, **recipe.eval_kwargs)
-        return logits
+        return call(_collections(variables), x, **recipe.eval_kwargs)
 
     def classes() -> int | None:
         of_classes = recipe.loss is Recipe._field_defaults["loss"]

@@ -1,5 +1,6 @@
 """The recipe: optimiser, batches, augmentation, loss."""
 
+import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import optax
 from jaxtyping import Array
 
+from dcjax._checks import shown
 from dcjax.training._images import no_augment, standardise
 
 
@@ -39,6 +41,46 @@ class Recipe(NamedTuple):
     eval_kwargs: Mapping[str, Any] = MappingProxyType({})
     rngs: tuple[str, ...] = ("dropout",)
     average: float = 0.0
+
+
+_FUNCTIONS = {
+    "augment": "dcjax.training.no_augment leaves images as they are",
+    "normalise": "lambda x: x leaves images as they are",
+    "loss": "such as optax.softmax_cross_entropy_with_integer_labels",
+}
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raise an error unless the recipe is a `Recipe` whose parts can be called as they are."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            "expected a recipe, dcjax.training.Recipe(optimizer, …), in the place after the "
+            f"samples, got {shown(recipe)}"
+        )
+    optimizer = recipe.optimizer
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(
+            f"Recipe(optimizer=) must be an optax transformation, such as optax.adam(1e-3), got "
+            f"{shown(optimizer)}"
+        )
+    for name, remedy in _FUNCTIONS.items():
+        if not callable(value := getattr(recipe, name)):
+            raise TypeError(f"Recipe({name}=) must be a function, got {shown(value)}; {remedy}")
+    if isinstance(recipe.rngs, str):
+        raise TypeError(f"Recipe(rngs=) must be a tuple of names, ({recipe.rngs!r},), got a str")
+    try:
+        whole = operator.index(recipe.batch_size) >= 1
+    except TypeError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"Recipe(batch_size=) must be an int of at least 1, got {shown(recipe.batch_size)}"
+        )
+    if not 0 <= recipe.average < 1:
+        raise ValueError(
+            f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
+            "the last 100 steps"
+        )
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -9,19 +9,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from dcjax._checks import check_key
+from dcjax._checks import check_key, check_subnets, leaves_of, path_name, raise_listed
+from dcjax._linen.network import samples_or_replicate
+from dcjax._linen.under import check_module
+from dcjax.samples import Samples
 from dcjax.training._data import Data, batcher, place
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, sharding
 from dcjax.training._learner import learner
 from dcjax.training._pmap import members_on
-from dcjax.training._recipe import Recipe
+from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
 from dcjax.training._trainer import Trainer, outside_mesh
+
+_TAKES = (
+    "side_by_side takes the sub-network, dcjax.decompose(network, K), and start the variables of "
+    "dcjax.init(network, K, key, x)."
+)
 
 
 def side_by_side(
     subnet: nn.Module,
-    samples: Any,
+    samples: Samples | None,
     recipe: Recipe,
     subnets: int,
     *,
@@ -38,7 +46,7 @@ def side_by_side(
 
     Args:
       subnet: the sub-network, a Flax Linen module.
-      samples: how the input is decomposed (`dcjax.samples`).
+      samples: how the input is decomposed (`dcjax.samples`); None stands for `replicate(K)`.
       recipe: how each sub-network is trained.
       subnets: K.
       members: the numbers of the sub-networks to train, by default all. States and variables have
@@ -61,6 +69,10 @@ def side_by_side(
     >>> trainer.lead
     (4,)
     """
+    check_module(subnet)
+    subnets = check_subnets(subnets)
+    samples = samples_or_replicate(samples, subnets)
+    check_recipe(recipe)
     numbers = tuple(range(subnets)) if members is None else tuple(members)
     if not numbers or len({*numbers} & {*range(subnets)}) < len(numbers):
         raise ValueError(
@@ -79,10 +91,21 @@ def side_by_side(
             )
         return views[member]
 
-    one = learner(subnet, recipe, view)
+    one = learner(subnet, recipe, view, _TAKES)
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         check_key(key, "the order of arguments is start(variables, key)")
+        leaves = leaves_of(nn.meta.unbox(variables), "variables")
+        raise_listed(
+            f"expected the variables of {len(numbers)} sub-networks, with a leading axis of "
+            f"{len(numbers)}, as of dcjax.init or dcjax.stack; got",
+            [
+                f"{path_name(path)}: shape {jnp.shape(leaf)}"
+                for path, leaf in leaves.items()
+                if jnp.shape(leaf)[:1] != (len(numbers),)
+            ],
+            "dcjax.extract(variables, like=layout) cuts the variables of a global network",
+        )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
         return placed.put(jax.jit(jax.vmap(one.init))(variables, keys))
 

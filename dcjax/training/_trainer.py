@@ -1,12 +1,15 @@
 """The trainer of one network, or of K side by side: a few pure functions that `fit` runs."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from dcjax._checks import shown
 from dcjax.training._data import Data
 from dcjax.training._devices import Device, OutsideMesh
 from dcjax.training._recipe import steps_per_epoch
@@ -79,7 +82,9 @@ def compile(
       The trainer with compiled functions, for data of these sizes only, and the seconds it took.
 
     Raises:
-      ValueError: a label is not one of the network's classes.
+      ValueError: a label is not one of the network's classes, or the state or the data are those of
+        another trainer.
+      TypeError: an argument has another type.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax
     >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
@@ -91,6 +96,7 @@ def compile(
     >>> seconds > 0
     True
     """
+    check_run(trainer, state, train)
     started = time.perf_counter()
     steps = steps_per_epoch(len(train.labels), trainer.batch_size)
     if every is not None and every % steps:  # a record falls within an epoch
@@ -107,6 +113,36 @@ def compile(
         batch = trainer.batch(test, 0)
         trainer = trainer._replace(forward=_compiled(trainer.forward, state.result, batch))
     return trainer, time.perf_counter() - started
+
+
+def check_run(trainer: Any, state: Any, data: Any) -> None:
+    """Refuse a state or data that is not of this trainer."""
+    order = "the order of arguments is trainer, state, data"
+    for value, kind, source in (
+        (trainer, Trainer, "side_by_side or data_parallel"),
+        (state, TrainState, "trainer.start or fit(…).state"),
+        (data, Data, "trainer.place(images, labels)"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"expected a {kind.__name__}, from {source}, got {shown(value)}; {order}"
+            )
+    ranks = jnp.ndim(state.step), 2 if trainer.lead else 0
+    if ranks[0] != ranks[1] or math.prod(trainer.lead) != jnp.size(state.step):
+        raise ValueError(
+            f"expected a state of this trainer, of {_networks(trainer.lead)}, got one whose step "
+            f"has shape {jnp.shape(state.step)}: make one by its trainer.start(variables, key), or "
+            "trainer.to_devices(state) of one on the host"
+        )
+    if (data.members is None) == bool(trainer.lead):
+        raise ValueError(
+            f"expected data of this trainer, of {_networks(trainer.lead)}, got data of another: "
+            "place them with its trainer.place(images, labels)"
+        )
+
+
+def _networks(lead: tuple[int, ...]) -> str:
+    return f"{lead[0]} sub-networks" if lead else "one network"
 
 
 def _check_labels(labels: Array, classes: int | None) -> None:

@@ -234,5 +234,5 @@ def test_labels_are_not_negative(case):
 
 def test_a_split_has_images(case):
     run, _ = case
-    with pytest.raises(ValueError, match="zero-size array"):
+    with pytest.raises(ValueError, match="at least one image"):
         run.trainer.place(np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int32))
