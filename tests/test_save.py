@@ -286,7 +286,7 @@ def test_missing_and_large_files(suffix, tmp_path):
     dcjax.save(path, everything())
     size = path.stat().st_size
     assert_same(dcjax.load(path, max_bytes=size), everything())
-    with pytest.raises(dcjax.FileError, match=f"{size} bytes, and max_bytes={size - 1}"):
+    with pytest.raises(dcjax.FileError, match=f"{size} bytes, more than max_bytes={size - 1}"):
         dcjax.load(path, max_bytes=size - 1)
 
 

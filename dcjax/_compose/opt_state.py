@@ -81,7 +81,10 @@ def compose_opt_state(
         )
     check_stack(params.tree, layout_of(params))
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise TypeError(f"optimizer must be an optax optimiser, got {type(optimizer).__name__}")
+        raise TypeError(
+            f"optimizer must be an optax transformation, such as optax.adam(1e-3), got "
+            f"{type(optimizer).__name__}"
+        )
     head_weights = head_weights_of(weights, len(params))
     layout, subnets = params.layout, len(params)
     params = jax.eval_shape(lambda params: params, params)

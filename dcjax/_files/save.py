@@ -81,7 +81,10 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTre
         if not stat.S_ISREG(status.st_mode):
             raise FileError(f"{os.fspath(path)} is a folder, a FIFO or a device, not a file")
         if max_bytes is not None and status.st_size > max_bytes:
-            raise FileError(f"{os.fspath(path)}: {status.st_size} bytes, and max_bytes={max_bytes}")
+            raise FileError(
+                f"{os.fspath(path)} has {status.st_size} bytes, more than max_bytes={max_bytes}; "
+                "give a larger one if you trust the file"
+            )
         try:
             tree, _ = read(file, form)
         except Exception as error:  # whatever the parsers raise, the contents are wrong

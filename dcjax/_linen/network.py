@@ -166,7 +166,10 @@ def apply(
     leaves = leaves_of(stacked.tree, "stacked tree")
     missing = ["/".join(path) for path in stacked.layout.by_path if path not in leaves]
     if missing:
-        raise ValueError(f"the variables lack what the layout has: {', '.join(missing)}")
+        raise ValueError(
+            f"the variables lack what the layout has: {', '.join(missing)}; give all of them, as "
+            "dcjax.init returns them"
+        )
     xs = input_of("xs", xs)
     shapes = [leaf.shape for leaf in jax.tree.leaves(xs)]
     if any(shape[:1] != (len(stacked),) for shape in shapes):
@@ -240,7 +243,7 @@ def networks(
     if samples.subnets != subnets:
         raise ValueError(
             f"the samples are for {samples.subnets} sub-networks, but the network is split into "
-            f"{subnets}"
+            f"{subnets}: give dcjax.samples.make({samples.name!r}, {subnets})"
         )
     named = isinstance(calls, (list, tuple)) and all(
         isinstance(call, Mapping) and all(isinstance(name, str) for name in call) for call in calls
