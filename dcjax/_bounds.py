@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Num
 
-from dcjax._checks import array_of, shown
+from dcjax._checks import array_fault, array_of, shown
 from dcjax._compose.head_weights import head_weights_of, is_known
 
 _EPSILON = float(np.finfo(np.float32).eps)
@@ -237,7 +237,8 @@ def _check_sums(sums: Any) -> None:
         )
     for name, value in sums._asdict().items():
         kind = jnp.floating if name.startswith("cost") else jnp.integer
-        if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), kind):
+        fault = array_fault(value) or jnp.shape(value)
+        if fault or not jnp.issubdtype(jnp.result_type(value), kind):
             raise TypeError(f"BoundsSums: {name} must be one {kind.__name__}, got {shown(value)}")
 
 

@@ -31,10 +31,13 @@ def array_fault(x: Any) -> str:
         jax.typeof(x)
     except (TypeError, ValueError, OverflowError) as error:
         return f"is {shown(x)}, not an array of numbers: {error}"
-    # JAX cuts NumPy's 64 bits to 32: floats are rounded, integers would become other numbers.
-    if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "iu":
+    # JAX cuts NumPy's 64 bits to 32, where large numbers would become others, or infinite.
+    if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "iuf":
         dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-        if dtype != x.dtype and not np.array_equal(x.astype(dtype), x):
+        with np.errstate(over="ignore", under="ignore"):
+            cut = x.astype(dtype)
+        fits = np.isfinite(cut) == np.isfinite(x) if x.dtype.kind == "f" else cut == x
+        if not np.all(fits):
             return f"has numbers beyond JAX's {dtype}"
     return ""
 

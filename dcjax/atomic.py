@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import re
 import stat
 import uuid
 from collections.abc import Iterator
-from typing import BinaryIO
 
 try:
     import fcntl
@@ -17,7 +17,7 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     """Open a new file that takes the path's place at the end of the context.
 
     The bytes are on the disk before that. If the body raises, the old file stays. The new file has
@@ -68,7 +68,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _locked(path: pathlib.Path) -> BinaryIO:
+def _locked(path: pathlib.Path) -> io.BufferedIOBase:
     """Open a new file, locked until it is closed or the process dies.
 
     Another process can sweep the file away between its creation and its locking; then it is created

@@ -270,6 +270,7 @@ def test_leaves_that_jax_cannot_compute_with_are_named(stacked):
         (np.full((2, 5), None), "object"),
         (np.ma.ones((2, 5)), "masked"),
         (np.full((2, 5), 2**40), "beyond JAX's int32"),
+        (np.full((2, 5), 1e300), "beyond JAX's float32"),
         (object(), "not an array"),
         ("a", "not an array"),
         (set(), "not an array"),

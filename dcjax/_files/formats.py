@@ -6,6 +6,7 @@ there before memory is allocated, so reading a file takes little more memory tha
 """
 
 import functools
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,8 +45,8 @@ class Format(NamedTuple):
     """
 
     dtypes: frozenset[str]
-    write: Callable[[BinaryIO, str, Mapping[str, np.ndarray]], object]
-    read: Callable[[BinaryIO], tuple[str, dict[str, Read]]]
+    write: Callable[[io.BufferedIOBase, str, Mapping[str, np.ndarray]], object]
+    read: Callable[[io.BufferedIOBase], tuple[str, dict[str, Read]]]
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
@@ -63,7 +64,7 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return array[..., None].view(np.uint8)
 
 
-def _write_npz(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_npz(file: io.BufferedIOBase, text: str, arrays: Mapping[str, np.ndarray]) -> None:
     members = {_TEXT: np.frombuffer(text.encode(), np.uint8), **arrays}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in members.items():
@@ -72,7 +73,7 @@ def _write_npz(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> N
                 np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
 
 
-def _read_npz(file: BinaryIO) -> tuple[str, dict[str, Read]]:
+def _read_npz(file: io.BufferedIOBase) -> tuple[str, dict[str, Read]]:
     infos, size = zipfile.ZipFile(file).infolist(), file.seek(0, os.SEEK_END)
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise ValueError("a member is compressed; only stored members are read")
@@ -87,7 +88,7 @@ def _read_npz(file: BinaryIO) -> tuple[str, dict[str, Read]]:
     return arrays.pop(_TEXT)(-1).tobytes().decode(), arrays
 
 
-def _read_member(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+def _read_member(file: io.BufferedIOBase, info: zipfile.ZipInfo, size: int) -> np.ndarray:
     """Read an array of `size` bytes, or of any size for -1; compare its CRC-32.
 
     Thousands of small members take `zipfile` several times as long.
@@ -110,7 +111,9 @@ def _read_member(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> np.ndarray
     return data
 
 
-def _write_safetensors(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_safetensors(
+    file: io.BufferedIOBase, text: str, arrays: Mapping[str, np.ndarray]
+) -> None:
     header: dict[str, object] = {"__metadata__": {_TEXT: text}}
     ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # so that all are aligned
     end = 0
@@ -125,7 +128,7 @@ def _write_safetensors(file: BinaryIO, text: str, arrays: Mapping[str, np.ndarra
         file.write(as_bytes(array).data)
 
 
-def _read_safetensors(file: BinaryIO) -> tuple[str, dict[str, Read]]:
+def _read_safetensors(file: io.BufferedIOBase) -> tuple[str, dict[str, Read]]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -147,7 +150,7 @@ def _read_safetensors(file: BinaryIO) -> tuple[str, dict[str, Read]]:
     return text, arrays
 
 
-def _read_tensor(file: BinaryIO, place: int, there: int, size: int) -> np.ndarray:
+def _read_tensor(file: io.BufferedIOBase, place: int, there: int, size: int) -> np.ndarray:
     if there != size:
         raise ValueError(f"the array has {there} bytes, expected {size}")
     file.seek(place)

@@ -5,12 +5,13 @@ array. It starts with its SHA-256. Everything is checked before it is used.
 """
 
 import hashlib
+import io
 import json
 import math
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import flax.core
 import flax.serialization
@@ -42,7 +43,7 @@ _LEAVES = (
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}  # `dtype.name` takes microseconds
 
 
-def write(file: BinaryIO, form: Format, tree: PyTree, **content: Json) -> None:
+def write(file: io.BufferedIOBase, form: Format, tree: PyTree, **content: Json) -> None:
     """Write nested dicts of arrays, and JSON values, to a file.
 
     Raises:
@@ -61,7 +62,7 @@ def write(file: BinaryIO, form: Format, tree: PyTree, **content: Json) -> None:
     form.write(file, hashlib.sha256(document.encode()).hexdigest() + document, stored)
 
 
-def read(file: BinaryIO, form: Format) -> tuple[PyTree, dict[str, Json]]:
+def read(file: io.BufferedIOBase, form: Format) -> tuple[PyTree, dict[str, Json]]:
     """Return the tree and the values that `write` was given.
 
     The tree's leaves are JAX arrays; NumPy's where JAX would narrow them (64 bits without
@@ -196,7 +197,7 @@ def _size(dtype: str, shape: list[Json]) -> int:
     return math.prod(sizes) * DTYPES[dtype].itemsize
 
 
-def _to_jax(array: np.ndarray) -> jax.Array:
+def _to_jax(array: np.ndarray | np.generic) -> jax.Array:
     """Return the array as JAX's, which on the CPU takes over the memory of a large one.
 
     `jax.numpy.array` is quicker for small arrays. Arrays without entries but with a large axis take

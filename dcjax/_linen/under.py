@@ -10,7 +10,7 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 
@@ -21,6 +21,7 @@ Interceptor = Callable[..., Any]
 _running: contextvars.ContextVar[tuple["How", ...]] = contextvars.ContextVar("running", default=())
 
 
+@runtime_checkable
 class How(Protocol):
     """What a network runs under: static data, which is hashable and compared by its value."""
 

@@ -47,9 +47,11 @@ class Stop:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Handle the signals while the context lasts, except those that are ignored, as by `nohup`."""
+    """Handle the signals while the context lasts."""
     stop = Stop()
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    # `nohup` ignores SIGHUP, to let the program outlive its terminal.
+    ignored = {n for n in SIGNALS if n.name == "SIGHUP" and signal.getsignal(n) == signal.SIG_IGN}
+    heard = [number for number in SIGNALS if number not in ignored]
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield stop

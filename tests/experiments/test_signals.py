@@ -7,6 +7,14 @@ import pytest
 from experiments.run import signals as stop
 
 
+@pytest.fixture(autouse=True)
+def default_hangup():
+    """The tests may themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_elsewhere_it_stops_where_it_is():
     with pytest.raises(stop.Stopped, match="SIGTERM"), stop.listening():
         signal.raise_signal(signal.SIGTERM)

@@ -1,6 +1,7 @@
 """Rules for operations that run along axes (maxima, windows, sorting), except for plain sums."""
 
 from collections.abc import Iterable
+from typing import SupportsIndex
 
 from dcjax._tracing.errors import GROUPED, Inseparable
 from dcjax._tracing.rules.elementwise import joined_axes, nonlinear
@@ -8,7 +9,7 @@ from dcjax._tracing.rules.registry import register_rule
 from dcjax._tracing.value import Context, Equation, Value
 
 
-def refuse_across_subnets(context: Context, value: Value, axes: Iterable[int]) -> None:
+def refuse_across_subnets(context: Context, value: Value, axes: Iterable[SupportsIndex]) -> None:
     """Refuse an operation along axes that hold the channels of all sub-networks."""
     if any(context.grows(value.axes[i]) for i in axes):
         raise Inseparable(
