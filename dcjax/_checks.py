@@ -113,7 +113,7 @@ def check_key(key: Any, remedy: str) -> None:
     """Refuse anything but one random key, typed or raw."""
     try:
         jax.eval_shape(jax.random.bits, key)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of many types, for what is not an array at all
         raise TypeError(
             f"key must be a random key such as jax.random.key(0), got {shown(key)}; {remedy}"
         ) from error
