@@ -84,7 +84,8 @@ REFUSED = {
     ),
     "layers after the head": (lambda net, x: x, two_heads_deep, "merged at Net/merge", "last one"),
     "scale that depends on the width": (
-        lambda net, x: x * net.width, None, "constant", "independent of the width",
+        lambda net, x: nn.tanh(nn.relu(x) * net.width),
+        None, "constant", "independent of the width",
     ),
     "one channel": (lambda net, x: x * x[..., :1], None, "from 0 to 1 of 2→8", "width // 2"),
     "integers as the head": (lambda net, x: x, integer_head, "params/whole", "floating point"),

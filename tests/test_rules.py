@@ -190,8 +190,8 @@ REFUSED = {
         "constant",
     ),
     "a number of the width": (
-        lambda x, w: nn.Dense(3)(nn.relu(nn.Dense(w)(x)) * jnp.sqrt(jnp.float32(w))), X,
-        "constant depends on the width: 1.41.* in a sub-network, 2.8",
+        after(lambda h: jnp.sin(h * jnp.sqrt(jnp.float32(h.shape[-1])))), X,
+        "constant depends on the width: 2.* in a sub-network, 4",
     ),
     "an index of the width": (
         after(lambda h: h[jnp.minimum(h.shape[-1] // 4, 2)]), X, "depends on the width: 1 in .*, 2",

@@ -92,7 +92,13 @@ def test_any_tree_comes_back(suffix, tmp_path_factory, tree):
 def layouts(draw):
     runs = st.lists(st.builds(dcjax.Run, st.integers(0, 3), st.booleans()), max_size=6).map(tuple)
     orders = st.lists(st.builds(dcjax.Order, runs, st.integers(0, 4)), max_size=3).map(tuple)
-    leaf = st.builds(dcjax.LeafLayout, orders, head=st.booleans(), used=st.booleans())
+    leaf = st.builds(
+        dcjax.LeafLayout,
+        orders,
+        head=st.booleans(),
+        used=st.booleans(),
+        factor=st.floats(1e-9, 1e9),
+    )
     paths = st.lists(KEYS, max_size=2).map(tuple)
     return dcjax.Layout(draw(st.integers(1, 5)), tuple(draw(st.dictionaries(paths, leaf)).items()))
 

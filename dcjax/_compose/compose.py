@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, shown
 from dcjax._compose.head_weights import head_weights_of, without_diverged
-from dcjax._compose.leaf import compose_leaf, extract_leaf
+from dcjax._compose.leaf import compose_leaf, extract_leaf, rescaled
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import Layout, LeafLayout, Path, path_of
 
@@ -29,8 +29,9 @@ def compose(
     normalisation parameters and running statistics are concatenated. Both follow the order in the
     layout, so every feature map of the global network consists of the sub-networks' feature maps.
     The head's kernel concatenates w_k times the heads' kernels, and its bias is the sum of w_k
-    times their biases, so the global logits are Σ_k w_k z_k, with w_k = 1/K by default. Integer
-    leaves that do not grow and that the logits do not depend on (counters) are sub-network 0's.
+    times their biases, so the global logits are Σ_k w_k z_k, with w_k = 1/K by default. A leaf
+    with a factor in the layout is multiplied by it. Integer leaves that do not grow and that the
+    logits do not depend on (counters) are sub-network 0's.
 
     A pure function of its arrays: it jits, differentiates, vmaps, and keeps dtypes.
 
@@ -178,6 +179,7 @@ def _compose_tree(
         merge = _merge_weights(head_weights, rule)
         factors = head_weights if rule.head else None
         old = into.get(path)
+        leaf = rescaled(leaf, rule.factor)
         return compose_leaf(leaf, old, merge, factors, layout=rule, subnets=layout.subnets)
 
     return jax.tree_util.tree_map_with_path(at, tree)
@@ -189,9 +191,9 @@ def _extract_tree(
 ) -> PyTree:
     def at(path: Any, leaf: Array) -> Array:
         rule = layout.by_path[path_of(path)]
-        return extract_leaf(
-            leaf, _merge_weights(head_weights, rule), layout=rule, subnets=layout.subnets
-        )
+        merge = _merge_weights(head_weights, rule)
+        parts = extract_leaf(leaf, merge, layout=rule, subnets=layout.subnets)
+        return rescaled(parts, 1 / rule.factor)
 
     return jax.tree_util.tree_map_with_path(at, variables)
 

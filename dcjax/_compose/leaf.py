@@ -105,6 +105,11 @@ def _joined(parts: list[Array], layout: LeafLayout) -> Array:
     return parts[0]
 
 
+def rescaled(leaf: Array, factor: float) -> Array:
+    """Return a leaf times a factor, which is 1 for leaves that are not floating point."""
+    return leaf if factor == 1 else (leaf * factor).astype(leaf.dtype)
+
+
 @functools.partial(jax.jit, static_argnames=("layout", "subnets"))
 def tile_blocks(narrow: Array, *, layout: LeafLayout, subnets: int) -> Array:
     """Repeat a sub-network's leaf in every block of the global leaf, off the diagonal too."""

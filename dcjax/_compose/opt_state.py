@@ -13,7 +13,7 @@ from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_
 from dcjax._compose.compose import check_stack, compose, layout_of
 from dcjax._compose.gradient_powers import parameter_of, powers_of
 from dcjax._compose.head_weights import head_weights_of, without_diverged
-from dcjax._compose.leaf import compose_leaf, tile_blocks
+from dcjax._compose.leaf import compose_leaf, rescaled, tile_blocks
 from dcjax._compose.stacked import Stacked, is_stacked
 from dcjax._layout.layout import LeafLayout, Path
 
@@ -33,7 +33,8 @@ def compose_opt_state(
     w_k already). An array that grows as the p-th power of the gradients (p = 1 for momenta, 2 for
     Adam's second moments) is composed with the factor w_k^p in the body and 1 in the head; the
     head's bias gets Σ_k w_k times the sub-networks' arrays. p is measured for each array by running
-    the optimiser on gradients of 2e-6 to 200 and on multiples of them.
+    the optimiser on gradients of 2e-6 to 200 and on multiples of them. A leaf with a factor f in
+    the layout has gradients that are 1/f times as large, and its arrays the further factor f^−p.
 
     First moments off the diagonal are zero: the gradients there have no past. Zero second moments
     beside a large count would make Adam's first step there (1 − β₁)/√(1 − β₂) = 3.2 times the
@@ -207,6 +208,8 @@ def _composed_leaf(
         # Random keys cannot be cast.
         return leaf if leaf.dtype == composition.dtype else leaf.astype(composition.dtype)
     assert not isinstance(composition.power, str)
+    # A leaf that is f times as large has gradients that are 1/f times as large.
+    leaf = rescaled(leaf, rule.factor**-composition.power)
     factors = head_weights**composition.power
     old = None
     if composition.power == 2 and rule.has_off_diagonal:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from typing import Any
 
 from dcjax._layout.layout import Layout, LeafLayout
@@ -19,7 +20,7 @@ def layout_to_json(layout: Layout) -> Json:
 
     leaves = [
         {"path": list(map(str, path)), "axes": list(map(axis, leaf.axes))}
-        | {"head": bool(leaf.head), "used": bool(leaf.used)}
+        | {"head": bool(leaf.head), "used": bool(leaf.used), "factor": float(leaf.factor)}
         for path, leaf in layout.leaves
     ]
     return {"subnets": int(layout.subnets), "leaves": leaves}
@@ -30,14 +31,18 @@ def layout_from_json(value: Json) -> Layout:
     with contextlib.suppress(LookupError, TypeError, ValueError):
         leaves = {
             tuple(leaf["path"]): LeafLayout(
-                tuple(map(_order_from_json, leaf["axes"])), leaf["head"], leaf["used"]
+                tuple(map(_order_from_json, leaf["axes"])),
+                leaf["head"],
+                leaf["used"],
+                leaf["factor"],
             )
             for leaf in value["leaves"]
         }
         layout = Layout(value["subnets"], tuple(leaves.items()))
         # Writing it again must give the same text, in which 1, 1.0 and true differ.
         written, given = (json.dumps(v, sort_keys=True) for v in (layout_to_json(layout), value))
-        if written == given and layout.subnets >= 1:
+        positive = all(0 < leaf.factor < math.inf for _, leaf in layout.leaves)
+        if written == given and layout.subnets >= 1 and positive:
             return layout
     raise ValueError(f"not a layout as dcjax.save writes it: {value!r:.80}")
 

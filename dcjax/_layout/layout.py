@@ -25,11 +25,14 @@ class LeafLayout:
     * `used` is False for a leaf that the traced calls do not use (random counters). It is composed
       by its shape alone: side by side if it grows, otherwise the mean, or sub-network 0's value of
       what has no mean (integers, keys).
+    * `factor` multiplies the global entries: it makes up for a number that depends on the width,
+      by which the network multiplies what it computes with this leaf.
     """
 
     axes: tuple[Order, ...]
     head: bool = False
     used: bool = True
+    factor: float = 1.0
 
     @property
     def is_mean(self) -> bool:
@@ -58,7 +61,9 @@ class LeafLayout:
     def __str__(self) -> str:
         kind = "mean" if self.is_mean else "1/K" if self.head else "block"
         kind = kind if self.used else "unused"
-        return f"{kind:6} {' , '.join(map(str, self.axes)) or 'scalar'}"
+        axes = " , ".join(map(str, self.axes)) or "scalar"
+        factor = f"  (times {self.factor:.4g})" if self.factor != 1 else ""
+        return f"{kind:6} {axes}{factor}"
 
 
 @dataclasses.dataclass(frozen=True)

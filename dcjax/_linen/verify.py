@@ -294,7 +294,9 @@ def _report(
         orders = [found.orders.settle(axis.term) for axis in value.axes]
         rounds = zip(composed.get(place, ()), *(maps.get(place, ()) for maps in own), strict=True)
         merged = head_weights if value.averaged_because else None
-        errors = [_difference(wide, parts, orders, merged) for wide, *parts in rounds]
+        # Between a leaf with a factor and the number that it makes up for.
+        scale = found.factors.value(value.scale)
+        errors = [_difference(wide, parts, orders, merged, scale) for wide, *parts in rounds]
         if not errors:
             unseen.append(name)
             continue
@@ -305,12 +307,16 @@ def _report(
 
 
 def _difference(
-    wide: Array, parts: Sequence[Array], orders: Sequence[Order], head_weights: np.ndarray | None
+    wide: Array,
+    parts: Sequence[Array],
+    orders: Sequence[Order],
+    head_weights: np.ndarray | None,
+    scale: float,
 ) -> tuple[float, float]:
     """Return the largest difference of one feature map, and its ratio to the largest magnitude."""
     subnets = len(parts)
     kind = np.complex128 if np.iscomplexobj(wide) else np.float64
-    whole, own = np.asarray(wide, kind), [np.asarray(part, kind) for part in parts]
+    whole, own = np.asarray(wide, kind), [scale * np.asarray(part, kind) for part in parts]
     places = [order.indices(subnets) for order in orders]
     with np.errstate(invalid="ignore"):  # between infinities: not a number, which is refused
         if head_weights is not None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from dcjax._checks import leaves_of
 from dcjax._layout.layout import Layout, LeafLayout, Path
 from dcjax._layout.order import Order, Run
 from dcjax._tracing.errors import NotSeparableError
+from dcjax._tracing.factors import ONE, Factors, Scale
 from dcjax._tracing.unify import SUBNETS, Orders, Size, Units
 from dcjax._tracing.value import Axis, Value
 from dcjax._tracing.walk import Tap, Walk
@@ -22,6 +24,7 @@ _UNUSED = (
     "no result of the traced calls depends on it; if it is a head's kernel, its blocks have to be "
     "divided by K"
 )
+_RESULT = "the network's result"
 _TRACE_IT = (
     'trace the call that uses it, too: calls=[{"train": True}] or calls=[{"method": …}] of '
     "dcjax.layout, dcjax.init and dcjax.verify, a further result of layout_of_functions' functions"
@@ -36,6 +39,7 @@ class Separation(NamedTuple):
     wide: jex.ClosedJaxpr
     taps: dict[tuple[int, ...], Tap]
     orders: Orders
+    factors: Factors
     lines: bool
 
 
@@ -77,13 +81,15 @@ def separate(
         walk = Walk(Orders(subnets), heads, integers, lines)
         values = [_leaf_value(walk, path, sizes) for path, sizes in leaves.items()]
         given = [*values, *(_input_value(walk, sizes) for sizes in inputs.values())]
-        if any(value.power for value in walk.run(programs[0], aligned, given)):
+        results = walk.run(programs[0], aligned, given)
+        if any(value.power for value in results):
             walk.violate(
-                "the network's result",
+                _RESULT,
                 "return",
                 "it holds the head's 1/K, though the sub-networks are not merged in it",
                 "give the head a kernel of its own",
             )
+        walk.finish(results, _RESULT)
         if walk.violations:
             raise NotSeparableError(tuple(walk.violations.values()))
         if walk.new_heads <= heads:
@@ -91,13 +97,18 @@ def separate(
         heads = heads | walk.new_heads
     jaxpr = programs[0].jaxpr
     used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+    scales = zip(leaves, values, strict=True)
+    factors = {path: walk.factors.value(value.scale) for path, value in scales}
+    # Where numbers depend on the width, an unused leaf may need a factor that nothing tells.
+    scaled = walk.forgave_numbers or any(factor != 1 for factor in factors.values())
     found = []
     for path, value, is_used in zip(leaves, values, used, strict=False):
         if path in integers and (path in heads or (is_used and value.averaged_because)):
             problem = "the result depends on it, it needs a mean or a division by K, and it is "
             problem += str(dtypes[path])
             walk.violate("/".join(path), "leaf", problem, "make it floating point")
-        seen = is_used or (path in walk.met | heads and path not in walk.doubtful)
+        met = path in walk.met | heads and path not in walk.doubtful
+        seen = is_used or (met and not scaled)
         if (
             not seen
             and path not in integers
@@ -106,10 +117,11 @@ def separate(
         ):
             walk.violate("/".join(path), "leaf", _UNUSED, _TRACE_IT)
         orders = tuple(walk.orders.settle(axis.term) for axis in value.axes)
-        found.append((path, LeafLayout(orders, path in heads, is_used)))
+        found.append((path, LeafLayout(orders, path in heads, is_used, factors[path])))
     if walk.violations:
         raise NotSeparableError(tuple(walk.violations.values()))
-    return Separation(Layout(subnets, tuple(found)), *programs, walk.taps, walk.orders, lines)
+    layout = Layout(subnets, tuple(found))
+    return Separation(layout, *programs, walk.taps, walk.orders, walk.factors, lines)
 
 
 def identity_layout(variables: PyTree) -> Layout:
@@ -160,8 +172,14 @@ def _leaf_value(walk: Walk, path: Path, sizes: Sequence[Size]) -> Value:
     elif all(walk.orders.is_mixed(axis.term) for axis in growing):
         reason = f"{name} has entries for the features that all sub-networks share"
     power = -1 if path in walk.heads else 0
-    linear, leaves = (path,), frozenset({path})
-    return Value(axes, averaged_because=reason, power=power, linear=linear, leaves=leaves)
+    return Value(
+        axes,
+        averaged_because=reason,
+        power=power,
+        linear=(path,),
+        leaves=frozenset({path}),
+        scale=ONE if path in walk.integers else Scale(powers={path: Fraction(1)}),
+    )
 
 
 def _input_value(walk: Walk, sizes: Sequence[Size]) -> Value:

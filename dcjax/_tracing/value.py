@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from dcjax._layout.layout import Path
 from dcjax._tracing.errors import NARROWABLE, Inseparable
+from dcjax._tracing.factors import ONE, Scale
 from dcjax._tracing.unify import Orders, Size, Term
 
 
@@ -37,6 +38,7 @@ class Value:
       leaves: the leaves that an array is made of, as long as they have not met features.
       from_params: whether it depends on parameters and constants only.
       zero: whether it is zero everywhere.
+      scale: the global blocks are the sub-networks' arrays times it; the walk sets it.
     """
 
     axes: tuple[Axis, ...] = ()
@@ -46,6 +48,7 @@ class Value:
     leaves: frozenset[Path] = frozenset()
     from_params: bool = True
     zero: bool = False
+    scale: Scale = ONE
 
     def with_axes(self, axes: Iterable[Axis]) -> "Value":
         """Return the same array with its axes moved, merged or split."""

@@ -27,6 +27,7 @@ from dcjax._tracing.align import (
     sizes_of,
 )
 from dcjax._tracing.errors import GROUPED, NARROWABLE, Inseparable, NotSeparableError, Violation
+from dcjax._tracing.factors import ONE, UNKNOWN, Differs, Factors, Scale, ratio_of
 from dcjax._tracing.jaxprs import CALLS, PROGRAMS, located, needed_arrays
 from dcjax._tracing.rules import RULES
 from dcjax._tracing.scalars import Scalars
@@ -57,6 +58,16 @@ class Here(NamedTuple):
 # Operations that apply a kernel or a table to an input without channels of the sub-networks.
 _APPLIES = ("dot_general", "conv_general_dilated", "gather", "dynamic_slice")
 
+# Operations by what they do to scales: those of the first operand stay, all operands' multiply, or
+# must be equal. Operands that they do not name must have the scale 1, as those of all others.
+_KEEPS_SCALE = ("neg", "copy", "copy_p", "real", "imag", "conj", "sharding_constraint", "name")
+_KEEPS_SCALE += ("convert_element_type", "transpose", "squeeze", "broadcast_in_dim", "reshape")
+_KEEPS_SCALE += ("tile", "slice", "split", "rev", "reduce_sum", "reduce_window_sum", "cumsum")
+_KEEPS_SCALE += ("gather", "dynamic_slice")
+_MULTIPLIES = ("mul", "div", "dot_general", "conv_general_dilated")
+_ADDS = ("add", "sub", "add_any", "concatenate", "pad", "select_n")
+_MANTISSA = jnp.finfo(jnp.bfloat16).nmant  # from its 7 bits on, rounding counts as exact
+
 
 @dataclasses.dataclass
 class Walk:
@@ -72,6 +83,9 @@ class Walk:
       met: leaves that meet features, or are applied to an input, perhaps cast or scaled before. A
         head among them has been found; what a leaf that meets nothing is for cannot be known.
       doubtful: leaves from which an operation that was forgiven makes something by itself.
+      factors: the leaves' factors.
+      forgave_numbers: whether an operation that was forgiven takes a number that depends on the
+        width. What leaf it is meant for cannot be known.
       violations: what cannot be composed exactly, by path and operation.
       taps: the arrays that `verify` may compare, by the place of their equation: its index,
         preceded by those of the equations that it lies within.
@@ -85,6 +99,8 @@ class Walk:
     new_heads: set[Path] = dataclasses.field(default_factory=set)
     met: set[Path] = dataclasses.field(default_factory=set)
     doubtful: set[Path] = dataclasses.field(default_factory=set)
+    factors: Factors = dataclasses.field(default_factory=Factors)
+    forgave_numbers: bool = False
     violations: dict[tuple[str, str], Violation] = dataclasses.field(default_factory=dict)
     taps: dict[tuple[int, ...], Tap] = dataclasses.field(default_factory=dict)
     here: Here = dataclasses.field(default_factory=Here)
@@ -148,6 +164,18 @@ class Walk:
         self.here = Here(forgiving, sources)
         return read(*outvars, path)
 
+    def finish(self, results: Sequence[Value], path: str) -> None:
+        """Demand that the results are the sub-networks' own, and choose what is still free."""
+        self._return(results, path)
+        self.factors.settle()
+
+    def _return(self, results: Sequence[Value], path: str) -> None:
+        """Note a violation if results are multiples of the sub-networks' own."""
+        try:
+            self._be_one(results)
+        except Inseparable as reason:
+            self.violate(path, "constant", *_told(reason))
+
     def _equation(
         self,
         n: Any,
@@ -162,7 +190,10 @@ class Walk:
         ) -> list[Value]:
             # The results of a loop's round feed the next one, so any may be needed.
             some = needed if n.primitive.name in CALLS else [any(needed)] * len(narrow.out_avals)
-            return self.run(narrow, wide, values, path, at + place, some)
+            results = self.run(narrow, wide, values, path, at + place, some)
+            if n.primitive.name not in CALLS:  # a round or a branch is as good as the next one
+                self._return(results, path)
+            return results
 
         equation = Equation(
             n.primitive.name,
@@ -175,8 +206,10 @@ class Walk:
         )
         from_params = all(value.from_params for value in operands)
         leaves = frozenset[Path]().union(*(value.leaves for value in operands))
+        scale = ONE
         try:
             refuse_differences(equation, n.outvars, w.outvars)
+            scale = self._scale(n, operands)
             if equation.name not in RULES:
                 raise Inseparable(
                     f"the primitive `{equation.name}` has no rule",
@@ -186,12 +219,15 @@ class Walk:
             results = RULES[equation.name](self.context, equation, *operands)
         except (Inseparable, Conflict) as reason:
             if not self._is_shared(equation, operands):
-                self.violate(path, equation.name, *_told(reason))
+                operation = "constant" if isinstance(reason, Differs) else equation.name
+                self.violate(path, operation, *_told(reason))
                 self.doubtful |= leaves
                 return self._unknown(equation.out_sizes, from_params, leaves)
             axes = (map(self.context.fresh, sizes) for sizes in equation.out_sizes)
             results = [Value(tuple(own), from_params=from_params) for own in axes]
         results = [results] if isinstance(results, Value) else results
+        if equation.name not in CALLS:
+            results = [dataclasses.replace(value, scale=scale) for value in results]
         if leaves and equation.name not in PROGRAMS:  # those tell by what they hold
             if self._meets(equation, operands):
                 self.met |= leaves
@@ -202,6 +238,41 @@ class Walk:
         if results and not random and not self.here.forgiving:
             self.taps[at] = Tap(path, results[0], self.here.sources)
         return results
+
+    def _scale(self, eqn: Any, operands: Sequence[Value]) -> Scale:
+        """Return the scale of an operation's results, and solve for what its operands need."""
+        name, scales = eqn.primitive.name, [value.scale for value in operands]
+        if name in CALLS or all(scale is ONE for scale in scales):
+            return ONE
+        if any(scale is UNKNOWN for scale in scales):
+            return UNKNOWN
+        if self.here.forgiving:
+            self.forgave_numbers |= any(scale.log for scale in scales)
+            return ONE
+        if not all(_is_precise(dtype_of(v)) for v in eqn.outvars):
+            name = "round"
+        if name in _KEEPS_SCALE:
+            self._be_one(operands[1:])
+            return scales[0]
+        if name in _MULTIPLIES:
+            scale = scales[0].plus(scales[1], -1 if name == "div" else 1)
+            if any(each.log and not each.powers for each in scales):
+                self.factors.wish(scale)
+            return scale
+        if name in _ADDS:
+            choice = name == "select_n"
+            self._be_one(operands[:choice])
+            terms = [value.scale for value in operands[choice:] if not value.zero] or [ONE]
+            self.factors.be_equal(terms)
+            return terms[0]
+        self._be_one(operands)
+        return ONE
+
+    def _be_one(self, values: Iterable[Value]) -> None:
+        """Demand that arrays hold the sub-networks' own, not multiples of them."""
+        for value in values:
+            if not (value.zero or self.here.forgiving or value.scale is UNKNOWN):
+                self.factors.be_one(value.scale)
 
     def _meets(self, equation: Equation, operands: Sequence[Value]) -> bool:
         """Return whether leaves meet features here, or are applied to an input."""
@@ -217,7 +288,7 @@ class Walk:
         arrays = (*equation.in_sizes, *equation.out_sizes)
         if any(size.grows for sizes in arrays for size in sizes):
             return False
-        if any(value.averaged_because for value in operands):
+        if any(v.averaged_because or self.factors.resolve(v.scale).log for v in operands):
             return False
         return all(same_values(*equation.both(name)) for name in equation.narrow)
 
@@ -264,10 +335,14 @@ class Walk:
             if axes is not None:
                 return Value(axes, zero=not np.any(a))
         elif a.ndim == 0:
+            problem = f"a constant depends on the width: {a} in a sub-network, {b} in the "
+            problem += "global network"
+            if scale := ratio_of(a, b, problem):
+                return Value(scale=scale)
             self.violate(
                 path,
                 "constant",
-                f"a constant depends on the width: {a} in a sub-network, {b} in the global network",
+                problem,
                 "make it independent of the width (a field that decompose leaves alone; a head's "
                 "size is, where the number of heads is one of the fields)",
             )
@@ -317,9 +392,15 @@ class Walk:
                 tuple(Axis(self.orders.unchecked(size)) for size in axes),
                 from_params=from_params,
                 leaves=leaves,
+                scale=UNKNOWN,
             )
             for axes in sizes
         ]
+
+
+def _is_precise(dtype: Any) -> bool:
+    """Return whether numbers of this type may be rescaled."""
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).nmant >= _MANTISSA
 
 
 def _first_use(jaxpr: jex.Jaxpr, var: Any) -> Any:
