@@ -3,6 +3,7 @@
 import math
 import operator
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -61,6 +62,7 @@ def fit(
 
     The steps that the state has done count: training resumes where it stopped, even within an
     epoch. An epoch takes whole batches only; each epoch's permutation leaves other examples out.
+    A loss that becomes NaN or infinite gives one `RuntimeWarning`; the training goes on.
 
     Args:
       trainer: from `side_by_side` or `data_parallel`; compiled here unless `compile` has done it.
@@ -98,7 +100,7 @@ def fit(
     trainer, compile_seconds = compile(trainer, state, train, every=every)
     steps = steps_per_epoch(len(train.labels), trainer.batch_size)
     history: list[Epoch] = []
-    seconds = 0.0
+    seconds, diverged = 0.0, set[int]()
     for span in _spans(steps_done(state), epochs * steps, steps, every):
         started = time.perf_counter()
         state, losses = _train(trainer, state, train, span, on_step)
@@ -106,6 +108,7 @@ def fit(
         device_seconds = seconds * physical_devices(trainer.devices)
         epoch = span.start // steps + 1
         history.append(Epoch(epoch, span.stop, seconds, device_seconds, losses))
+        diverged |= _warn_of_divergence(losses, span, train, diverged)
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
@@ -145,6 +148,28 @@ def _train(
     state, losses = jax.block_until_ready(state), jax.device_get(losses)
     steps_last = losses[0] if whole else np.stack(losses, -1)
     return state, np.moveaxis(steps_last, -1, 0).reshape(len(span), *trainer.lead)
+
+
+def _warn_of_divergence(
+    losses: Float[np.ndarray, "steps *K"], span: range, train: Data, known: set[int]
+) -> set[int]:
+    """Warn of the networks whose losses ceased to be finite in this span; return their places."""
+    bad = ~np.isfinite(losses.reshape(len(span), -1))
+    new = {int(place) for place in np.flatnonzero(bad.any(axis=0))} - known
+    if new:
+        steps = {place: span[int(bad[:, place].argmax())] + 1 for place in sorted(new)}
+        numbers = None if train.members is None else np.ravel(jax.device_get(train.members))
+        where = [
+            f"step {step}" if numbers is None else f"sub-network {numbers[place]} at step {step}"
+            for place, step in steps.items()
+        ]
+        warnings.warn(
+            f"the loss became NaN or infinite: {', '.join(where)}; a lower learning rate or a "
+            "longer warm-up may help",
+            RuntimeWarning,
+            stacklevel=3,  # the caller of fit
+        )
+    return new
 
 
 def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarray, "*K N C"]:

@@ -1,6 +1,7 @@
 """One stage of a run: compiled, trained, evaluated as it goes, kept, logged."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,7 @@ class _Stage:
         self.last = plan.epochs * self.steps
         self.progress = Progress(devices=len(plan.trainer.devices))
         self._since = 0.0
+        self._diverged = False
         self._kept = kept
         self._keeper = keeper
 
@@ -159,7 +161,13 @@ class _Stage:
                 self.save(step, state)
 
         bar = self._keeper.voice.bar(plan.title, self.last)
-        with bar as advance, self._keeper.stop.after_this_step():
+        with (
+            bar as advance,
+            self._keeper.stop.after_this_step(),
+            warnings.catch_warnings(),
+        ):
+            # The watcher says it of sub-networks, and `_say_divergence` of the global network.
+            warnings.filterwarnings("ignore", "the loss became NaN", RuntimeWarning)
             self._since = time.perf_counter()
             return training.fit(
                 trainer,
@@ -188,6 +196,8 @@ class _Stage:
         self.progress = self.progress._replace(epochs=step // self.steps)
         epoch = self.progress.epochs if ends else step / self.steps
         self._report(step, epoch, state, done.losses.mean(axis=0))
+        if not self.plan.watch and not self._diverged:
+            self._say_divergence(done)
         if self.plan.watch and ends:
             self.plan.watch.after_epoch(self.plan.trainer.to_host(state), done)
         self._since = time.perf_counter()
@@ -195,6 +205,18 @@ class _Stage:
             self.save(step, state)
         if ends:  # a save within an epoch counts as training, as it does in `on_step`
             self._since = time.perf_counter()
+
+    def _say_divergence(self, done: training.Epoch) -> None:
+        """Say once that the loss is not finite any more; the other stages may still be useful."""
+        bad = ~np.isfinite(done.losses)
+        if bad.any():
+            self._diverged = True
+            step = done.step - len(bad) + int(bad.argmax()) + 1
+            flag = "--finetune-rate" if self.plan.name == "finetune" else "--learning-rate"
+            self._keeper.voice.say(
+                f"{self.plan.title} diverged at step {step}: the loss became NaN or infinite; "
+                f"a lower {flag} may help"
+            )
 
     def save(self, step: int, state: training.TrainState) -> None:
         """Save a checkpoint."""

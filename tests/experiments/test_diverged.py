@@ -142,3 +142,23 @@ def test_drop_composes_the_others(poisoned, alone, tmp_path, capsys):
     others = [k for k in range(SUBNETS) if k != BAD]
     assert composed["cost"] <= np.mean([phase["cost"][k] for k in others])
     assert np.isfinite(phase["cost"][BAD])  # as initialised, and without a say
+
+
+@pytest.mark.parametrize("stage_name", ["finetune", "baseline"])
+def test_a_global_network_that_diverges_is_said_once(stage_name, tmp_path, capsys, monkeypatch):
+    """The warning of `fit` is not printed too: tests treat warnings as errors."""
+    made = factory.recipe
+
+    def recipe(chosen, dataset, schedule, *then):
+        found = made(chosen, dataset, schedule, *then)
+        if schedule.warmup != {"finetune": 0.25, "baseline": 1.25}[stage_name]:
+            return found
+        return found._replace(loss=lambda logits, labels: found.loss(logits, labels) * jnp.nan)
+
+    monkeypatch.setattr(factory, "recipe", recipe)
+    warmup = ["--finetune-warmup-epochs", "0.25", "--baseline-warmup-epochs", "1.25"]
+    args = [*TINY, "--finetune-epochs", "2", "--baseline-epochs", "2", *warmup]
+    assert cli.main(PROGRAM, [*args, "--workdir", str(tmp_path)]) == cli.OK
+    err, title = capsys.readouterr().err, factory.STAGES[stage_name]
+    assert err.count("became NaN") == 1
+    assert f"{title} diverged at step 1: the loss became NaN or infinite; a lower --" in err

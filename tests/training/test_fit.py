@@ -6,6 +6,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dcjax import training
@@ -93,6 +94,29 @@ def test_counts_are_integers_in_their_range(case, counts, error, message):
     run, _ = case
     with pytest.raises(error, match=message):
         training.fit(run.trainer, run.fitted.state, run.train, **{"epochs": 2} | counts)
+
+
+def test_a_loss_that_becomes_nan_is_one_warning(study):
+    recipe = study.recipe._replace(optimizer=optax.sgd(jnp.nan), batch_size=16)
+    trainer = training.data_parallel(study.network, study.samples, recipe)
+    train = trainer.place(*study.train)
+    state = trainer.start(jax.tree.map(lambda leaf: leaf[0], study.variables), study.key)
+    with pytest.warns(RuntimeWarning) as said:
+        training.fit(trainer, state, train, epochs=2)
+    (warning,) = said
+    assert str(warning.message).startswith("the loss became NaN or infinite: step 2;")
+    assert warning.filename == __file__
+
+
+def test_the_sub_networks_whose_losses_become_nan_are_named(study):
+    trainer = training.side_by_side(
+        study.network, study.samples, study.recipe, 4, members=(1, 2, 3)
+    )
+    variables = jax.tree.map(lambda leaf: leaf[1:], study.variables)
+    bad = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), variables)
+    with pytest.warns(RuntimeWarning, match=r"infinite: sub-network 2 at step 1; a lower") as said:
+        training.fit(trainer, trainer.start(bad, study.key), trainer.place(*study.train), epochs=2)
+    assert len(said) == 1
 
 
 def test_a_run_that_is_done_stays_as_it_is(case, study):
