@@ -67,7 +67,12 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
         "finetune": finetune,
         "baseline": baseline,
         "speedup": speedup(
-            subnets_phase, composed, finetune, baseline, classes=len(dataset.classes)
+            subnets_phase,
+            composed,
+            finetune,
+            baseline,
+            classes=len(dataset.classes),
+            test_images=len(dataset.test.labels),
         ),
     }
 

@@ -68,6 +68,7 @@ class Speedup(TypedDict):
     """The times to the baseline's final accuracy; null where it was not reached."""
 
     target_accuracy: float
+    test_images: int
     seconds: float | None
     baseline_seconds: float | None
     wall: float | None

@@ -13,6 +13,7 @@ def speedup(
     baseline: GlobalPhase,
     *,
     classes: int,
+    test_images: int,
 ) -> Speedup:
     """Compare the times to the baseline's final accuracy: baseline over transfer.
 
@@ -21,16 +22,18 @@ def speedup(
     composed network is the curve's epoch 0, which needs no fine-tuning.
 
     Returns:
-      `target_accuracy`; `seconds` and `baseline_seconds`, the times of both; `wall` and `device`,
-      the ratios of wall-clock and of device seconds. All but the first are None if the target was
-      not reached, or if the baseline was not trained, diverged, or does not beat guessing.
+      `target_accuracy` and `test_images`; `seconds` and `baseline_seconds`, the times of both;
+      `wall` and `device`, the ratios of wall-clock and of device seconds. Times and ratios are None
+      if the target was not reached, or if the baseline was not trained, blew up, or has not
+      learned.
     """
-    target, cost = baseline["accuracy"], baseline["cost"]
+    target = baseline["accuracy"]
     reached, own = (first_reaching(stage["curve"], target) for stage in (finetune, baseline))
-    trained = baseline["epochs"] and cost is not None and math.isfinite(cost)
-    if reached is None or own is None or not trained or not learned(target, classes):
+    sound = learned(target, classes, test_images) and not blew_up(baseline["cost"], classes)
+    if reached is None or own is None or not baseline["epochs"] or not sound:
         return {
             "target_accuracy": target,
+            "test_images": test_images,
             "seconds": None,
             "baseline_seconds": None,
             "wall": None,
@@ -43,6 +46,7 @@ def speedup(
     device_seconds = subnets_phase["device_seconds"] + before + reached["device_seconds"]
     return {
         "target_accuracy": target,
+        "test_images": test_images,
         "seconds": seconds,
         "baseline_seconds": own["seconds"],
         "wall": own["seconds"] / seconds if seconds else None,
@@ -50,13 +54,34 @@ def speedup(
     }
 
 
-def learned(accuracy: float, classes: int) -> bool:
-    """Return whether an accuracy is at least two points better than guessing.
+def standard_error(accuracy: float, images: int) -> float:
+    """Return the binomial standard error of an accuracy measured on so many images.
 
-    >>> learned(0.1, classes=10), learned(0.3, classes=10)
-    (False, True)
+    >>> standard_error(0.5, images=10_000)
+    0.005
     """
-    return accuracy >= 1 / classes + 0.02
+    return math.sqrt(accuracy * (1 - accuracy) / images)
+
+
+def learned(accuracy: float, classes: int, images: int) -> bool:
+    """Return whether a test set of so many images can tell an accuracy from guessing.
+
+    It must be two points and two standard errors better.
+
+    >>> learned(0.13, classes=10, images=10_000), learned(0.13, classes=10, images=340)
+    (True, False)
+    """
+    guess = 1 / classes
+    return accuracy >= guess + max(0.02, 2 * standard_error(guess, images))
+
+
+def blew_up(cost: float | None, classes: int) -> bool:
+    """Return whether a cost is NaN, infinite, or worse than that of guessing, log C.
+
+    >>> blew_up(6.0, classes=10), blew_up(1.5, classes=10)
+    (True, False)
+    """
+    return cost is None or not cost <= math.log(classes)
 
 
 def first_reaching(curve: Sequence[CurveEntry], accuracy: float) -> CurveEntry | None:

@@ -1,5 +1,6 @@
 """The closing table: what a run measured, for a person to read, on a terminal or in a file."""
 
+import math
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -7,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.results.schema import Composed, GlobalPhase, Results, SubnetsPhase
-from experiments.results.speedup import learned
+from experiments.results.speedup import blew_up, learned, standard_error
 
 STAND_IN = (
     "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits. The figures show that everything "
@@ -85,21 +86,30 @@ def verdict(results: Results) -> str:
         return "No baseline was trained, so there is nothing to compare with."
     if baseline["cost"] is None:
         return "The baseline's training diverged, so there is nothing to compare with."
-    if not learned(target, classes):
+    images = gain["test_images"]
+    if not learned(target, classes, images):
         return (
-            f"The baseline has learned nothing ({percent(target)}, and guessing gives "
-            f"{percent(1 / classes)}), so there is nothing to compare with."
+            f"{images} test images cannot tell the baseline's {percent(target)} from guessing "
+            f"({percent(1 / classes)}), so there is nothing to compare with."
         )
+    if blew_up(baseline["cost"], classes):
+        return (
+            f"The baseline's loss, {nats(baseline['cost'])}, is worse than that of guessing "
+            f"({nats(math.log(classes))}): its training blew up, so there is nothing to compare "
+            "with. A lower --learning-rate may help."
+        )
+    error = f"(± {percent(standard_error(target, images))}, standard error of {images} test images)"
     if gain["wall"] is None:
         stages = (results["subnets_phase"], results["composed"], results["finetune"])
         total = sum(stage["seconds"] for stage in stages)
         best = max(entry["accuracy"] for entry in results["finetune"]["curve"])
         return (
-            f"Not reached: the baseline's {percent(target)} (in {baseline['seconds']:.1f} s); "
+            f"Not reached: the baseline's {percent(target)} {error} in "
+            f"{baseline['seconds']:.1f} s; "
             f"sub-networks, composition and fine-tuning came to {percent(best)} in {total:.1f} s."
         )
     return (
-        f"Reached the baseline's {percent(target)} in {gain['seconds']:.1f} s, against "
+        f"Reached the baseline's {percent(target)} {error} in {gain['seconds']:.1f} s, against "
         f"{gain['baseline_seconds']:.1f} s from scratch: {gain['wall']:.2f}× in wall-clock time, "
         f"{gain['device']:.2f}× in device time."
     )

@@ -62,6 +62,7 @@ def results():
         },
         "speedup": {
             "target_accuracy": 0.6,
+            "test_images": 10_000,
             "seconds": 15.25,
             "baseline_seconds": 30.5,
             "wall": 2.0,

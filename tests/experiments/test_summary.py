@@ -46,8 +46,8 @@ def test_what_diverged_is_said(results):
 
 def test_the_last_line_is_the_verdict(results):
     assert summary.verdict(results) == (
-        "Reached the baseline's 60.00 % in 15.2 s, against 30.5 s from scratch: 2.00× in "
-        "wall-clock time, 1.50× in device time."
+        "Reached the baseline's 60.00 % (± 0.49 %, standard error of 10000 test images) in 15.2 s, "
+        "against 30.5 s from scratch: 2.00× in wall-clock time, 1.50× in device time."
     )
     assert " ".join(shown(results).split()).endswith(summary.verdict(results))
 
@@ -60,7 +60,17 @@ def test_a_target_that_was_not_reached_is_said(results):
 
 def test_a_baseline_that_only_guesses_is_said(results):
     results["speedup"] |= {"wall": None, "device": None, "target_accuracy": 0.1}
-    assert summary.verdict(results).startswith("The baseline has learned nothing (10.00 %")
+    assert summary.verdict(results).startswith(
+        "10000 test images cannot tell the baseline's 10.00 % from guessing (10.00 %)"
+    )
+
+
+def test_a_baseline_that_blew_up_is_said(results):
+    results["speedup"] |= {"wall": None, "device": None}
+    results["baseline"]["cost"] = 6.0
+    assert summary.verdict(results).startswith(
+        "The baseline's loss, 6.0000, is worse than that of guessing (2.3026)"
+    )
 
 
 def test_no_baseline_is_said(results):
