@@ -117,6 +117,8 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
     loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
     train = data.subset(loaded.train, chosen.train_size, settings.seed, len(loaded.classes))
     _refuse(validate.data_problems(settings, train.images.shape))
+    if note := validate.too_few_steps(settings, len(train.labels)):
+        voice.say(note)
     return loaded._replace(train=train)
 
 

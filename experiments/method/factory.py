@@ -50,6 +50,7 @@ def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
     """Make what the stages share."""
     chosen, classes = settings.network, len(dataset.classes)
     conv = convolution(chosen, keeper.voice.say)
+    keeper.voice.say(treatment(dataset))
     images = jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])
     return Setup(
         settings,
@@ -140,6 +141,17 @@ def smoothed(part: float) -> Callable[[Array, Array], Array]:
         return (1 - part) * plain(logits, labels) + part * to_all
 
     return loss
+
+
+def treatment(dataset: Dataset) -> str:
+    """Say what is done with an image before a network sees it."""
+    count, height, width, _ = dataset.train.images.shape
+    moved = "shifted by up to 4 pixels and mirrored at random"
+    return (
+        f"{count} training and {len(dataset.test.labels)} test images of {height}×{width}; each "
+        "colour is normalised to mean 0 and variance 1; in training, images are "
+        + (moved if dataset.mirrored else "neither shifted nor mirrored")
+    )
 
 
 def normalise(dataset: Dataset) -> Callable[[UInt8[Array, "N H W 3"]], Float[Array, "N H W 3"]]:

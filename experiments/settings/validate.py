@@ -1,11 +1,15 @@
 """Everything that can be wrong with settings, found before JAX starts a backend."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
 from experiments.settings.flags import Expected, Settings
 from experiments.settings.naming import as_flag
+
+ENOUGH_STEPS = 100
+SMALLEST_BATCH = 8
 
 
 def problems(settings: Settings) -> list[str]:
@@ -43,6 +47,38 @@ def data_problems(settings: Settings, images: tuple[int, ...]) -> Iterator[str]:
             f"--model cnn halves images three times, and each sub-network sees only "
             f"{height}×{width}: take fewer --subnets or --model resnet"
         )
+
+
+def too_few_steps(settings: Settings, images: int) -> str:
+    """Return a note with better flags if the training is too short to get anywhere; else "".
+
+    Below about 100 steps the quick preset ends at guessing, because its rate is too high for so
+    short a warm-up and the averaged weights still hold the initial ones. The rate is proportional
+    to the batch, and batches smaller than 8 are too noisy for batch statistics.
+
+    >>> print(too_few_steps(Settings(), 480))
+    note: 480 images make 18 steps of 128 in 6 epochs, too few to learn well: --batch-size 16 \
+--learning-rate 0.1 makes 180
+    """
+    chosen = settings.training
+    epochs = min((e for e in (chosen.subnet_epochs, chosen.baseline_epochs) if e), default=0)
+    size = chosen.batch_size
+    steps = epochs * (images // size)
+    if not epochs or steps >= ENOUGH_STEPS:
+        return ""
+    while size > SMALLEST_BATCH and epochs * (images // size) < ENOUGH_STEPS:
+        size = max(SMALLEST_BATCH, size // 2)
+    flags, better = [], epochs
+    if size < chosen.batch_size:
+        rate = chosen.learning_rate * size / chosen.batch_size
+        flags += [f"--batch-size {size} --learning-rate {rate:.3g}"]
+    if epochs * (images // size) < ENOUGH_STEPS:
+        better = math.ceil(ENOUGH_STEPS / (images // size))
+        flags += [f"--subnet-epochs {better} --baseline-epochs {better}"]
+    return (
+        f"note: {images} images make {steps} steps of {chosen.batch_size} in {epochs} epochs, too "
+        f"few to learn well: {' '.join(flags)} makes {better * (images // size)}"
+    )
 
 
 def _wrong_numbers(group: Any) -> Iterator[str]:

@@ -216,7 +216,7 @@ KEYS = {
     | {"accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper"},
     "finetune": TIMES | SCORE | {"curve"},
     "baseline": TIMES | SCORE | {"curve"},
-    "speedup": {"target_accuracy", "seconds", "baseline_seconds", "wall", "device"},
+    "speedup": {"target_accuracy", "test_images", "seconds", "baseline_seconds", "wall", "device"},
 }
 
 
@@ -362,3 +362,15 @@ def test_zero_epochs_are_no_training(tmp_path):
     assert results["finetune"]["curve"][0]["accuracy"] == results["composed"]["accuracy"]
     assert results["subnets_phase"]["seconds"] == results["baseline"]["seconds"] == 0
     assert results["speedup"]["wall"] is None
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "said"), [(True, "shifted by up to 4 pixels and mirrored"), (False, "neither")]
+)
+def test_what_is_done_with_an_image_is_said(mirrored, said):
+    from experiments.method import factory
+
+    digits = data.load("digits")._replace(mirrored=mirrored)
+    line = factory.treatment(digits)
+    assert line.startswith("1400 training and 340 test images of 32×32; each colour is normalised")
+    assert said in line

@@ -180,3 +180,19 @@ def test_the_home_directory_is_expanded_in_every_path(monkeypatch):
     assert settings.data == Data(dataset="folder:/home/me/cats", data_dir=Path("/home/me/data"))
     with pytest.raises(cli.Ended, match="a path with ~"):
         cli.parse("it", ["--workdir=~nobody-by-this-name/run"])
+
+
+def test_too_few_steps_are_said_with_flags_that_make_enough():
+    quick = PRESETS["quick"]
+    for images in (128, 200, 480, 1400, 2047, 2176, 10_000):
+        note = validate.too_few_steps(quick, images)
+        assert bool(note) == (6 * (images // 128) < 100), images
+        if note:
+            flags = note.partition("learn well: ")[2].partition(" makes ")[0].split()
+            assert validate.too_few_steps(cli.parse("it", flags), images) == "", note
+
+
+def test_few_steps_are_right_without_training():
+    nothing = dataclasses.replace(PRESETS["quick"].training, subnet_epochs=0, baseline_epochs=0)
+    assert validate.too_few_steps(Settings(training=nothing), 480) == ""
+    assert validate.too_few_steps(PRESETS["digits"], 1400) == ""
