@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import subprocess
 import sys
@@ -39,9 +40,15 @@ def check_environment() -> None:
     Raises:
       StartError: JAX does not start.
     """
-    names = [name for name in os.environ if name.startswith(("JAX_", "XLA_FLAGS"))]
-    if not names:
-        return
+    names = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_FLAGS")))
+    variables = ", ".join(f"{name}={os.environ[name]}" for name in names)
+    if variables and (reason := _why_not(variables)):
+        raise StartError(f"JAX does not start with {variables}: {reason}")
+
+
+@functools.cache  # for as long as the variables are the same
+def _why_not(variables: str) -> str:
+    """Return the last line of a process that tried to start JAX; "" if it could."""
     tried = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
         env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
@@ -49,10 +56,8 @@ def check_environment() -> None:
         text=True,
         errors="replace",
     )
-    if tried.returncode:
-        variables = ", ".join(f"{name}={os.environ[name]}" for name in sorted(names))
-        reason = (tried.stderr.strip() or f"exit code {tried.returncode}").splitlines()[-1]
-        raise StartError(f"JAX does not start with {variables}: {reason}")
+    words = tried.stderr.strip() or f"exit code {tried.returncode}"
+    return words.splitlines()[-1] if tried.returncode else ""
 
 
 def start_jax(cpu_devices: int) -> list[str]:
