@@ -95,9 +95,12 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     if (results := workdir.finished(folder, values, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
         return _show(results, settings, folder, voice)
+    if folder.exists():  # another run is found at once, and what is refused makes no folder
+        with lock.locked(folder, how.only_subnet):
+            pass
     startup.check_environment()
     dataset = load(settings, voice)
-    with lock.locked(folder, how.only_subnet):  # what is refused before leaves no workdir
+    with lock.locked(folder, how.only_subnet):
         if how.fresh:
             workdir.clear(folder)
         for name in startup.start_jax(settings.subnets):
