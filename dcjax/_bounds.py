@@ -344,8 +344,14 @@ def _log_odds(
 ) -> Float[Array, "... N"]:
     """Return log Σ exp(scale · value) / scale over the wrong classes."""
     largest = values.max(-1, keepdims=True, where=~is_label, initial=-jnp.inf)
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    total = jnp.exp(scale * (values - largest)).sum(-1, where=~is_label)
+    is_finite = jnp.isfinite(largest)
+    largest = jnp.where(is_finite, largest, 0)
+    # XLA may compute `values` again in another fusion, and round large ones otherwise: without the
+    # limits the largest would differ from itself, and its term exp(0) = 1 could be 0 or infinite.
+    less = values - largest
+    less = jnp.where(is_finite, jnp.minimum(less, 0), less)
+    total = jnp.exp(scale * less).sum(-1, where=~is_label)
+    total = jnp.where(is_finite[..., 0], jnp.maximum(total, 1), total)
     return jnp.log(total) / scale + largest[..., 0]
 
 

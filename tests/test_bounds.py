@@ -377,3 +377,22 @@ def test_the_largest_logits_of_float32(seed):
             np.testing.assert_allclose(found.cost, true.cost, rtol=1e-4, atol=size * 1e-5)
         elif n * true.cost > largest * (1 + 1e-5):
             assert np.isinf(found.cost)
+
+
+def test_large_logits_beside_small_ones_keep_the_upper_bound():
+    """Compiled, the largest logit was rounded in two ways, and its term of the sum was lost."""
+    logits = np.array(
+        [
+            [[0.34558418, 0.82161814, 0.33043706, -1.3031572], [1e30, 1e30, -0.5369532, 0.5811181]],
+            [[0.3645724, 0.2941325, 0.0284222, 0.5467130], [-0.7364541, -0.16291, -0.482119, 0.59]],
+        ],
+        np.float32,
+    )
+    weights = np.array([0.45722464, 0.54277533], np.float32)
+    found = dcjax.bounds(logits, np.array([3, 0]), weights=weights)
+    assert found.cost_lower <= found.cost <= found.cost_upper
+    each = [
+        dcjax.bounds(logits[:, [n]], np.array([y]), weights=weights).cost
+        for n, y in ((0, 3), (1, 0))
+    ]
+    np.testing.assert_allclose(found.cost, np.mean(each), rtol=1e-5)
