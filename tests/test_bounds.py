@@ -389,10 +389,8 @@ def test_large_logits_beside_small_ones_keep_the_upper_bound():
         np.float32,
     )
     weights = np.array([0.45722464, 0.54277533], np.float32)
-    found = dcjax.bounds(logits, np.array([3, 0]), weights=weights)
+    labels = np.array([3, 0])
+    found = bounds(logits, labels, weights=weights)
     assert found.cost_lower <= found.cost <= found.cost_upper
-    each = [
-        dcjax.bounds(logits[:, [n]], np.array([y]), weights=weights).cost
-        for n, y in ((0, 3), (1, 0))
-    ]
+    each = [bounds(logits[:, [n]], labels[[n]], weights=weights).cost for n in (0, 1)]
     np.testing.assert_allclose(found.cost, np.mean(each), rtol=1e-5)
