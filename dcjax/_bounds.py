@@ -271,7 +271,8 @@ def _add(
 
     added = {}
     for name in _COUNTS + _COSTS:
-        total = jnp.asarray(getattr(sums, name))
+        # A half-precision sum would be too coarse for the bounds' margin.
+        total = jnp.asarray(getattr(sums, name), jnp.float32 if name in _COSTS else None)
         part = getattr(batch, name).sum(where=kept, dtype=total.dtype)
         new = total + part
         # A lower bound stays one if the sum is beyond float32.

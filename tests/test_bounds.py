@@ -59,13 +59,14 @@ def reference(logits, labels, weights):
     """The definitions, in float64 and with no margin for rounding."""
     used = weights > 0
     logits, weights = logits[used].astype(np.float64), weights[used].astype(np.float64)
-    mean = np.tensordot(weights, logits, 1)
     right = (logits.argmax(-1) == labels).all(0)
     own = np.take_along_axis(logits, np.broadcast_to(labels[:, None], (*logits.shape[:2], 1)), -1)
-    mean_own = np.take_along_axis(mean, labels[:, None], -1)
-    wrong = ((logits >= own).all(0) & (mean > mean_own)).any(-1)
+    # Differences first: in means of logits of 1e30 float64 loses what tells two classes apart.
+    with np.errstate(invalid="ignore"):
+        mean = np.tensordot(weights, logits - own, 1)
+    wrong = ((logits >= own).all(0) & (mean > 0)).any(-1)
     count = logits.shape[-1] - 1
-    margins = (mean_own - mean).sum(-1) / max(count, 1)
+    margins = -mean.sum(-1) / max(count, 1)
     lower = np.log(count) - margins if count else np.full(len(labels), -np.inf)
     costs = log_odds(mean, labels), np.tensordot(weights, log_odds(logits, labels), 1), lower
     verdicts = mean.argmax(-1) == labels, right, ~wrong
