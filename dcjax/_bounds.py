@@ -210,7 +210,7 @@ def bounds_finish(sums: BoundsSums) -> Bounds:
 
     Raises:
       TypeError: `sums` is not a `BoundsSums` of counts and costs.
-      ValueError: there are no samples, or too many for int32.
+      ValueError: the sums hold no samples, or more than int32 can count.
 
     >>> sums = BoundsSums(samples=4, cost=2.0, cost_upper=3.0, right=1, right_upper=2)
     >>> print(*bounds_finish(sums))

@@ -1,4 +1,4 @@
-"""What to install where a module is missing. Imports nothing but Python's own."""
+"""The install line where a module is missing. Imports only the standard library."""
 
 import contextlib
 import sys

@@ -34,7 +34,7 @@ def test_foreign_files_are_left_alone(tmp_path):
 
 
 def leave_behind(folder, step):
-    """What killed saves and deletions leave."""
+    """Make the folders that killed saves and deletions leave."""
     for name in (".orbax-checkpoint-tmp", ".1.orbax-checkpoint-tmp-12", ".deleted", ".2.deleted"):
         (folder / f"{step:08d}{name}" / "state").mkdir(parents=True)
 

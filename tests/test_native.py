@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import dcjax
-from dcjax.native import NativeError, _build, build, conv_general_dilated
+from dcjax.native import NativeError, _build, conv_general_dilated
 
 ROOT = pathlib.Path(dcjax.__file__).parents[1]
 OPTIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -38,12 +38,7 @@ def gradients(by, x, kernel, strides, padding):
     return jax.grad(cost, (0, 1))(x, kernel)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def built():
-    try:
-        build()
-    except NativeError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("built")
 
 
 def by(function, x, kernel, strides, pads):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import dcjax
-from dcjax.native import NativeError, build
 from tests import convolutions
 from tests.long import SEED
 
@@ -23,12 +22,7 @@ CASES = int(os.environ.get("DCJAX_FUZZ_CASES", "150"))
 AGREE = [(2, 6, 6, 3), (3, 3, 3, 4), (2, 6, 6, 4), (1, 1), (1, 1, 1, 1)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def built():
-    try:
-        build()
-    except NativeError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("built")
 
 
 def test_random_sizes_give_what_numpy_gives_or_are_refused():

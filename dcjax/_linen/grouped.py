@@ -41,7 +41,7 @@ def grouped(network: M, subnets: int, *, keep: Sequence[str] = ()) -> M:
     Raises:
       ValueError: K is below 1. When the network is called: K does not divide the channels of a
         norm, or a norm has no axis of channels; names the norm's path.
-      TypeError: the network is no Flax Linen module, or another argument has another type.
+      TypeError: the network is not a Flax Linen module, or another argument has another type.
 
     >>> import dcjax, flax.linen as nn, jax
     >>> class Net(nn.Module):
@@ -73,7 +73,7 @@ def grouped(network: M, subnets: int, *, keep: Sequence[str] = ()) -> M:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """What grouped networks run under."""
+    """The setting of a grouped network: norms act within groups, but for those to keep."""
 
     count: int
     keep: tuple[str, ...] = ()

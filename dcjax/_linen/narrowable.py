@@ -50,7 +50,7 @@ def narrowable(network: M, *, keep: Sequence[str] = ()) -> M:
     Raises:
       ValueError: when a sub-network is called: K does not divide a number, or `keep` names no
         module; names each by its path.
-      TypeError: the network is no Flax Linen module, or another argument has another type.
+      TypeError: the network is not a Flax Linen module, or another argument has another type.
 
     >>> import dcjax, flax.linen as nn, jax
     >>> class Net(nn.Module):
@@ -69,7 +69,7 @@ def narrowable(network: M, *, keep: Sequence[str] = ()) -> M:
 
 @dataclasses.dataclass(frozen=True)
 class Narrowable:
-    """What a narrowable network has beside its class: the modules to keep."""
+    """The setting of a narrowable network: the modules that keep their widths."""
 
     keep: tuple[str, ...]
 
@@ -111,7 +111,7 @@ def _narrow(network: Any, subnets: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Narrowed:
-    """What the sub-networks of narrowable networks run under."""
+    """The setting of a narrowable network's sub-network: K, and the modules to keep."""
 
     subnets: int
     keep: tuple[str, ...]

@@ -23,7 +23,7 @@ _running: contextvars.ContextVar[tuple["How", ...]] = contextvars.ContextVar("ru
 
 @runtime_checkable
 class How(Protocol):
-    """What a network runs under: static data, which is hashable and compared by its value."""
+    """A setting that a network runs under: static data, hashable, compared by its value."""
 
     def interceptor(self, call: "Call") -> Interceptor | None:
         """Return the interceptor (see `nn.intercept_methods`) for a call of the network."""

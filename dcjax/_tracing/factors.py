@@ -24,7 +24,7 @@ _TOLERANCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What the global blocks are, over the sub-networks' arrays: a number times leaves' factors.
+    """The ratio of the global blocks to the sub-networks' arrays: a number times leaves' factors.
 
     Attributes:
       log: the logarithm of the number.

@@ -1,4 +1,4 @@
-"""How much sooner the transfer reaches the baseline's accuracy than the baseline itself."""
+"""The speed-up: the times of transfer and baseline to the baseline's final accuracy."""
 
 import math
 from collections.abc import Sequence
