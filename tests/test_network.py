@@ -480,3 +480,11 @@ def test_networks_of_other_libraries_have_another_function(other, call):
     with pytest.raises(TypeError, match=r"Flax Linen module, got .*dcjax.layout_of_functions") as e:
         call(other)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("tolerance", ["1e-3", np.ma.masked_array([1.0], [True]), [0.1]])
+def test_a_tolerance_is_a_number(tolerance):
+    network, x = LeNet(4), jnp.ones((1, 8, 8, 3))
+    stacked = dcjax.init(network, 2, jax.random.key(0), x)
+    with pytest.raises(TypeError, match="tolerance must be a number or None, got"):
+        dcjax.verify(network, stacked, x, tolerance=tolerance)

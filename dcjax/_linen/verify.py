@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from dcjax._checks import array_of, dtype_of, leaves_of
+from dcjax._checks import array_of, dtype_of, leaves_of, shown
 from dcjax._compose.compose import compose
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
@@ -213,6 +213,8 @@ def _compared(
     tolerance: float | None,
 ) -> Report:
     """Run all networks, compare the layers, and raise if an error is above the tolerance."""
+    if not isinstance(tolerance, (int, float, np.integer, np.floating, type(None))):
+        raise TypeError(f"tolerance must be a number or None, got {shown(tolerance)}")
 
     def features(program: jex.ClosedJaxpr) -> Callable[[PyTree], dict[Place, list[Array]]]:
         return jax.jit(lambda args: evaluate(program, jax.tree.leaves(args), layers))
