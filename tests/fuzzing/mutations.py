@@ -115,7 +115,7 @@ class Trees:
 WRAPS: list[Callable[[Any], Any]] = [
     flax.core.freeze, lambda t: [*t.values()], lambda t: (t,), lambda t: {"params": t},
     lambda t: {**t, "extra": np.zeros(2, np.float32)}, lambda t: {**t, 1: np.zeros(2)},
-    lambda t: dict(list(t.items())[1:]), lambda t: {k.upper(): v for k, v in t.items()},
+    lambda t: dict(list(t.items())[1:]), lambda t: {str(k).upper(): v for k, v in t.items()},
     lambda t: dict(enumerate(t.values())), lambda t: types.MappingProxyType(t),
     lambda t: {**t, "none": None}, lambda t: {**t, "more": {}}, lambda t: t.items(),
     lambda t: dict(reversed(t.items())),
