@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from dcjax._layout.layout import Path, path_of
@@ -40,6 +41,13 @@ def array_fault(x: Any) -> str:
         if not np.all(fits):
             return f"has numbers beyond JAX's {dtype}"
     return ""
+
+
+def has_values(x: Any) -> bool:
+    """Return whether an array has values: it is neither abstract nor deleted."""
+    if isinstance(x, jax.Array) and not isinstance(x, Tracer):
+        return not x.is_deleted()
+    return not isinstance(x, jax.ShapeDtypeStruct)
 
 
 def array_of(name: str, x: Any) -> Array:

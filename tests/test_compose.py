@@ -301,6 +301,13 @@ def test_integers_are_not_divided_or_averaged(stacked):
         dcjax.compose(keys)
 
 
+def test_into_holds_values(stacked):
+    into = dcjax.compose(stacked)
+    into["params"] = jax.eval_shape(lambda: into["params"])
+    with pytest.raises(ValueError, match=r"must hold values(.|\n)*  params/Conv_0/bias"):
+        dcjax.compose(stacked, into=into)
+
+
 def test_into_takes_other_containers_of_the_same_paths(stacked):
     wide = jax.tree.map(lambda leaf: leaf + 1, dcjax.compose(stacked))
     expected = dcjax.compose(stacked, into=wide)

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from dcjax._checks import compare_leaves, dtype_of, leaves_of, path_name, raise_listed, shown
+from dcjax._checks import (
+    compare_leaves,
+    dtype_of,
+    has_values,
+    leaves_of,
+    path_name,
+    raise_listed,
+    shown,
+)
 from dcjax._compose.head_weights import head_weights_of, without_diverged
 from dcjax._compose.leaf import compose_leaf, extract_leaf, rescaled
 from dcjax._compose.stacked import Stacked, is_stacked
@@ -156,7 +164,10 @@ def _old_leaves(nodes: list[Stacked], structure: Any, into: PyTree) -> list[dict
             f"place of each Stacked: {error}"
         ) from error
     for node, wide in zip(nodes, given, strict=True):
-        check_shapes(wide, node.layout.global_shapes, "global network (into=)")
+        found = check_shapes(wide, node.layout.global_shapes, "global network (into=)")
+        # jit drops the leaves that it does not read, so that it would refuse some and not others.
+        empty = [path_name(path) for path, leaf in found.items() if not has_values(leaf)]
+        raise_listed("into= must hold values; these are abstract or deleted:", empty)
         check_dtypes([node.tree, wide], ["the sub-networks", "into="])
     # By path, as they may be in other containers than the sub-networks', such as a FrozenDict.
     return [leaves_of(wide, "tree of into=") for wide in given]
