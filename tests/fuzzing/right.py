@@ -197,7 +197,7 @@ def update(args, sums):
     mask = None if args.get("mask") is None else np.asarray(args["mask"])
     count = len(args["labels"]) if mask is None else mask.sum()
     assert int(sums.samples) - int(args["sums"].samples) == count
-    before = [float(x) for x in args["sums"]]
+    before = [float(jnp.asarray(x)) for x in args["sums"]]  # JAX has 32 bits
     after = [float(x) for x in sums]
     if not count:
         np.testing.assert_array_equal(before, after)  # a NaN stays one
