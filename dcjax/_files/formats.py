@@ -1,8 +1,10 @@
 """The file formats: named arrays and a text in one file, without pickle.
 
-Arrays are read as bytes, one at a time: the text describes them, so that nothing else in a file is
-believed. Members are never compressed, and declared sizes are compared with the bytes that are
-there before memory is allocated, so reading a file takes little more memory than it has bytes.
+NumPy and the safetensors package read these files too. Here arrays are read as bytes, one by one,
+because both packages hold everything twice, and the latter writes temporary files of its own. The
+text describes the arrays: nothing else in a file is believed. Members are never compressed,
+and declared sizes are compared with the bytes that are there before memory is allocated, so reading
+a file takes little more memory than it has bytes.
 """
 
 import functools
@@ -12,7 +14,6 @@ import math
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ _SAFETENSORS_DTYPES = {
     "float8_e5m2": "F8_E5M2",
 }
 _ALIGNED = 64  # JAX takes over an array of NumPy's on the CPU, without a copy, if it begins there
+_PIECE = 2**20
 
 
 class Format(NamedTuple):
@@ -74,13 +76,14 @@ def _write_npz(file: io.BufferedIOBase, text: str, arrays: Mapping[str, np.ndarr
 
 
 def _read_npz(file: io.BufferedIOBase) -> tuple[str, dict[str, Read]]:
-    infos, size = zipfile.ZipFile(file).infolist(), file.seek(0, os.SEEK_END)
+    archive, size = zipfile.ZipFile(file), file.seek(0, os.SEEK_END)
+    infos = archive.infolist()
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise ValueError("a member is compressed; only stored members are read")
     if sum(max(info.file_size, info.compress_size) for info in infos) > size:
         raise ValueError("the members are declared larger than the file")
     arrays: dict[str, Read] = {
-        info.filename.removesuffix(".npy"): functools.partial(_read_member, file, info)
+        info.filename.removesuffix(".npy"): functools.partial(_read_member, archive, info)
         for info in infos
     }
     if len(arrays) < len(infos):
@@ -88,27 +91,16 @@ def _read_npz(file: io.BufferedIOBase) -> tuple[str, dict[str, Read]]:
     return arrays.pop(_TEXT)(-1).tobytes().decode(), arrays
 
 
-def _read_member(file: io.BufferedIOBase, info: zipfile.ZipInfo, size: int) -> np.ndarray:
-    """Read an array of `size` bytes, or of any size for -1; compare its CRC-32.
-
-    Thousands of small members take `zipfile` several times as long.
-    """
-    file.seek(info.header_offset)
-    local = file.read(30)  # its last four bytes are the lengths of the name and of a further field
-    name = file.read(int.from_bytes(local[26:28], "little"))
-    if local[:4] != b"PK\3\4" or name.decode() != info.orig_filename:
-        raise zipfile.BadZipFile(f"no member {info.orig_filename!r} where the directory has it")
-    file.seek(int.from_bytes(local[28:], "little"), os.SEEK_CUR)
-    # The header of an .npy file of version 1.0 is as long as its bytes 8 and 9 say.
-    header = file.read(10)
-    header += file.read(int.from_bytes(header[8:], "little"))
-    there = info.file_size - len(header)
-    if size not in (-1, there):
-        raise ValueError(f"the array has {there} bytes, expected {size}")
-    data = _filled(there, file)
-    if zlib.crc32(data.data, zlib.crc32(header)) != info.CRC:
-        raise zipfile.BadZipFile(f"the member {info.filename!r} does not match its CRC-32")
-    return data
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+    """Read an array of `size` bytes, or of any size for -1; `zipfile` compares its CRC-32."""
+    with archive.open(info) as member:
+        # The header of an .npy file of version 1.0 is as long as its bytes 8 and 9 say. NumPy would
+        # parse it, which takes ten times as long as the rest; the text describes the array.
+        header = member.read(10)
+        there = info.file_size - 10 - len(member.read(int.from_bytes(header[8:], "little")))
+        if size not in (-1, there):
+            raise ValueError(f"the array has {there} bytes, expected {size}")
+        return _filled(there, member)
 
 
 def _write_safetensors(
@@ -162,8 +154,10 @@ def _filled(size: int, file: Any) -> np.ndarray:
     spare = np.empty(size + _ALIGNED, np.uint8)
     start = -spare.ctypes.data % _ALIGNED
     data = spare[start : start + size]
-    if file.readinto(data.data) != size:
-        raise EOFError("the file ends within an array")
+    for part in range(0, size, _PIECE):  # `zipfile` holds a copy of what it reads at once
+        piece = data[part : part + _PIECE]
+        if file.readinto(piece.data) != len(piece):
+            raise EOFError("the file ends within an array")
     return data
 
 
