@@ -28,8 +28,8 @@ if os.environ.get("DCJAX_CHECK_ANNOTATIONS"):  # takes a third more time
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# The benchmark compares with PyTorch where there is one; no test needs it.
-collect_ignore = []
+# The site's settings need Sphinx. The benchmark compares with PyTorch where there is one.
+collect_ignore = ["docs/conf.py"]
 if importlib.util.find_spec("torch") is None:
     collect_ignore.append("experiments/benchmark/torch_steps.py")
 

@@ -55,7 +55,7 @@ def compose(
         sub-network with weight 0 that has a NaN or an infinite value is composed as zeros.
 
     Returns:
-      The global network's variables: the same structure, without the stacked nodes.
+      The global network's variables, of the same structure without the stacked nodes.
 
     Raises:
       ValueError: `params` has no layout (remedy: `like`). Structures, shapes or dtypes disagree, a

@@ -142,7 +142,7 @@ def apply(
       **kwargs: what else the network's call needs.
 
     Returns:
-      logits (K, N, C): those of `subnet.apply(stacked[k], xs[k])`, stacked.
+      Logits (K, N, C), those of `subnet.apply(stacked[k], xs[k])`, stacked.
 
     Raises:
       ValueError: `xs`, or a leaf of `stacked`, has another leading axis than K, or one is missing.

@@ -135,7 +135,7 @@ def verify_functions(
     map is the last array that the line computes. The functions' results are layers too.
 
     Args:
-      narrow: the sub-network, a function (variables, *inputs) -> outputs.
+      narrow: the sub-network, a function `(variables, *inputs) -> outputs`.
       wide: the global network, likewise.
       narrow_args: a sub-network's variables and inputs; only their shapes and dtypes matter.
       wide_args: the global network's. The inputs are arrays; where one is K times as long as in the

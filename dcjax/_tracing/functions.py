@@ -32,9 +32,9 @@ def layout_of_functions(
     gives, such as `(net(x, train=False), net(x, train=True))`.
 
     Args:
-      narrow: the sub-network, a function (variables, *inputs) -> outputs.
+      narrow: the sub-network, a function `(variables, *inputs) -> outputs`.
       wide: the global network, likewise.
-      narrow_args: the sub-network's variables and inputs, arrays or `jax.ShapeDtypeStruct`s.
+      narrow_args: the sub-network's variables and inputs, arrays or `jax.ShapeDtypeStruct` leaves.
       wide_args: the global network's; both trees of variables have the same structure.
       subnets: K ≥ 1.
 

@@ -1,0 +1,158 @@
+"""The documentation site: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
+
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+import dcjax
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+REPOSITORY = "https://github.com/dcjax/dcjax"
+
+project = "dcjax"
+release = version = dcjax.__version__
+author = "the dcjax authors"
+copyright = "the dcjax authors; Apache-2.0"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "study", "pictures"]
+
+html_theme = "sphinx_book_theme"
+html_title = "dcjax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {
+    "repository_url": REPOSITORY,
+    "use_repository_button": True,
+    "use_issues_button": True,
+    "path_to_docs": "docs",
+    "show_toc_level": 2,
+}
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# `name` in a docstring is code, and a link where it is a public name.
+default_role = "py:obj"
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "exclude-members": "tree_flatten, tree_flatten_with_keys, tree_unflatten",  # for JAX alone
+}
+autodoc_typehints_format = "short"
+autosummary_generate = False
+maximum_signature_line_length = 80
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 180
+nb_merge_streams = True
+
+
+class Names(SphinxDirective):
+    """Document public names of a module: a table of first lines, then each in full."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Return what autosummary and autodoc make of the names."""
+        module = importlib.import_module(self.arguments[0])
+        kinds = {name: _kind(getattr(module, name)) for name in self.content}
+        table = [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in kinds), ""]
+        entries = [f".. auto{kind}:: {name}" for name, kind in kinds.items()]
+        head = [f".. currentmodule:: {module.__name__}", ""]
+        text = "\n".join(["```{eval-rst}", *head, *table, *entries, "```"])
+        return self.parse_text_to_nodes(text)
+
+
+def _kind(thing: Any) -> str:
+    if not inspect.isclass(thing):
+        return "function" if callable(thing) else "data"
+    return "exception" if issubclass(thing, BaseException) else "class"
+
+
+def plain_types(signature: str) -> str:
+    """Return a signature with the types as the code spells them."""
+    for long, short in (
+        (r"~?(jax\.)?jaxlib\._jax\.Array", "Array"),
+        (r"~?(jaxtyping|numpy|collections\.abc|typing)\.(?=\w)", ""),
+        (r"~?optax\._src\.\w+\.", "optax."),
+        (r"(\w+)(\[)Array(, '[^']*'\]) \| \1\[ndarray\3", r"\1\2Array\3"),
+        (r"Array \| ndarray \| bool \| number \| bool \| int \| float \| complex", "ArrayLike"),
+    ):
+        signature = re.sub(long, short, signature)
+    return signature
+
+
+def fields_only(thing: type) -> str:
+    """Return a class's signature without types, which its docstring explains, and Flax's fields."""
+    found = inspect.signature(thing)
+    flax = ("parent", "name") if "parent" in found.parameters else ()
+    own = [
+        field.replace(annotation=field.empty)
+        for field in found.parameters.values()
+        if field.name not in flax
+    ]
+    text = str(found.replace(parameters=own, return_annotation=found.empty))
+    return re.sub(r"<(?:function|class) '?[\w.<>]*?(\w+)'?(?: at \w+)?>", r"\1", text)
+
+
+def relinked(text: str, folder: Path, page: Path) -> str:
+    """Return a page's text with the links that leave `docs/` led to the site or the repository.
+
+    Args:
+      text: Markdown whose relative links hold from `folder`.
+      folder: of the file that holds the text.
+      page: the folder of the page that shows it.
+    """
+
+    def new(match: re.Match[str]) -> str:
+        name, anchor = match["name"], match["anchor"] or ""
+        target = (folder / name).resolve()
+        if not target.exists():
+            return match[0]
+        if target.parent == ROOT and (DOCS / target.name.lower()).exists():
+            target = DOCS / target.name.lower()
+        if target.is_file() and target.is_relative_to(DOCS):
+            return f"]({os.path.relpath(target, page)}{anchor})"
+        return f"]({REPOSITORY}/blob/main/{target.relative_to(ROOT)}{anchor})"
+
+    return re.sub(r"\]\((?P<name>[\w./-]+)(?P<anchor>#[\w-]+)?\)", new, text)
+
+
+def setup(app: Any) -> None:
+    """Connect what Sphinx calls for every page, included file, and member of a class."""
+
+    def read(app: Any, name: str, source: list[str]) -> None:
+        folder = (DOCS / name).parent
+        source[0] = relinked(source[0], folder, folder)
+
+    def include(app: Any, path: Path, name: str, source: list[str]) -> None:
+        source[0] = relinked(source[0], (DOCS / path).resolve().parent, (DOCS / name).parent)
+
+    def skip(app: Any, kind: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+        return True if type(thing).__name__ == "_tuplegetter" else None  # a field of a NamedTuple
+
+    def sign(app: Any, kind: str, name: str, *rest: Any) -> tuple[str | None, str | None]:
+        thing, _, arguments, returns = rest
+        if kind == "class":
+            return fields_only(thing), None
+        return arguments and plain_types(arguments), returns and plain_types(returns)
+
+    app.add_directive("names", Names)
+    app.connect("source-read", read)
+    app.connect("include-read", include)
+    app.connect("autodoc-process-signature", sign)
+    app.connect("autodoc-skip-member", skip)
