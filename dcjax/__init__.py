@@ -10,6 +10,7 @@ which computes exactly what they computed, and is trained a little further.
     variables = dcjax.compose(stacked)                 # network.apply(variables, x)
 """
 
+from dcjax import method as method
 from dcjax import models as models
 from dcjax import native as native
 from dcjax import samples as samples
@@ -47,5 +48,7 @@ from dcjax._tracing.errors import NotSeparableError as NotSeparableError
 from dcjax._tracing.errors import Violation as Violation
 from dcjax._tracing.functions import layout_of_functions as layout_of_functions
 from dcjax._tracing.rules import register_rule as register_rule
+from dcjax.method._transfer import Result as Result
+from dcjax.method._transfer import transfer as transfer
 
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ MODULES = {
     "models.": dcjax.models,
     "native.": dcjax.native,
     "training.": dcjax.training,
+    "method.": dcjax.method,
     "checkpoints.": dcjax.checkpoints,
     "atomic.": dcjax.atomic,
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Shaped
 
 from dcjax.training._data import Data
 from dcjax.training._devices import physical_devices
@@ -204,3 +204,36 @@ def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarra
         jax.block_until_ready(logits[-1 - AHEAD : -AHEAD])
     whole = np.concatenate(jax.device_get(logits), axis=-2)[..., :examples, :]
     return whole.reshape(*trainer.lead, *whole.shape[-2:])
+
+
+def predict(
+    trainer: Trainer, state: TrainState, images: Shaped[Array | np.ndarray, "N ..."]
+) -> Float[np.ndarray, "*K N C"]:
+    """Return the probabilities of the classes, the softmax of the logits, for any images.
+
+    Args:
+      trainer: from `side_by_side` or `data_parallel`.
+      state: a state of the trainer; it is not donated.
+      images: as for training, without labels; the trainer's recipe normalises them.
+
+    Returns:
+      Probabilities (N, C), or (K, N, C) side by side, in double precision.
+
+    Raises:
+      ValueError: there is no image, or the state is of another trainer.
+      TypeError: an argument has another type.
+
+    >>> import dcjax, flax.linen as nn, numpy as np, optax
+    >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
+    >>> recipe = dcjax.training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> trainer = dcjax.training.data_parallel(network, dcjax.samples.replicate(1), recipe)
+    >>> images = np.zeros((2, 4, 4, 3), np.uint8)
+    >>> state = trainer.start(network.init(jax.random.key(0), images), jax.random.key(1))
+    >>> dcjax.training.predict(trainer, state, images).sum(axis=-1)
+    array([1., 1.])
+    """
+    images = np.asarray(images)
+    data = trainer.place(images, np.zeros(images.shape[:1], np.int32))
+    logits = evaluate(trainer, state, data).astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

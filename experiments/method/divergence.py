@@ -65,7 +65,7 @@ class Watcher:
                 continue
             first = int(bad.argmax()) + 1 if bad.any() else len(bad)
             self.found[k] = end - len(bad) + first
-            self._keeper.voice.say(f"sub-network {k} diverged at step {self.found[k]}")
+            self._keeper.say(f"sub-network {k} diverged at step {self.found[k]}")
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:

@@ -7,61 +7,47 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, UInt8
 
 import dcjax
-from dcjax import training
+from dcjax import method, training
 from experiments.data import Dataset
 from experiments.run.checkpointing import Keeper
 from experiments.settings.flags import Network, Settings, Training
 
 Convolution = Callable[..., Array]
-STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning", "baseline": "baseline"}
-"""The stages of training: their names in the results, and their titles for people."""
-VERIFIED_IMAGES = 64
-"""Test images on which the composed network's feature maps are compared with the sub-networks'."""
 
 
 class Setup(NamedTuple):
     """The values that the stages of one run share.
 
     Attributes:
-      network: the global network in training's precision.
-      exact: the same network in float32, in which everything is evaluated.
-      images: some test images as the networks see them.
-      key: all random keys are derived from it.
+      road: those that the method itself works with.
     """
 
     settings: Settings
     dataset: Dataset
-    samples: dcjax.samples.Samples
-    network: nn.Module
-    exact: nn.Module
-    images: Float[Array, "n H W 3"]
-    key: Key[Array, ""]
     keeper: Keeper
-
-    def keys(self, stage: str) -> Key[Array, "2"]:
-        """Return two random keys of a stage: for its initialisation, and for its training."""
-        return jax.random.split(jax.random.fold_in(self.key, list(STAGES).index(stage)))
+    road: method.Road
 
 
 def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
     """Make what the stages share."""
     chosen, classes = settings.network, len(dataset.classes)
-    conv = convolution(chosen, keeper.voice.say)
-    keeper.voice.say(treatment(dataset))
-    images = jnp.asarray(dataset.test.images[:VERIFIED_IMAGES])
-    return Setup(
-        settings,
-        dataset,
-        dcjax.samples.make(chosen.samples, settings.subnets),
+    conv = convolution(chosen, keeper.say)
+    keeper.say(treatment(dataset))
+    road = method.Road(
         network=network(chosen, classes, precision(chosen), conv),
         exact=network(chosen, classes, convolution=conv),
-        images=normalise(dataset)(images),
+        subnets=settings.subnets,
+        samples=dcjax.samples.make(chosen.samples, settings.subnets),
+        train=method.Split(*dataset.train),
+        test=method.Split(*dataset.test),
+        recipe=recipe(settings.training, dataset, Schedule()),
         key=jax.random.key(settings.seed),
-        keeper=keeper,
+        journal=keeper,
     )
+    return Setup(settings, dataset, keeper, road)
 
 
 def network(

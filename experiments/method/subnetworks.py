@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import dcjax
-from dcjax import training
-from experiments.method import factory, stage
+from dcjax import method, training
+from experiments.method import factory
 from experiments.method.divergence import Diverged, Watcher, entries
 from experiments.method.factory import Setup
-from experiments.results.schema import Divergence
 
 TOGETHER = "subnets"
 RESTARTS = 3
@@ -32,8 +31,8 @@ class Outcome(NamedTuple):
     stacked: dcjax.Stacked
     opt_state: PyTree
     weights: Float[Array, " K"] | None
-    progress: stage.Progress
-    diverged: list[Divergence]
+    progress: method.Progress
+    diverged: list[method.Divergence]
 
 
 class _Group(NamedTuple):
@@ -45,7 +44,7 @@ class _Group(NamedTuple):
     """
 
     trees: tuple[PyTree, PyTree]
-    progress: stage.Progress
+    progress: method.Progress
     found: dict[int, int]
 
 
@@ -63,7 +62,7 @@ def train_one(this: Setup, member: int) -> bool:
     Raises:
       Diverged: it diverged, and may not be restarted (again).
     """
-    name, start = alone(member), _start(this)
+    name, start = alone(member), this.road.initial_subnets()
     group = _train(this, start, (member,), name)
     if group.found and this.settings.keeping.on_diverged == "restart":
         name, _ = _restarted(this, start, member)
@@ -77,11 +76,11 @@ def train_all(this: Setup) -> Outcome:
       Diverged: one diverged, and may not be restarted (again) or dropped.
     """
     action, subnets = this.settings.keeping.on_diverged, this.settings.subnets
-    start, together = _start(this), _together(this)
+    start, together = this.road.initial_subnets(), _together(this)
     groups = [(together, TOGETHER)] if together else []
     groups += [((k,), alone(k)) for k in range(subnets) if k not in together]
     trained: dict[int, PyTree] = {}
-    diverged: list[Divergence] = []
+    diverged: list[method.Divergence] = []
     done: list[_Group] = []
     for members, name in groups:
         done.append(group := _train(this, start, members, name))
@@ -107,26 +106,15 @@ def train_all(this: Setup) -> Outcome:
 _stack = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
 
 
-def _sum(groups: Sequence[_Group]) -> stage.Progress:
+def _sum(groups: Sequence[_Group]) -> method.Progress:
     """Return the progress of groups that were trained one after another."""
     each = [group.progress for group in groups]
-    return stage.Progress(
+    return method.Progress(
         epochs=max(progress.epochs for progress in each),
         seconds=sum(progress.seconds for progress in each),
         device_seconds=sum(progress.device_seconds for progress in each),
         compile_seconds=sum(progress.compile_seconds for progress in each),
         devices=max(progress.devices for progress in each),
-    )
-
-
-def _start(this: Setup) -> dcjax.Stacked:
-    """Return all K sub-networks as they are initialised."""
-    return dcjax.init(
-        this.exact,
-        this.settings.subnets,
-        this.keys(TOGETHER)[0],
-        this.images[:2],
-        samples=this.samples,
     )
 
 
@@ -152,7 +140,7 @@ def _restarted(this: Setup, start: dcjax.Stacked, member: int) -> tuple[str, _Gr
     for attempt in range(1, RESTARTS + 1):
         name = _restart(attempt).format(member)
         rate = this.settings.training.learning_rate / 2**attempt
-        this.keeper.voice.say(f"sub-network {member} again, at half the learning rate: {rate:g}")
+        this.keeper.say(f"sub-network {member} again, at half the learning rate: {rate:g}")
         group = _train(this, start, (member,), name, attempt)
         if not group.found:
             return name, group
@@ -171,18 +159,18 @@ def _train(
 ) -> _Group:
     """Train some sub-networks side by side, or take them from their checkpoints."""
     trainer = training.side_by_side(
-        dcjax.decompose(this.network, this.settings.subnets),
-        this.samples,
+        this.road.narrow(this.road.network),
+        this.road.samples,
         _recipe(this, attempt),
         this.settings.subnets,
         members=members,
     )
     watcher = Watcher(members, this.keeper, _restart(attempt + 1))
     whole = len(members) == this.settings.subnets
-    key = this.keys(TOGETHER)[1]
-    plan = stage.Plan(
+    key = this.road.keys(TOGETHER)[1]
+    plan = method.Plan(
         name,
-        factory.STAGES[TOGETHER] + ("" if whole else " " + ", ".join(map(str, members))),
+        method.STAGES[TOGETHER] + ("" if whole else " " + ", ".join(map(str, members))),
         trainer,
         entries(start, jnp.array(members)),
         jax.random.fold_in(key, attempt) if attempt else key,
@@ -190,7 +178,7 @@ def _train(
         watch=watcher,
         fresh_key=attempt > 0,
     )
-    state, progress = stage.train(plan, this.dataset.train, this.keeper)
+    state, progress = method.run_stage(plan, this.road.train, this.keeper)
     watcher.stop_if_asked()
     carried = this.settings.transfer.carry_momentum
     opt_state = trainer.to_host(state.opt_state) if carried else None

@@ -3,65 +3,10 @@
 In the file, null stands for NaN and infinity, which JSON has not.
 """
 
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-
-class CurveEntry(TypedDict):
-    """An evaluation of the global network on the test split, after some training time."""
-
-    epoch: float
-    seconds: float
-    device_seconds: float
-    accuracy: float
-    cost: float | None
-
-
-class Divergence(TypedDict):
-    """A sub-network that diverged at a step, and what was done: `restart` or `drop`."""
-
-    subnet: int
-    step: int
-    then: str
-
-
-class SubnetsPhase(TypedDict):
-    """The training of the sub-networks; accuracies and costs of each."""
-
-    epochs: int
-    seconds: float
-    device_seconds: float
-    accuracy: list[float]
-    cost: list[float | None]
-    diverged: NotRequired[list[Divergence]]
-
-
-class Bounds(TypedDict):
-    """The bounds of the composed network's accuracy and cost, from the sub-networks' logits."""
-
-    accuracy_lower: float
-    accuracy_upper: float
-    cost_lower: float | None
-    cost_upper: float | None
-
-
-class Composed(Bounds):
-    """The composed network before fine-tuning."""
-
-    accuracy: float
-    cost: float | None
-    seconds: float
-    feature_error: float | None
-
-
-class GlobalPhase(TypedDict):
-    """A training of the global network: fine-tuning, or the baseline."""
-
-    epochs: int
-    seconds: float
-    device_seconds: float
-    accuracy: float
-    cost: float | None
-    curve: list[CurveEntry]
+if TYPE_CHECKING:  # at run time it would import JAX
+    from dcjax.method import Composed, GlobalPhase, SubnetsPhase
 
 
 class Speedup(TypedDict):
@@ -111,8 +56,8 @@ class Results(TypedDict):
     versions: dict[str, str]
     devices: Devices
     compile_seconds: dict[str, float]
-    subnets_phase: SubnetsPhase
-    composed: Composed
-    finetune: GlobalPhase
-    baseline: GlobalPhase
+    subnets_phase: "SubnetsPhase"
+    composed: "Composed"
+    finetune: "GlobalPhase"
+    baseline: "GlobalPhase"
     speedup: Speedup

@@ -1,9 +1,15 @@
 """The speed-up: the times of transfer and baseline to the baseline's final accuracy."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from experiments.results.schema import Composed, CurveEntry, GlobalPhase, Speedup, SubnetsPhase
+from experiments.results.schema import Speedup
+
+if TYPE_CHECKING:  # at run time it would import JAX
+    from dcjax.method import Composed, CurveEntry, GlobalPhase, SubnetsPhase
 
 
 def speedup(

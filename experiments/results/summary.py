@@ -1,14 +1,20 @@
 """The closing table: what a run measured, for a person to read, on a terminal or in a file."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.results.schema import Composed, GlobalPhase, Results, SubnetsPhase
+from experiments.results.schema import Results
 from experiments.results.speedup import blew_up, learned, standard_error
+
+if TYPE_CHECKING:  # at run time it would import JAX
+    from dcjax.method import Composed, GlobalPhase, SubnetsPhase
 
 STAND_IN = (
     "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits. The figures show that everything "

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,22 @@ class Keeper:
     log: Metrics
     stop: Stop
     _said: set[str] = dataclasses.field(default_factory=set)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.voice.say(line)
+
+    warn = say
+
+    def bar(
+        self, title: str, steps: int
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Show a bar while the context lasts."""
+        return self.voice.bar(title, steps)
+
+    def stopping(self) -> contextlib.AbstractContextManager[None]:
+        """Let a signal wait for the end of the step while the context lasts."""
+        return self.stop.after_this_step()
 
     def record(self, name: str) -> Record:
         """Return what every checkpoint of the stage of that name records."""
@@ -134,6 +150,19 @@ class Kept:
         self._name = name
         self._checkpoints = checkpoints
         self._last = found.step if found else 0
+
+    def into(self, like: PyTree) -> PyTree:
+        """Return what was found, in the structure of `like`.
+
+        Raises:
+          WorkdirError: it is of another tree.
+        """
+        assert self.found is not None
+        try:
+            return self.found.into(like)
+        except ValueError as error:
+            folder = self._keeper.workdir
+            raise WorkdirError(f"{folder}: {error}\n--fresh starts the run again") from None
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
         """Return whether to save after this step; by default at the end of every epoch."""

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcjax import method
 from dcjax.checkpoints import Checkpoints
 from dcjax.training._learner import _AUGMENT, _stream
 from experiments import cli
-from experiments.method import factory, stage, subnetworks
+from experiments.method import factory, subnetworks
 
 PROGRAM = "python -m experiments.cifar10"
 SUBNETS, BAD, STEP = 3, 1, 6
@@ -33,7 +34,7 @@ def alone(tmp_path_factory):
 def poisoned(monkeypatch):
     """Sub-network BAD gets images of nan in its step number STEP, as long as its key is its own."""
     made, keys = factory.recipe, []
-    train = stage.train
+    train = method.run_stage
 
     def remember(plan, *args):
         if plan.name == subnetworks.TOGETHER:
@@ -55,7 +56,7 @@ def poisoned(monkeypatch):
 
         return made(chosen, dataset, *args)._replace(augment=augment, normalise=normalise)
 
-    monkeypatch.setattr(stage, "train", remember)
+    monkeypatch.setattr(method, "run_stage", remember)
     monkeypatch.setattr(factory, "recipe", recipe)
 
 
@@ -159,6 +160,6 @@ def test_a_global_network_that_diverges_is_said_once(stage_name, tmp_path, capsy
     warmup = ["--finetune-warmup-epochs", "0.25", "--baseline-warmup-epochs", "1.25"]
     args = [*TINY, "--finetune-epochs", "2", "--baseline-epochs", "2", *warmup]
     assert cli.main(PROGRAM, [*args, "--workdir", str(tmp_path)]) == cli.OK
-    err, title = capsys.readouterr().err, factory.STAGES[stage_name]
+    err, title = capsys.readouterr().err, method.STAGES[stage_name]
     assert err.count("became NaN") == 1
     assert f"{title} diverged at step 1: the loss became NaN or infinite; a lower --" in err

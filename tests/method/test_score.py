@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.results.score import score
+from dcjax.method import score
 
 
 @settings(deadline=None, max_examples=20)

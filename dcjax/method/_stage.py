@@ -3,22 +3,42 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from dcjax import training
-from experiments.data import Split
-from experiments.method.divergence import Watcher
-from experiments.results.score import Score
-from experiments.results.summary import nats, percent
-from experiments.run.checkpointing import Keeper, Kept
-from experiments.run.workdir import WorkdirError
+from dcjax.method._history import GlobalPhase
+from dcjax.method._journal import Journal, Kept
+from dcjax.method._score import Score
 
 Logits = Callable[[training.TrainState], Float[np.ndarray, "*K N C"]]
 Evaluate = Callable[[training.TrainState], Score]
+
+
+class Split(NamedTuple):
+    """The images and labels of one split of the data, in the host's memory."""
+
+    images: Shaped[np.ndarray, "N ..."]
+    labels: Int[np.ndarray, " N"]
+
+
+class Watch(Protocol):
+    """A watch on sub-networks that may diverge.
+
+    States are in plain form: each leaf has an entry for each sub-network in its leading axis.
+
+    * `after_epoch(state, done)`: look at the state after an epoch, and at its record.
+    * `before_save(kept, state)`: look at a state that is about to be saved.
+    * `record()`: return what a checkpoint stores of the watch; `resume(record)`: continue from it.
+    """
+
+    def after_epoch(self, state: training.TrainState, done: training.Epoch) -> None: ...
+    def before_save(self, kept: Any, state: training.TrainState) -> None: ...
+    def record(self) -> dict[str, Any]: ...
+    def resume(self, record: dict[str, Any]) -> None: ...
 
 
 class Plan(NamedTuple):
@@ -34,6 +54,7 @@ class Plan(NamedTuple):
       watch: notices what diverges, in whole epochs, so not with `every`; None to watch nothing.
       fresh_key: use `key` also where a checkpoint has another.
       opt_state: the optimiser's initial state; None for a new one.
+      remedy: what may help if the training diverges.
     """
 
     name: str
@@ -44,9 +65,10 @@ class Plan(NamedTuple):
     epochs: int
     evaluate: Evaluate | None = None
     every: int | None = None
-    watch: Watcher | None = None
+    watch: Watch | None = None
     fresh_key: bool = False
     opt_state: PyTree = None
+    remedy: str = "a lower learning rate"
 
 
 class Progress(NamedTuple):
@@ -56,7 +78,7 @@ class Progress(NamedTuple):
       epochs: the number of whole epochs.
       seconds: of training; `device_seconds` likewise.
       devices: the number used at once.
-      curve: the evaluations (`results.schema.CurveEntry`), from epoch 0 on.
+      curve: the evaluations (`CurveEntry`), from epoch 0 on.
     """
 
     epochs: int = 0
@@ -66,20 +88,42 @@ class Progress(NamedTuple):
     devices: int = 0
     curve: Sequence[Any] = ()
 
+    def phase(self) -> GlobalPhase:
+        """Return the results of a stage that was evaluated."""
+        return {
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+            "device_seconds": self.device_seconds,
+            "accuracy": self.curve[-1]["accuracy"],
+            "cost": self.curve[-1]["cost"],
+            "curve": list(self.curve),
+        }
 
-def train(plan: Plan, split: Split, keeper: Keeper) -> tuple[training.TrainState, Progress]:
+
+def run_stage(plan: Plan, split: Split, journal: Journal) -> tuple[training.TrainState, Progress]:
     """Run a stage, or continue it from its checkpoints.
 
     Args:
       plan: the stage.
       split: the training images.
-      keeper: keeps checkpoints and metrics, and speaks.
+      journal: keeps checkpoints and metrics, and speaks.
 
     Returns:
       The last state, on the devices, and the progress.
+
+    >>> import dcjax, flax.linen as nn, optax
+    >>> network = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(3)])
+    >>> recipe = training.Recipe(optax.sgd(0.1), batch_size=4, train_kwargs={})
+    >>> trainer = training.data_parallel(network, None, recipe)
+    >>> split = Split(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
+    >>> variables = network.init(jax.random.key(0), split.images)
+    >>> plan = Plan("mine", "my stage", trainer, variables, jax.random.key(1), epochs=2)
+    >>> state, progress = run_stage(plan, split, Folder())
+    >>> progress.epochs
+    2
     """
-    with keeper.opened(plan.name) as kept:
-        stage = _Stage(plan, len(split.labels), kept, keeper)
+    with journal.opened(plan.name) as kept:
+        stage = _Stage(plan, len(split.labels), kept, journal)
         state = stage.begin()
         if training.steps_done(state) < stage.last:
             state = stage.fit(state, split)
@@ -106,7 +150,7 @@ def exact_logits(trainer: training.Trainer, split: Split) -> Logits:
 class _Stage:
     """A stage as it runs: `begin`, then `fit`."""
 
-    def __init__(self, plan: Plan, images: int, kept: Kept, keeper: Keeper):
+    def __init__(self, plan: Plan, images: int, kept: Kept, journal: Journal):
         self.plan = plan
         self.steps = training.steps_per_epoch(images, plan.trainer.batch_size)
         self.last = plan.epochs * self.steps
@@ -114,7 +158,7 @@ class _Stage:
         self._since = 0.0
         self._diverged = False
         self._kept = kept
-        self._keeper = keeper
+        self._journal = journal
 
     def begin(self) -> training.TrainState:
         """Return the state to continue from."""
@@ -126,18 +170,13 @@ class _Stage:
             if plan.evaluate:
                 self._report(0, 0, state, None)
             return state
-        try:
-            saved = found.into(trainer.to_host(state))
-        except ValueError as error:
-            raise WorkdirError(
-                f"{self._keeper.workdir}: {error}\n--fresh starts the run again"
-            ) from None
+        saved = self._kept.into(trainer.to_host(state))
         if plan.fresh_key:
             saved = saved._replace(key=trainer.to_host(state).key)
         # The number of devices is that of today.
         self.progress = Progress(**found.record["progress"] | {"devices": self.progress.devices})
         if not found.record["finished"]:
-            self._keeper.voice.say(f"{plan.title}: continues from step {found.step}")
+            self._journal.say(f"{plan.title}: continues from step {found.step}")
         if plan.watch:
             plan.watch.resume(found.record)
         return trainer.to_devices(saved)
@@ -146,7 +185,7 @@ class _Stage:
         """Compile, and train the rest of the epochs."""
         plan = self.plan
         data = plan.trainer.place(*split)
-        self._keeper.voice.say(f"{plan.title}: compiling")
+        self._journal.say(f"{plan.title}: compiling")
         trainer, seconds = training.compile(plan.trainer, state, data, every=plan.every)
         compiled = self.progress.compile_seconds + seconds
         self.progress = self.progress._replace(compile_seconds=compiled)
@@ -160,10 +199,10 @@ class _Stage:
                 self._tick()
                 self.save(step, state)
 
-        bar = self._keeper.voice.bar(plan.title, self.last)
+        bar = self._journal.bar(plan.title, self.last)
         with (
             bar as advance,
-            self._keeper.stop.after_this_step(),
+            self._journal.stopping(),
             warnings.catch_warnings(),
         ):
             # The watcher says it of sub-networks, and `_say_divergence` of the global network.
@@ -212,10 +251,9 @@ class _Stage:
         if bad.any():
             self._diverged = True
             step = done.step - len(bad) + int(bad.argmax()) + 1
-            flag = "--finetune-rate" if self.plan.name == "finetune" else "--learning-rate"
-            self._keeper.voice.say(
+            self._journal.warn(
                 f"{self.plan.title} diverged at step {step}: the loss became NaN or infinite; "
-                f"a lower {flag} may help"
+                f"{self.plan.remedy} may help"
             )
 
     def save(self, step: int, state: training.TrainState) -> None:
@@ -242,8 +280,8 @@ class _Stage:
             entry |= plan.evaluate(state)._asdict()
             self.progress = progress._replace(curve=[*progress.curve, entry])
         losses = None if loss is None else loss.tolist()
-        self._keeper.log(phase=plan.name, step=step, loss=losses, **entry)
-        self._keeper.voice.say(_line(plan, entry, loss))
+        self._journal.log(phase=plan.name, step=step, loss=losses, **entry)
+        self._journal.say(_line(plan, entry, loss))
 
 
 def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
@@ -253,7 +291,7 @@ def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
     if losses is not None:
         parts.append("training loss " + " ".join(f"{loss:.3f}" for loss in np.atleast_1d(losses)))
     if plan.evaluate:
-        parts.append(f"test accuracy {percent(entry['accuracy'])}, loss {nats(entry['cost'])}")
+        parts.append(f"test accuracy {100 * entry['accuracy']:.2f} %, loss {entry['cost']:.4f}")
     if epoch:
         left = round(entry["seconds"] / epoch * (plan.epochs - epoch))
         parts.append(f"{entry['seconds']:.1f} s" + (f", {left} s to go" if left else ""))

@@ -1,0 +1,56 @@
+"""The plain numbers of a run, stage by stage: of `Result.history` and the experiments' results."""
+
+from typing import NotRequired, TypedDict
+
+
+class CurveEntry(TypedDict):
+    """An evaluation of the global network on the test split, after some training time."""
+
+    epoch: float
+    seconds: float
+    device_seconds: float
+    accuracy: float
+    cost: float | None
+
+
+class Divergence(TypedDict):
+    """A sub-network that diverged at a step, and what was done: `restart` or `drop`."""
+
+    subnet: int
+    step: int
+    then: str
+
+
+class SubnetsPhase(TypedDict):
+    """The training of the sub-networks; accuracies and costs of each."""
+
+    epochs: int
+    seconds: float
+    device_seconds: float
+    accuracy: list[float]
+    cost: list[float | None]
+    diverged: NotRequired[list[Divergence]]
+
+
+class Composed(TypedDict):
+    """The composed network before fine-tuning, and its bounds from the sub-networks' logits."""
+
+    accuracy: float
+    cost: float | None
+    accuracy_lower: float
+    accuracy_upper: float
+    cost_lower: float | None
+    cost_upper: float | None
+    seconds: float
+    feature_error: float | None
+
+
+class GlobalPhase(TypedDict):
+    """A training of the global network: fine-tuning, or the baseline."""
+
+    epochs: int
+    seconds: float
+    device_seconds: float
+    accuracy: float
+    cost: float | None
+    curve: list[CurveEntry]

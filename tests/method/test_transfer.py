@@ -1,0 +1,147 @@
+"""`dcjax.transfer` on small images: what it returns is what the stages give by themselves."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import dcjax
+
+NETWORK = dcjax.models.CNN(width=8, num_classes=3, stages=1, convolutions=1)
+SHORT = {"subnets": 2, "epochs": (3, 2), "batch_size": 16, "learning_rate": 0.02, "progress": False}
+
+
+def split(count, seed, dtype=np.uint8):
+    """Images whose brightness tells the class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.integers(0, 100, (count, 8, 8, 3)) + 70 * labels[:, None, None, None]
+    return images.astype(dtype), labels
+
+
+TRAIN, TEST = split(96, 0), split(40, 1)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return dcjax.transfer(NETWORK, TRAIN, TEST, baseline=True, **SHORT)
+
+
+def accuracy(probabilities):
+    return float(np.mean(probabilities.argmax(-1) == TEST[1]))
+
+
+def test_it_learns_and_predicts_what_its_history_says(result):
+    history, predict = result.history, result.model.predict
+    assert accuracy(result.predict(TEST[0])) == history["finetune"]["accuracy"] > 0.8
+    assert accuracy(predict(TEST[0], "composed")) == history["composed"]["accuracy"]
+    assert accuracy(predict(TEST[0], "baseline")) == history["baseline"]["accuracy"]
+    each = [accuracy(p) for p in predict(TEST[0], "subnets")]
+    assert each == history["subnets"]["accuracy"]
+    np.testing.assert_allclose(result.predict(TEST[0]).sum(-1), 1, rtol=1e-12)
+
+
+def test_the_composed_network_keeps_its_bounds(result):
+    bounds, composed = result.bounds, result.history["composed"]
+    assert bounds.cost_lower <= bounds.cost <= bounds.cost_upper
+    assert bounds.accuracy_lower <= bounds.accuracy <= bounds.accuracy_upper
+    assert composed["cost"] == pytest.approx(float(bounds.cost), rel=1e-4)
+    assert result.report.error < 1e-5
+
+
+def test_history_is_of_plain_numbers(result):
+    assert list(result.history) == ["subnets", "composed", "finetune", "baseline"]
+    assert [entry["epoch"] for entry in result.history["finetune"]["curve"]] == [0, 1, 2]
+    assert result.history["baseline"]["epochs"] == 5
+    leaves = jax.tree.leaves(result.history)
+    assert {type(leaf) for leaf in leaves} <= {int, float}
+    assert "finetune" in repr(result)
+
+
+def test_images_of_another_kind_are_refused(result):
+    with pytest.raises(ValueError, match=r"expected images uint8\(N, 8, 8, 3\)"):
+        result.predict(TEST[0].astype(np.float32))
+    with pytest.raises(ValueError, match="as for training, got uint8"):
+        result.predict(TEST[0][0])
+
+
+def test_the_same_call_resumes_and_another_is_refused(tmp_path, monkeypatch):
+    call = {**SHORT, "folder": tmp_path}
+    expected = dcjax.transfer(NETWORK, TRAIN, TEST, **SHORT)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*args, **kwargs):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcjax.method.Road, "train_global", interrupt)
+        with pytest.raises(Interrupted):
+            dcjax.transfer(NETWORK, TRAIN, TEST, **call)
+    with monkeypatch.context() as patch:
+        patch.setattr(dcjax.training, "fit", interrupt)  # what is trained is not trained again
+        with pytest.raises(Interrupted):
+            dcjax.transfer(NETWORK, TRAIN, TEST, **call)
+    resumed = dcjax.transfer(NETWORK, TRAIN, TEST, **call)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, expected.variables)
+    assert resumed.report.error == expected.report.error
+    with pytest.raises(ValueError, match=r"holds another run:\n  seed: 0 there, 1 here"):
+        dcjax.transfer(NETWORK, TRAIN, TEST, **call, seed=1)
+
+
+class Tokens(nn.Module):
+    """A network whose call takes `deterministic`, and not `train`."""
+
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, x, *, deterministic):
+        x = nn.Embed(20, self.features)(x).mean(1)
+        x = nn.Dropout(0.1, deterministic=deterministic)(nn.relu(nn.Dense(self.features)(x)))
+        return nn.Dense(2)(x)
+
+
+def test_any_network_optimiser_and_arrays():
+    tokens = np.random.default_rng(0).integers(0, 20, (80, 6))
+    labels = (tokens < 10).mean(1) > 0.5
+    pair = tokens, labels.astype(int)
+    result = dcjax.transfer(
+        Tokens(), pair, pair, 4, fields=("features",), optimizer=optax.adam(1e-2), progress=False
+    )
+    assert result.history["finetune"]["accuracy"] > 0.8
+    assert result.predict(tokens[:3]).shape == (3, 2)
+
+
+def test_floats_are_normalised_as_pixels_are():
+    scaled = [(images.astype(np.float64) / 255, labels) for images, labels in (TRAIN, TEST)]
+    one, other = (dcjax.transfer(NETWORK, *data, **SHORT) for data in ((TRAIN, TEST), scaled))
+    np.testing.assert_allclose(
+        one.predict(TEST[0]), other.predict(scaled[1][0]), rtol=0.02, atol=1e-3
+    )
+
+
+def test_an_optimiser_whose_state_does_not_compose_starts_anew():
+    with pytest.warns(RuntimeWarning, match="fine-tuning starts the optimiser anew"):
+        result = dcjax.transfer(NETWORK, TRAIN, TEST, optimizer=optax.adagrad(0.05), **SHORT)
+    assert result.history["finetune"]["accuracy"] > 0.6
+
+
+def test_a_subnetwork_that_diverges_is_named():
+    with pytest.raises(FloatingPointError, match=r"the loss of sub-network 0, 1 became NaN"):
+        dcjax.transfer(NETWORK, TRAIN, TEST, optimizer=optax.sgd(1e30), **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (TRAIN[0], "train must be a pair"),
+        ((TRAIN[0].astype(int), TRAIN[1]), "train images are int64"),
+        ((TRAIN[0], TRAIN[1][1:]), "expected integer labels, one for each image"),
+        ((TRAIN[0], TRAIN[1] + 1), "the network has 3 classes, so labels go from 0 to 2"),
+    ],
+)
+def test_wrong_data_is_refused(train, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        dcjax.transfer(NETWORK, train, TEST, **SHORT)
