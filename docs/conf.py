@@ -148,7 +148,7 @@ def setup(app: Any) -> None:
     def sign(app: Any, kind: str, name: str, *rest: Any) -> tuple[str | None, str | None]:
         thing, _, arguments, returns = rest
         if kind == "class":
-            return fields_only(thing), None
+            return "" if issubclass(thing, dict) else fields_only(thing), None
         return arguments and plain_types(arguments), returns and plain_types(returns)
 
     app.add_directive("names", Names)
