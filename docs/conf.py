@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.docutils import SphinxDirective
 
 import dcjax
@@ -37,6 +38,7 @@ html_theme_options = {
 }
 
 myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"  # browsers read it without any script or network
 myst_heading_anchors = 3
 
 # `name` in a docstring is code, and a link where it is a public name.
@@ -57,6 +59,7 @@ napoleon_use_ivar = True
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
+nb_execution_in_temp = True
 nb_merge_streams = True
 
 
@@ -132,12 +135,25 @@ def relinked(text: str, folder: Path, page: Path) -> str:
     return re.sub(r"\]\((?P<name>[\w./-]+)(?P<anchor>#[\w-]+)?\)", new, text)
 
 
+def inline_math(writer: Any, node: nodes.math) -> None:
+    """Write a formula within a line."""
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def displayed_math(writer: Any, node: nodes.math_block) -> None:
+    """Write a formula on a line of its own."""
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
     """Connect what Sphinx calls for every page, included file, and member of a class."""
 
     def read(app: Any, name: str, source: list[str]) -> None:
         folder = (DOCS / name).parent
-        source[0] = relinked(source[0], folder, folder)
+        text = source[0].replace("\n\n```\n", "\n```\n")  # the blank line ends a doctest
+        source[0] = relinked(text, folder, folder)
 
     def include(app: Any, path: Path, name: str, source: list[str]) -> None:
         source[0] = relinked(source[0], (DOCS / path).resolve().parent, (DOCS / name).parent)
@@ -151,8 +167,14 @@ def setup(app: Any) -> None:
             return "" if issubclass(thing, dict) else fields_only(thing), None
         return arguments and plain_types(arguments), returns and plain_types(returns)
 
+    def docstring(app: Any, kind: str, name: str, *rest: Any) -> None:
+        lines = rest[-1]  # "K." alone would be an item of a list from K on
+        lines[:] = [re.sub(r"^(\s+\w+: )(?=[A-Z]\.$)", r"\1\\", line) for line in lines]
+
+    app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))
     app.add_directive("names", Names)
     app.connect("source-read", read)
     app.connect("include-read", include)
     app.connect("autodoc-process-signature", sign)
+    app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)

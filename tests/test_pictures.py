@@ -3,9 +3,12 @@
 import pathlib
 import runpy
 
+import pytest
+
 PICTURES = pathlib.Path(__file__).parent.parent / "docs" / "pictures"
 
 
-def test_the_picture_of_the_method_is_what_its_script_draws():
-    drawn = runpy.run_path(str(PICTURES / "method.py"))["svg"]()
-    assert drawn == (PICTURES / "method.svg").read_text(encoding="utf-8")
+@pytest.mark.parametrize("script", sorted(PICTURES.glob("*.py")), ids=lambda script: script.stem)
+def test_a_picture_is_what_its_script_draws(script):
+    drawn = runpy.run_path(str(script))["svg"]()
+    assert drawn == script.with_suffix(".svg").read_text(encoding="utf-8")
