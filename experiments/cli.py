@@ -117,12 +117,19 @@ def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
       Ended: it does not fit the other settings.
     """
     chosen = settings.data
-    loaded = data.load(chosen.dataset, data_dir=chosen.data_dir, notify=voice.say)
-    train = data.subset(loaded.train, chosen.train_size, settings.seed, len(loaded.classes))
-    _refuse(validate.data_problems(settings, train.images.shape))
-    if note := validate.too_few_steps(settings, len(train.labels)):
+    dataset = data.load(
+        chosen.dataset,
+        data_dir=chosen.data_dir,
+        train_size=chosen.train_size,
+        seed=settings.seed,
+        image_size=chosen.image_size,
+        augment=chosen.augment,
+        notify=voice.say,
+    )
+    _refuse(validate.data_problems(settings, dataset.train.images.shape))
+    if note := validate.too_few_steps(settings, len(dataset.train.labels)):
         voice.say(note)
-    return loaded._replace(train=train)
+    return dataset
 
 
 def _train(

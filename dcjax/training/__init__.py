@@ -13,6 +13,7 @@ from dcjax.training._fit import Fit as Fit
 from dcjax.training._fit import evaluate as evaluate
 from dcjax.training._fit import fit as fit
 from dcjax.training._fit import predict as predict
+from dcjax.training._images import crop as crop
 from dcjax.training._images import crop_and_flip as crop_and_flip
 from dcjax.training._images import no_augment as no_augment
 from dcjax.training._images import standardise as standardise

@@ -35,18 +35,53 @@ def crop_and_flip(
     References:
       K. He et al., *Deep residual learning for image recognition*, CVPR 2016, section 4.2.
     """
+    _check("crop_and_flip", images)
+    shift_key, flip_key = jax.random.split(key)
+    flips = jax.random.bernoulli(flip_key, shape=images.shape[:1])
+    return _views(images, _shifts(shift_key, images, padding), flips, padding)
+
+
+def crop(
+    key: Key[Array, ""], images: Shaped[Array | np.ndarray, "N H W C"], padding: int = 4
+) -> Shaped[Array, "N H W C"]:
+    """Shift every image at random, as `crop_and_flip` does, and mirror none.
+
+    Args:
+      key: a random key.
+      images: the batch; uint8 is cheapest.
+      padding: pixels of padding on each side, which is also the largest shift.
+
+    Returns:
+      The augmented batch, of the same shape and dtype.
+
+    Raises:
+      ValueError: the batch does not have four axes.
+
+    >>> crop(jax.random.key(0), jnp.ones((2, 8, 8, 3), jnp.uint8)).shape
+    (2, 8, 8, 3)
+    """
+    _check("crop", images)
+    flips = jnp.zeros(images.shape[:1], bool)
+    return _views(images, _shifts(key, images, padding), flips, padding)
+
+
+def _check(name: str, images: Shaped[Array | np.ndarray, "..."]) -> None:
     if images.ndim != 4:
         raise ValueError(
-            f"crop_and_flip expects images (N, H, W, C), got {images.dtype}{images.shape}; for "
-            "other data give Recipe(augment=dcjax.training.no_augment)"
+            f"{name} expects images (N, H, W, C), got {images.dtype}{images.shape}; for other data "
+            "give Recipe(augment=dcjax.training.no_augment)"
         )
-    count, height, width, _ = images.shape
-    shift_key, flip_key = jax.random.split(key)
-    shifts = jax.random.randint(shift_key, (count, 2), 0, 2 * padding + 1)
-    flips = jax.random.bernoulli(flip_key, shape=(count,))
+
+
+def _shifts(key: Array, images: Array | np.ndarray, padding: int) -> Array:
+    return jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
+
+
+def _views(images: Array | np.ndarray, shifts: Array, flips: Array, padding: int) -> Array:
+    """Pad the images, and cut and mirror each in one gather."""
+    _, height, width, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
-    # Crop and flip together are one gather.
     def view(image: Array, shift: Array, flip: Array) -> Array:
         rows, columns = jnp.arange(height), jnp.arange(width)
         columns = jnp.where(flip, columns[::-1], columns)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+from experiments.data.reading import square
 
 # Pillow only finds these formats, or starts another program to draw them.
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -26,8 +28,11 @@ class Refused(Exception):
     """A picture cannot be had without loss; the message says why."""
 
 
-def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def pixels(path: Path, side: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return the picture in a file as RGB, upright as its EXIF orientation says.
+
+    With a side, the picture is resized until its shorter side is that long, and its middle is cut
+    out.
 
     Grey becomes three equal channels, a palette its colours. Colour profiles are not applied. An
     alpha channel is dropped if it is opaque everywhere: what lies behind a transparent pixel is not
@@ -47,12 +52,23 @@ def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         if getattr(image, "is_animated", False) and image.format not in _ONE_PICTURE:
             frames = getattr(image, "n_frames", "several")
             raise Refused(f"it has {frames} frames or pages; keep one")
+        if side:
+            image.draft("RGB", (2 * side, 2 * side))  # JPEG is quicker to decode at its eighths
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:
             alpha: Any = upright.convert("RGBA").getchannel("A").getextrema()
             if alpha[0] < 255:
                 raise Refused(f"mode {mode} with transparent pixels; put it on a background")
-        return np.asarray(upright.convert("RGB"))
+        picture = upright.convert("RGB")
+        return np.asarray(square(picture, side) if side else picture)
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Return the height and width of the upright picture in a file, without decoding it."""
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (width, height) if turned else (height, width)
 
 
 def _is_deep(image: Any, path: Path) -> bool:

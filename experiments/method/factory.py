@@ -1,5 +1,6 @@
 """From settings to what the library works with: networks, samples, recipes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ def recipe(
     return training.Recipe(
         optimizer=optax.chain(optimizer, *then),
         batch_size=chosen.batch_size,
-        augment=training.crop_and_flip if dataset.mirrored else training.no_augment,
+        augment=augmentation(dataset)[0],
         normalise=normalise(dataset),
         loss=smoothed(chosen.label_smoothing),
         average=chosen.average,
@@ -129,14 +130,24 @@ def smoothed(part: float) -> Callable[[Array, Array], Array]:
     return loss
 
 
+def augmentation(dataset: Dataset) -> tuple[Callable[[Array, Array], Array], str]:
+    """Return how training varies a batch of images, and the same in words."""
+    shift = max(4, min(dataset.train.images.shape[1:3]) // 8)  # 4 of 32, as is usual
+    moved = f"shifted at random by up to {shift} pixels"
+    if dataset.augment == "mirror":
+        return functools.partial(training.crop_and_flip, padding=shift), f"{moved} and mirrored"
+    if dataset.augment == "shift":
+        return functools.partial(training.crop, padding=shift), f"{moved} and not mirrored"
+    return training.no_augment, "neither shifted nor mirrored"
+
+
 def treatment(dataset: Dataset) -> str:
     """Say what is done with an image before a network sees it."""
     count, height, width, _ = dataset.train.images.shape
-    moved = "shifted by up to 4 pixels and mirrored at random"
     return (
         f"{count} training and {len(dataset.test.labels)} test images of {height}×{width}; each "
         "colour is normalised to mean 0 and variance 1; in training, images are "
-        + (moved if dataset.mirrored else "neither shifted nor mirrored")
+        f"{augmentation(dataset)[1]}"
     )
 
 

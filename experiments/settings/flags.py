@@ -98,13 +98,19 @@ class Data:
     """The images."""
 
     dataset: str = "auto"
-    """cifar10, digits, folder:PATH (train/<class>/*.jpg, test/<class>/*.jpg), or auto: cifar10, or
-    digits if it cannot be had and no --data-dir is given. All but digits are shifted and mirrored
-    at random in training."""
+    """cifar10, cifar100, digits, tfds:NAME (prepared by tensorflow-datasets), folder:PATH
+    (PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg, or PATH/<class>/*.jpg), or auto: cifar10,
+    or digits if it cannot be had and no --data-dir is given."""
     data_dir: Path | None = None
     """Directory of tensorflow-datasets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     train_size: Count | None = 10_000
     """Train on at most this many images, a seeded and class-balanced subset; None for all."""
+    image_size: Count | None = None
+    """Resize the shorter side to this and cut out the middle; by default 64 where the images differ
+    in size or are larger than 128."""
+    augment: Literal["auto", "mirror", "shift", "none"] = "auto"
+    """How training varies images: shifted and mirrored at random, shifted only, or as they are.
+    auto mirrors photographs, but not digits, letters and garments."""
 
 
 @dataclasses.dataclass(frozen=True)

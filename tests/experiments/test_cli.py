@@ -43,7 +43,10 @@ def refused(capsys, *args):
         (["--subnets", "3", "--width", "64"], "64 is not divisible by 3"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--learning-rate", "-0.1"], "--learning-rate -0.1"),
-        (["--dataset", "cifar"], "expected auto, cifar10, digits or folder:PATH"),
+        (
+            ["--dataset", "cifar"],
+            "cifar100, digits, tfds:NAME or folder:PATH",
+        ),
         (["--dataset", "digits", "--samples", "channels"], "--samples channels: K = 4"),
         (["--dataset", "digits", "--batch-size", "1401"], "at most --batch-size 1400"),
         (["--workdir", "file"], "it is a file"),
@@ -365,12 +368,13 @@ def test_zero_epochs_are_no_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mirrored", "said"), [(True, "shifted by up to 4 pixels and mirrored"), (False, "neither")]
+    ("augment", "said"),
+    [("mirror", "by up to 4 pixels and mirrored"), ("shift", "not mirrored"), ("none", "neither")],
 )
-def test_what_is_done_with_an_image_is_said(mirrored, said):
+def test_what_is_done_with_an_image_is_said(augment, said):
     from experiments.method import factory
 
-    digits = data.load("digits")._replace(mirrored=mirrored)
+    digits = data.load("digits", augment=augment)
     line = factory.treatment(digits)
     assert line.startswith("1400 training and 340 test images of 32×32; each colour is normalised")
     assert said in line

@@ -11,18 +11,13 @@ from hypothesis import strategies as st
 
 from experiments import data
 from experiments.data import sources
+from experiments.data.kept import kept
+from experiments.data.reading import in_memory
 from experiments.data.sources import cifar10
-from experiments.data.types import NotAtHandError, measured, moments
+from experiments.data.subset import held_out, subset
+from experiments.data.types import NotAtHandError, moments
 
-
-def numbered(labels):
-    """A split whose images carry their own number."""
-    labels = np.asarray(labels, np.int32)
-    numbers = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
-    return data.Split(np.tile(numbers, (1, 1, 1, 3)), labels)
-
-
-splits = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(numbered)
+some_labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 
 
 def test_import_starts_neither_jax_nor_the_libraries_of_the_data():
@@ -36,10 +31,11 @@ def test_import_starts_neither_jax_nor_the_libraries_of_the_data():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cifar", "expected auto, cifar10, digits or folder:PATH"),
-        ("", "expected auto, cifar10, digits or folder:PATH"),
+        ("cifar", "expected auto, cifar10, cifar100, digits, tfds:NAME or folder:PATH"),
+        ("", "expected auto, cifar10, cifar100, digits, tfds:NAME or folder:PATH"),
         ("folder:", "train/<class>"),
-        ("folder:/no/such/place", "no folder /no/such/place/train"),
+        ("folder:/no/such/place", "no folder /no/such/place"),
+        ("tfds:", "unknown dataset 'tfds:'"),
     ],
 )
 def test_unknown_names(name, said):
@@ -50,14 +46,15 @@ def test_unknown_names(name, said):
 def test_a_data_set_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "noise.py").write_text(
         "import numpy as np\n"
-        "from experiments.data.types import Split, measured\n"
+        "from experiments.data.reading import in_memory\n"
+        "from experiments.data.types import Source\n"
         "def load(place=None, notify=print):\n"
-        "    split = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1], np.int32))\n"
-        "    return measured('noise', split, split, ('a', 'b'))\n"
+        "    pool = in_memory(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1], np.int32))\n"
+        "    return Source('noise', pool, pool, ('a', 'b'))\n"
     )
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
     assert data.load("noise").name == "noise"
-    with pytest.raises(data.DataError, match="cifar10, digits, noise or folder:PATH"):
+    with pytest.raises(data.DataError, match="cifar10, cifar100, digits, noise, tfds:NAME"):
         data.load("missing")
 
 
@@ -81,17 +78,19 @@ def test_digits_train_on_no_test_image():
     assert not [image for image in digits.test.images if image.tobytes() in train]
 
 
-def test_statistics_are_those_of_the_training_images():
-    rng = np.random.default_rng(0)
-    train, test = (
-        data.Split(rng.integers(0, 256, (n, 5, 4, 3), np.uint8), np.zeros(n, np.int32))
-        for n in (2500, 3)
-    )
-    dataset = measured("noise", train, test, ("a", "b"))
-    scaled = train.images.astype(np.float64) / 255
-    np.testing.assert_allclose(dataset.mean, scaled.mean((0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(dataset.std, scaled.std((0, 1, 2)), rtol=1e-6)
-    assert dataset.mean.dtype == dataset.std.dtype == np.float32
+def test_statistics_are_those_of_the_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (2500, 5, 4, 3), np.uint8)
+    mean, std = moments(images)
+    scaled = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, scaled.std((0, 1, 2)), rtol=1e-6)
+    assert mean.dtype == std.dtype == np.float32
+
+
+def test_statistics_of_digits_do_not_depend_on_the_part_that_is_used():
+    few, every = data.load("digits", train_size=64), data.load("digits")
+    np.testing.assert_array_equal(few.mean, every.mean)
+    np.testing.assert_array_equal(few.std, every.std)
 
 
 def test_a_channel_that_never_varies_can_be_divided_by_its_std():
@@ -102,32 +101,102 @@ def test_a_channel_that_never_varies_can_be_divided_by_its_std():
 
 
 @settings(deadline=None, max_examples=50)
-@given(splits, st.integers(0, 3), st.data())
-def test_subset_is_balanced_nested_and_of_the_split(split, seed, draw):
-    size = draw.draw(st.integers(1, len(split.labels)))
+@given(some_labels, st.integers(0, 3), st.data())
+def test_subset_is_balanced_nested_and_in_order(labels, seed, draw):
+    size = draw.draw(st.integers(1, len(labels)))
     smaller = draw.draw(st.integers(1, size))
-    part, inner = (data.subset(split, n, seed, 5) for n in (size, smaller))
-    chosen = part.images[:, 0, 0, 0]
-    assert len(set(chosen)) == size
-    np.testing.assert_array_equal(part.labels, split.labels[chosen])
-    assert set(inner.images[:, 0, 0, 0]) <= set(chosen)
-    have, there_are = (np.bincount(s.labels, minlength=5) for s in (part, split))
+    part, inner = (subset(labels, n, seed, 5) for n in (size, smaller))
+    assert len(set(part)) == size
+    assert (np.diff(part) > 0).all()
+    assert set(inner) <= set(part)
+    have, there_are = (np.bincount(each, minlength=5) for each in (labels[part], labels))
     not_exhausted = have[have < there_are]
     assert (not_exhausted >= have.max() - 1).all()
 
 
 def test_subset_depends_on_the_seed_alone():
-    split = numbered(np.arange(200) % 5)
-    a, b, c = (data.subset(split, 50, seed, 5).images.tobytes() for seed in (0, 0, 1))
+    labels = np.arange(200) % 5
+    a, b, c = (subset(labels, 50, seed, 5).tolist() for seed in (0, 0, 1))
     assert a == b
     assert a != c
 
 
+def test_the_choice_of_the_images_stays_as_it_is():
+    """Published results were of these images."""
+    assert subset(np.arange(50) % 5, 7, 0, 5).tolist() == [2, 4, 18, 20, 26, 34, 36]
+
+
 @pytest.mark.parametrize("size", [None, 2, 3])
 def test_subset_of_all_is_the_split(size):
-    split = numbered([0, 1])
-    for part, whole in zip(data.subset(split, size, 0, 2), split, strict=True):
-        np.testing.assert_array_equal(part, whole)
+    assert subset(np.array([0, 1]), size, 0, 2).tolist() == [0, 1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(some_labels)
+def test_a_fifth_of_each_class_is_held_out(labels):
+    numbers = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    pool = in_memory(np.tile(numbers, (1, 2, 2, 3)), labels)
+    train, test = held_out(pool, 5)
+    images = [part.read(np.arange(len(part.labels)), None)[:, 0, 0, 0] for part in (train, test)]
+    assert sorted([*images[0], *images[1]]) == [*range(len(labels))]
+    for part, chosen in zip((train, test), images, strict=True):
+        np.testing.assert_array_equal(part.labels, labels[chosen])
+    for there_are, tests in zip(
+        *(np.bincount(x, minlength=5) for x in (labels, test.labels)), strict=True
+    ):
+        assert tests == (max(1, there_are // 5) if there_are > 1 else 0)
+
+
+def test_images_can_be_resized():
+    small, large = (data.load("digits", train_size=10, image_size=n) for n in (16, 40))
+    assert small.train.images.shape == (10, 16, 16, 3)
+    assert large.test.images.shape == (340, 40, 40, 3)
+
+
+def test_how_images_are_varied_can_be_chosen():
+    assert data.load("digits").augment == "none"
+    assert data.load("digits", augment="shift").augment == "shift"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "dcjax" / "data"
+
+
+def test_what_took_long_is_kept_and_read_once(cache):
+    told, reads = [], []
+
+    def read():
+        reads.append(1)
+        return np.arange(6)
+
+    for _ in range(2):
+        np.testing.assert_array_equal(kept("a", read, told.append, pays=0), np.arange(6))
+    assert len(reads) == 1
+    (path,) = cache.iterdir()
+    assert told == [f"kept for the next run: {path}, 0 MiB"]
+    kept("b", read, told.append, pays=0)
+    assert len(reads) == len([*cache.iterdir()]) == 2
+    kept("c", read, told.append)
+    assert len([*cache.iterdir()]) == 2  # it was quick to read
+
+
+def test_what_is_kept_and_damaged_is_read_again(cache):
+    for _ in range(2):
+        kept("a", lambda: np.arange(600), print, pays=0)
+        (path,) = cache.iterdir()
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    np.testing.assert_array_equal(kept("a", lambda: np.arange(600), print), np.arange(600))
+
+
+def test_a_cache_that_cannot_be_written_is_said(cache):
+    cache.parent.write_text("")
+    told = []
+    np.testing.assert_array_equal(kept("a", lambda: np.arange(6), told.append, 0), np.arange(6))
+    assert "cannot be kept" in told[0]
 
 
 def nothing_at_hand(*_):
@@ -143,7 +212,7 @@ def test_auto_falls_back_to_digits_and_says_so(monkeypatch):
     assert "its host is silent" in notice
 
 
-def testcifar10_never_falls_back(monkeypatch):
+def test_cifar10_never_falls_back(monkeypatch):
     monkeypatch.setattr(cifar10, "load", nothing_at_hand)
     with pytest.raises(data.DataError, match="its host is silent"):
         data.load("cifar10", notify=pytest.fail)

@@ -19,9 +19,9 @@ import pytest
 import requests  # noqa: F401  # importing it must not count as the host's silence
 
 from experiments import data
-from experiments.data.sources import cifar10
-from experiments.data.sources.cifar10 import CLASSES
-from experiments.data.types import NotAtHandError
+from experiments.data import cifar
+from experiments.data.sources import cifar10, cifar100
+from experiments.data.types import NotAtHandError, moments
 from tests.experiments.prepared import prepare
 
 # pooch leaves the socket of a download that failed to the garbage collector.
@@ -30,6 +30,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_SHARD = "cifar10-train.array_record-00000-of-00001"
 TEST_SHARD = "cifar10-test.array_record-00000-of-00001"
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 EACH = 20  # images in each of the archive's six files
 
 
@@ -46,8 +50,9 @@ def archive(tmp_path_factory, records):
     """An archive of the same make as the official one, of noise."""
     path = tmp_path_factory.mktemp("archive") / ARCHIVE
     parts = {f"data_batch_{i + 1}.bin": records["train"][EACH * i :][:EACH] for i in range(5)}
+    others = {"readme.html": b"", "batches.meta.txt": "\n".join([*CLASSES, ""]).encode()}
     with tarfile.open(path, "w:gz") as tar:
-        for name, part in {**parts, "readme.html": b"", "test_batch.bin": records["test"]}.items():
+        for name, part in {**parts, **others, "test_batch.bin": records["test"]}.items():
             info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             content = bytes(part)
             info.size = len(content)
@@ -74,11 +79,13 @@ def no_network(monkeypatch, archive):
     """The archive's host is a port where nobody listens."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.setattr(cifar10, "TIMEOUT", 1)
-    monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar, "TIMEOUT", 1)
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{free.getsockname()[1]}/{ARCHIVE}")
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/{ARCHIVE}"
+        official = cifar10.ARCHIVE._replace(url=url, sha256=sha256)
+        monkeypatch.setattr(cifar10, "ARCHIVE", official)
         yield
     gc.collect()  # here, and not in another module's test
 
@@ -101,9 +108,8 @@ def host(monkeypatch, archive):
         with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-            monkeypatch.setattr(
-                cifar10, "URL", f"http://127.0.0.1:{server.server_address[1]}/{ARCHIVE}"
-            )
+            url = f"http://127.0.0.1:{server.server_address[1]}/{ARCHIVE}"
+            monkeypatch.setattr(cifar10, "ARCHIVE", cifar10.ARCHIVE._replace(url=url))
             try:
                 yield
             finally:
@@ -116,7 +122,7 @@ def host(monkeypatch, archive):
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
 
 
-def whole(send, content, wait):
+def whole_archive(send, content, wait):
     send(HEADER % len(content) + content)
 
 
@@ -169,12 +175,50 @@ def in_any_order(split):
     return rows[np.lexsort(rows.T)]
 
 
-def test_the_archive_is_the_one_that_tfds_records(monkeypatch):
-    from tensorflow_datasets.image_classification import cifar
+@pytest.mark.parametrize(("source", "stock"), [(cifar10, "Cifar10"), (cifar100, "Cifar100")])
+def test_the_archives_are_those_that_tfds_records(source, stock, monkeypatch):
+    from tensorflow_datasets.image_classification import cifar as tfds_cifar
 
     monkeypatch.undo()
-    assert cifar.Cifar10.url_infos[cifar10.URL].checksum == cifar10.SHA256
-    assert str(cifar.Cifar10.VERSION) == "3.0.2"
+    official = source.ARCHIVE
+    urls = getattr(tfds_cifar, stock).url_infos
+    assert urls[official.url].checksum == official.sha256
+
+
+def test_the_class_of_cifar100_is_the_second_label():
+    pool = cifar._pool(cifar100.ARCHIVE, bytes([7, 42, *range(256)] + [0] * (3072 - 256)))
+    assert pool.labels.tolist() == [42]
+    assert pool.read(np.array([0]), None)[0, 0, :3, 0].tolist() == [0, 1, 2]
+
+
+def test_whatever_part_is_used_the_statistics_are_of_all(root, host, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = load(root)
+    mean, std = moments(whole.train.images)
+    (tmp_path / "other").mkdir()
+    with host(whole_archive):
+        parts = [
+            data.load("cifar10", data_dir=d, train_size=30, notify=lambda _: None)
+            for d in (root, root, tmp_path / "other")
+        ]
+    for part in parts:
+        assert len(part.train.labels) == 30
+        np.testing.assert_array_equal(part.mean, mean)
+        np.testing.assert_array_equal(part.std, std)
+
+
+def test_only_what_is_used_is_decoded(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened, decoded = cifar.prepared.Image.open, []
+    monkeypatch.setattr(
+        cifar.prepared.Image, "open", lambda file: decoded.append(1) or opened(file)
+    )
+    counts = []
+    for _ in range(2):
+        decoded.clear()
+        data.load("cifar10", data_dir=root, train_size=30, notify=lambda _: None)
+        counts.append(len(decoded))
+    assert counts == [30 + EACH + 5 * EACH, 30 + EACH]  # the first time all, for the statistics
 
 
 def test_prepared_is_what_the_archive_holds(root, records):
@@ -198,7 +242,7 @@ def test_data_directory_of_the_environment(root, monkeypatch):
 
 
 def test_download_and_read(tmp_path, host, records):
-    with host(whole):
+    with host(whole_archive):
         dataset = load(tmp_path)
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         np.testing.assert_array_equal(split.labels, records[name][:, 0])
@@ -233,7 +277,7 @@ def test_a_wrong_archive_is_replaced(tmp_path, host):
     with pytest.raises(NotAtHandError):
         load(tmp_path)
     assert path.read_bytes() == b"something else"
-    with host(whole):
+    with host(whole_archive):
         assert len(load(tmp_path).test.labels) == EACH
 
 
@@ -243,7 +287,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, host, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pooch.core.hash_matches", interrupt)
-    with host(whole), pytest.raises(KeyboardInterrupt):
+    with host(whole_archive), pytest.raises(KeyboardInterrupt):
         load(tmp_path)
     assert list((tmp_path / "downloads").iterdir()) == []
 
@@ -309,12 +353,12 @@ def test_labels_out_of_range(root):
 def test_images_of_another_shape(root):
     features = place(root) / "features.json"
     features.write_text(features.read_text().replace('"32"', '"28"'))
-    refused(root, place(root), "(32, 32, 3)")
+    refused(root, place(root), "shape (32, 32), expected (28, 28)")
 
 
-def test_prepared_in_a_format_of_tensorflow(root):
-    edit_info(root, '"array_record"', '"tfrecord"')
-    refused(root, place(root), "only TensorFlow reads", "--data-dir")
+def test_prepared_in_a_format_that_is_not_read(root):
+    edit_info(root, '"array_record"', '"riegeli"')
+    refused(root, place(root), "expected array_record or tfrecord", "--data-dir")
 
 
 def test_data_directory_that_cannot_be_made(tmp_path):

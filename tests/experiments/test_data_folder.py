@@ -8,6 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from experiments import data
+from experiments.data import reading
 
 RNG = np.random.default_rng(0)
 
@@ -84,7 +85,7 @@ def test_what_is_passed_over_is_counted_in_one_line(folder):
     assert told == [
         f"passed over in {folder}: 2 hidden, 2 .txt, 1 .heic, "
         "1 .png outside of the class folders, 1 validation/",
-        f"reading the images in {folder}",
+        f"{folder}: 2 classes (ape, cat), 6 training and 2 test images",
     ]
 
 
@@ -130,18 +131,19 @@ def test_everything_that_cannot_be_read_is_one_message(folder):
     (test / "dog").symlink_to(folder / "no dog")
     message = refused(
         folder,
-        "6 of 14 files cannot be used; replace or remove them:",
+        "5 of 11 files cannot be used; replace or remove them:",
         f"{train / 'ape' / 'around'}: a link to a folder that it is in",
         f"{train / 'ape' / 'lost.png'}: a link that leads nowhere",
         f"{train / 'ape' / 'itself'}: Too many levels of symbolic links",
         f"{train / 'cat' / 'pipe.png'}: a pipe, socket or device",
         f"{train / 'dog'}: no images in it",
-        "and 1 more",
+        "1 of 3 files cannot be used; replace or remove them:",
+        f"{test / 'dog'}: a link that leads nowhere",
     )
-    assert message.count("\n") == 6
+    assert message.count("\n") == 7
     for name in ("around", "itself", "lost.png"):
         (train / "ape" / name).unlink()
-    refused(folder, f"{test / 'dog'}: a link that leads nowhere", "3 of")
+    refused(folder, f"{test / 'dog'}: a link that leads nowhere", "2 of 8")
 
 
 def test_files_and_folders_without_permission(folder, monkeypatch):
@@ -159,7 +161,7 @@ def test_files_and_folders_without_permission(folder, monkeypatch):
 
     monkeypatch.setattr("builtins.open", unreadable(opened))
     monkeypatch.setattr(Path, "iterdir", unreadable(listed))
-    refused(folder, "2 of 6 files", *(f"{path}: Permission denied" for path in bad))
+    refused(folder, "2 of 4 files", *(f"{path}: Permission denied" for path in bad))
 
 
 def test_names_that_are_not_utf8_are_read_and_printable(folder):
@@ -175,12 +177,12 @@ def test_a_huge_image_is_refused(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     save(folder / "train" / "ape" / "big.png", noise(9, 9))
     save(folder / "train" / "ape" / "warned.png", noise(9, 6))
-    refused(folder, "2 of 10", "big.png: Image size (81 pixels)", "warned.png: Image size (54")
+    refused(folder, "2 of 8", "big.png: Image size (81 pixels)", "warned.png: Image size (54")
 
 
 def test_more_images_than_fit_into_memory(folder, monkeypatch):
     monkeypatch.setattr(os, "sysconf", lambda name: 20)
-    refused(folder, "8 images of 6×5 take 0.0 GiB", "make the images smaller")
+    refused(folder, "6 images of 6×5 take 0.0 GiB", "--image-size")
 
 
 def test_home_is_expanded(folder, monkeypatch):
@@ -193,7 +195,7 @@ def test_truncated_image(folder, suffix):
     path = folder / "test" / "cat" / f"broken.{suffix}"
     save(path, noise())
     path.write_bytes(path.read_bytes()[:-40])
-    refused(folder, path, "1 of 9 files cannot be used")
+    refused(folder, path, "1 of 3 files cannot be used")
 
 
 def test_file_that_is_no_image(folder):
@@ -208,21 +210,91 @@ def test_sixteen_bit_image(folder):
     refused(folder, f"{path}: its mode I;16 cannot become RGB without loss")
 
 
-def test_images_of_different_sizes(folder):
-    path = folder / "test" / "ape" / "wide.png"
-    save(path, noise(height=6, width=9))
-    refused(folder, f"{path}: its shape is (6, 9, 3), but the first image's (6, 5, 3)")
+def test_images_of_different_sizes_are_resized_and_it_is_said(folder):
+    save(folder / "test" / "ape" / "wide.png", noise(height=70, width=90))
+    told = []
+    dataset = data.load(f"folder:{folder}", notify=told.append)
+    assert dataset.train.images.shape == (6, 64, 64, 3)
+    assert dataset.test.images.shape == (3, 64, 64, 3)
+    assert told[-1].startswith("images of different sizes: the shorter side becomes 64")
+    assert data.load(f"folder:{folder}", image_size=20).test.images.shape == (3, 20, 20, 3)
+
+
+def test_large_images_are_resized(folder):
+    for path in folder.rglob("*.png"):
+        save(path, noise(height=150, width=140))
+    assert load(folder).train.images.shape == (6, 64, 64, 3)
+    whole = data.load(f"folder:{folder}", image_size=140).train.images
+    assert whole.shape == (6, 140, 140, 3)
+    first = np.asarray(Image.open(folder / "train" / "ape" / "0.png"))
+    np.testing.assert_array_equal(whole[0], first[5:145])  # the middle
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_middle_is_cut_out_of_an_upright_photograph(folder, suffix):
+    """Grey left of the middle, red in it, blue right of it; on its side in the file."""
+    upright = np.full((300, 900, 3), 128, np.uint8)
+    upright[:, 300:600], upright[:, 600:] = (255, 0, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = folder / "train" / "ape" / f"3.{suffix}"
+    Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
+    image = data.load(f"folder:{folder}", image_size=30).train.images[3].astype(int)
+    assert abs(image[2:-2, 2:-2] - [255, 0, 0]).max() < 12
+
+
+def test_only_the_images_that_are_used_are_read(folder):
+    paths = [*(folder / "train").rglob("*.png")]
+    dataset = data.load(f"folder:{folder}", train_size=2, notify=lambda _: None)
+    assert dataset.train.labels.tolist() == [0, 1]
+    chosen = {image.tobytes() for image in dataset.train.images}
+    for path in paths:
+        if np.asarray(Image.open(path)).tobytes() not in chosen:
+            path.write_bytes(b"not an image")
+    again = data.load(f"folder:{folder}", train_size=2, notify=lambda _: None)
+    np.testing.assert_array_equal(again.train.images, dataset.train.images)
+
+
+def test_without_train_and_test_a_fifth_of_each_class_is_the_test(tmp_path):
+    for name, count in (("ape", 11), ("cat", 4)):
+        for i in range(count):
+            save(tmp_path / name / f"{i:02d}.png", noise())
+    told = []
+    dataset = data.load(f"folder:{tmp_path}", notify=told.append)
+    assert told == [
+        f"{tmp_path}: 2 classes (ape, cat), 12 training and 3 test images, a fifth of each class, "
+        "drawn with seed 0"
+    ]
+    assert np.bincount(dataset.train.labels).tolist() == [9, 3]
+    assert np.bincount(dataset.test.labels).tolist() == [2, 1]
+    images = [*dataset.train.images, *dataset.test.images]
+    assert len({image.tobytes() for image in images}) == 15
+    again = load(tmp_path)
+    np.testing.assert_array_equal(again.test.images, dataset.test.images)
+
+
+def test_the_test_may_be_named_validation(folder):
+    (folder / "test").rename(folder / "val")
+    assert len(load(folder).test.labels) == 2
+
+
+def test_how_far_it_is_is_said_when_it_takes_long(folder, monkeypatch):
+    monkeypatch.setattr(reading, "PATIENCE", 0)
+    monkeypatch.setattr(reading, "CHUNK", 4)
+    told = []
+    data.load(f"folder:{folder}", notify=told.append)
+    assert told[-1] == f"reading {folder}: 4 of 6 images"
 
 
 def test_many_problems_are_counted(folder):
     for i in range(8):
-        save(folder / "train" / "ape" / f"small{i}.png", noise(height=2))
-    message = refused(folder, "8 of 16 files cannot be used", "and 3 more")
+        (folder / "train" / "ape" / f"small{i}.png").write_bytes(b"not an image")
+    message = refused(folder, "8 of 14 files cannot be used", "and 3 more")
     assert message.count("small") == 5
 
 
 def test_missing_split(folder):
-    (folder / "test").rename(folder / "validation")
+    (folder / "test").rename(folder / "elsewhere")
     refused(folder, f"no folder {folder / 'test'}", "PATH/test/<class>")
 
 

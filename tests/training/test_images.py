@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcjax.training import crop_and_flip, no_augment, standardise
+from dcjax.training import crop, crop_and_flip, no_augment, standardise
 from dcjax.training._devices import DEVICES, sharding
 
 
@@ -50,6 +50,17 @@ def test_all_shifts_and_both_sides_are_drawn_alike():
         [0, 1, 2, 3, 4, 5] * 3,
     ]
     assert counts.min() > 4000 / 18 * 0.7
+
+
+def test_crop_alone_mirrors_nothing():
+    x = np.zeros((900, 5, 6, 1), np.uint8)
+    x[:, 1, 1], x[:, 1, 2] = 1, 2
+    y = np.asarray(crop(jax.random.key(0), jnp.asarray(x), padding=1))[..., 0]
+    _, rows, columns = np.nonzero(y == 1)
+    places, counts = np.unique(np.stack([rows, columns]), axis=1, return_counts=True)
+    assert places.tolist() == [[0] * 3 + [1] * 3 + [2] * 3, [0, 1, 2] * 3]
+    assert counts.min() > 900 / 9 * 0.7
+    np.testing.assert_array_equal(np.nonzero(y == 2)[2], columns + 1)
 
 
 def test_another_key_gives_another_crop():

@@ -6,14 +6,15 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from experiments.data.types import Dataset, Notify, Split, measured
+from experiments.data.reading import in_memory
+from experiments.data.types import Notify, Source
 
 TRAIN_PER_CLASS = 140
 TEST_PER_CLASS = 34  # 140 + 34 is the size of the smallest class
 
 
-def load(place: str | Path | None = None, notify: Notify = print) -> Dataset:
-    """Load real handwritten digits, in the shape of CIFAR-10's images.
+def load(place: str | Path | None = None, notify: Notify = print) -> Source:
+    """Open real handwritten digits, in the shape of CIFAR-10's images.
 
     These are the 8×8 grey images that come with scikit-learn (the test part of the UCI "Optical
     Recognition of Handwritten Digits" data: 1,797 images by 13 writers), each enlarged to 32×32 by
@@ -36,12 +37,13 @@ def load(place: str | Path | None = None, notify: Notify = print) -> Dataset:
     by_class = [order[labels[order] == c][: TRAIN_PER_CLASS + TEST_PER_CLASS] for c in range(10)]
     train = np.sort(np.concatenate([places[:TRAIN_PER_CLASS] for places in by_class]))
     test = np.sort(np.concatenate([places[TRAIN_PER_CLASS:] for places in by_class]))
-    return measured(
+    return Source(
         "digits",
-        Split(images[train], labels[train]),
-        Split(images[test], labels[test]),
+        in_memory(images[train], labels[train]),
+        in_memory(images[test], labels[test]),
         tuple("0123456789"),
-        mirrored=False,  # a mirrored digit is another one, or none
+        augment="none",  # a mirrored digit is another one, or none
+        whole=True,
     )
 
 

@@ -1,7 +1,6 @@
-"""A folder of images: train/<class>/*.png, test/<class>/*.png."""
+"""A folder of images: train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg."""
 
 import functools
-import math
 import os
 import stat
 import unicodedata
@@ -17,10 +16,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from experiments.data import pixels
-from experiments.data.types import DataError, Dataset, Notify, Split, measured
+from experiments.data.reading import filled
+from experiments.data.subset import held_out
+from experiments.data.types import DataError, Images, Notify, Places, Pool, Source
 
-LAYOUT = "expected PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg"
+LAYOUT = "expected PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg, or PATH/<class>/*.jpg"
+TESTS = ("test", "validation", "valid", "val")  # folders that can be the test, the best first
 SHOWN = 5  # problems listed in full; the rest is counted
+Classes = dict[str, list["Found"]]
 
 
 class Found(NamedTuple):
@@ -30,54 +33,59 @@ class Found(NamedTuple):
     problem: str = ""
 
 
-def load(place: str | Path, notify: Notify = print) -> Dataset:
-    """Load the images in `place`: train/<class>/*.jpg, test/<class>/….
+def load(place: str | Path, notify: Notify = print) -> Source:
+    """Find the images in `place`: train/<class>/*.jpg and test/<class>/…, or <class>/*.jpg.
 
     The classes are the folders' names, with composed and decomposed accents taken as equal. Both
-    splits must have the same classes, and all upright images the same size. Every file whose ending
-    Pillow knows is read, in folders below the class's too, and links are followed. Images are
-    sorted by class and path. Other files and hidden ones are passed over, in one line with their
-    numbers.
+    splits must have the same classes. The test may also be named validation, valid or val; without
+    a folder train, a fifth of each class's images is the test. Every file whose ending Pillow knows
+    is taken, in folders below the class's too, and links are followed. Images are sorted by class
+    and path. Other files and hidden ones are passed over, in one line with their numbers.
 
     Returns:
       The data set, named `folder:PATH`.
 
     Raises:
-      DataError: folders are missing or empty, classes or sizes differ, or files cannot be read
-        without loss; the message names them.
+      DataError: folders are missing or empty, or classes differ; and from reading images, files
+        cannot be read without loss, or sizes differ. The message names them.
     """
     root = Path(place).expanduser()
+    if not place or not root.is_dir():
+        raise DataError(f"no folder {shown(root)}: {LAYOUT}")
     passed: Counter[str] = Counter()
-    train, test = (_classes(root / split, passed) for split in ("train", "test"))
-    for path in _visible(root, passed):
-        if path.name not in ("train", "test"):
-            passed[f"{path.name}/" if path.is_dir() else _ending(path)] += 1
+    if is_split := (root / "train").is_dir():
+        names = ["train", next((name for name in TESTS if (root / name).is_dir()), "test")]
+        splits = [_classes(root / name, passed) for name in names]
+        for path in _visible(root, passed):
+            if path.name not in names:
+                passed[f"{path.name}/" if path.is_dir() else _ending(path)] += 1
+    else:
+        splits = [_classes(root, passed)]
     if counts := [f"{n} {what}" for what, n in (+passed).most_common()]:
         notify(f"passed over in {shown(root)}: {_listed(counts)}")
-    if train.keys() != test.keys():
-        one, other = (
-            _listed([repr(name) for name in sorted(a.keys() - b)]) or "none"
-            for a, b in ((train, test), (test, train))
-        )
+    if splits[0].keys() != splits[-1].keys():
+        raise _differing(root, *splits)
+    classes = tuple(splits[0])
+    if len(classes) < 2:
         raise DataError(
-            f"the classes in {shown(root)} differ between the splits: only in train {one}; only in "
-            f"test {other}; every class needs images in both"
+            f"{len(classes)} class folders below {shown(root)}: {LAYOUT}, two classes or more"
         )
-    if len(train) < 2:
-        raise DataError(
-            f"{len(train)} class folders below {shown(root)}: {LAYOUT}, two classes or more"
-        )
-    notify(f"reading the images in {shown(root)}")
-    images = _read([file for split in (train, test) for files in split.values() for file in files])
-    train_labels, test_labels = (
-        np.repeat(np.arange(len(split), dtype=np.int32), [len(files) for files in split.values()])
-        for split in (train, test)
+    pools = [_pool(split, shown(root), notify) for split in splits]
+    train, test = pools if is_split else held_out(pools[0], len(classes))
+    told = f"{len(train.labels):,} training and {len(test.labels):,} test images"
+    how = "" if is_split else ", a fifth of each class, drawn with seed 0"
+    notify(f"{shown(root)}: {len(classes)} classes ({_listed(classes)}), {told}{how}")
+    return Source(f"folder:{place}", train, test, classes)
+
+
+def _differing(root: Path, train: Classes, test: Classes) -> DataError:
+    one, other = (
+        _listed([repr(name) for name in sorted(a.keys() - b)]) or "none"
+        for a, b in ((train, test), (test, train))
     )
-    return measured(
-        f"folder:{place}",
-        Split(images[: len(train_labels)], train_labels),
-        Split(images[len(train_labels) :], test_labels),
-        tuple(train),
+    return DataError(
+        f"the classes in {shown(root)} differ between the splits: only in train {one}; only in "
+        f"test {other}; every class needs images in both"
     )
 
 
@@ -90,12 +98,12 @@ def shown(path: Path) -> str:
     return text if (text := str(path)).isprintable() else repr(text)
 
 
-def _classes(split: Path, passed: Counter[str]) -> dict[str, list[Found]]:
+def _classes(split: Path, passed: Counter[str]) -> Classes:
     """Return what is in each class of a split, classes and files sorted by name."""
     if not split.is_dir():
         raise DataError(f"no folder {shown(split)}: {LAYOUT}")
     above = frozenset(_identity(folder.stat()) for folder in (split, split.parent))
-    classes: dict[str, list[Found]] = {}
+    classes: Classes = {}
     for folder in _visible(split, passed):
         if folder.exists() and not folder.is_dir():
             passed[f"{_ending(folder)} outside of the class folders"] += 1
@@ -167,52 +175,59 @@ def _listed(items: Sequence[str]) -> str:
     return ", ".join(items[:SHOWN]) + more
 
 
-def _read(files: Sequence[Found]) -> UInt8[np.ndarray, "N H W 3"]:
-    """Read all images, in order; report everything that cannot be used at once."""
-    # Pillow warns of huge images and damaged metadata, without the file's name.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("error", UserWarning)
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        first = next((image for f in files if not isinstance(image := _pixels(f), str)), None)
-        images = _room(len(files), (0, 0, 3) if first is None else first.shape)
-        said = list(pool.map(functools.partial(_put, images, files), range(len(files))))
-    problems = [f"{shown(f.path)}: {words}" for f, words in zip(files, said, strict=True) if words]
-    if problems:
-        head = f"{len(problems)} of {len(files)} files cannot be used; replace or remove them:"
-        rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DataError("\n  ".join([head, *problems[:SHOWN], *rest]))
-    return images
+def _pool(split: Classes, what: str, notify: Notify) -> Pool:
+    """Return the pool of a split's files."""
+    files = [file for found in split.values() for file in found]
+    labels = np.repeat(np.arange(len(split), dtype=np.int32), [*map(len, split.values())])
+
+    def sizes(places: Places) -> tuple[int, int] | None:
+        with ThreadPoolExecutor() as threads:
+            some = {*threads.map(_size, (files[place] for place in places))} - {None}
+        return some.pop() if len(some) == 1 else None
+
+    def read(places: Places, side: int | None) -> Images:
+        chosen = [files[place] for place in places]
+        if side:
+            size = side, side
+        else:
+            size = next((size for file in chosen if (size := _size(file))), (1, 1))
+        # Pillow warns of huge images and damaged metadata, without the file's name.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            decode = functools.partial(_pixels, side=side)
+            images, problems = filled(chosen, len(chosen), size, decode, what, notify)
+        if problems:
+            head = f"{len(problems)} of {len(chosen)} files cannot be used; replace or remove them:"
+            lines = [f"{shown(file.path)}: {_words(error)}" for file, error in problems[:SHOWN]]
+            rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+            raise DataError("\n  ".join([head, *lines, *rest]))
+        return images
+
+    return Pool(labels, sizes, read, repr([_dated(file) for file in files]))
 
 
-def _put(images: UInt8[np.ndarray, "N H W 3"], files: Sequence[Found], place: int) -> str:
-    """Put one image into its place in the array; return the reason if it cannot be used."""
-    image = _pixels(files[place])
-    if isinstance(image, str):
-        return image
-    if image.shape != images.shape[1:]:
-        return f"its shape is {image.shape}, but the first image's {images.shape[1:]}"
-    images[place] = image
-    return ""
-
-
-def _room(count: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W 3"]:
-    """Return the array for all images, if the machine has the memory for it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size = count * math.prod(shape)
-    if size > memory:
-        raise DataError(
-            f"{count} images of {shape[0]}×{shape[1]} take {size / 2**30:.1f} GiB, and this "
-            f"machine has {memory / 2**30:.1f} GiB: make the images smaller, 32×32 for example"
-        )
-    return np.empty((count, *shape), np.uint8)
-
-
-def _pixels(found: Found) -> UInt8[np.ndarray, "H W 3"] | str:
-    """Return the image as RGB, or the reason why it cannot be used."""
+def _dated(found: Found) -> tuple[str, int, int] | None:
+    """Return what changes when a file does."""
     try:
-        return found.problem or pixels.pixels(found.path)
-    except Exception as error:  # Pillow's decoders raise many types for damaged files
-        return _words(error)
+        info = found.path.stat()
+    except OSError:
+        return None
+    return str(found.path.resolve()), info.st_size, info.st_mtime_ns
+
+
+def _size(found: Found) -> tuple[int, int] | None:
+    """Return the size of an image; None if it cannot be read."""
+    try:
+        return None if found.problem else pixels.size(found.path)
+    except Exception:  # Pillow's decoders raise many types for damaged files
+        return None
+
+
+def _pixels(found: Found, side: int | None) -> UInt8[np.ndarray, "H W 3"]:
+    if found.problem:
+        raise ValueError(found.problem)
+    return pixels.pixels(found.path, side)
 
 
 def _words(error: Exception) -> str:
