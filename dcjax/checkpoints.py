@@ -2,7 +2,8 @@
 
 Step 12 is saved in the folder `00000012`; if it is saved again, in `00000012.1`, and so on. The
 highest number counts. Orbax loads flipped bits without an error, so it gets one array: the bytes of
-the .npz file that `dcjax.save` would write, which has a SHA-256 of every leaf.
+the .npz file that `dcjax.save` would write, which has a SHA-256 of every leaf. Under several
+processes the folder holds that file itself, because Orbax's saves wait for all of them.
 """
 
 import concurrent.futures
@@ -24,6 +25,8 @@ from dcjax._files import formats, manifest
 
 # Names of checkpoints: the step, the number, and the suffix that a killed save or deletion leaves.
 _NAME = re.compile(r"(\d{8}|[1-9]\d{8,})(?:\.(\d+))?(\.(?:deleted|orbax-check).*)?", re.ASCII)
+
+_FILE = "file.npz"
 
 
 class CheckpointError(Exception):
@@ -79,6 +82,12 @@ class Checkpoints:
         checkpoint is deleted only after a newer one is committed.
       on_failure: called with the step and the error if a checkpoint could not be written, so that
         training can continue; without it the next `save` or `wait` raises the error.
+      writer: needed under `jax.distributed` only: the number of the process whose saves are
+        written; those of the others do nothing. 0 where all save the same state, and
+        `jax.process_index()` where each has a folder of its own. No process waits for another.
+
+    Raises:
+      ValueError: `keep` is below 1, or there are several processes and no `writer`.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -96,9 +105,16 @@ class Checkpoints:
         *,
         keep: int = 2,
         on_failure: Callable[[int, Exception], None] | None = None,
+        writer: int | None = None,
     ):
         if keep < 1:
             raise ValueError(f"expected keep >= 1, got {keep}")
+        if writer is None and _processes() > 1:
+            raise ValueError(
+                f"{_processes()} processes: give writer=0 where all save the same state, or "
+                "writer=jax.process_index() where each has a folder of its own"
+            )
+        self._writes = writer is None or writer == jax.process_index()
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._on_failure = on_failure or _raise
@@ -138,6 +154,8 @@ class Checkpoints:
           ValueError: the step is negative, or two leaves have the same path.
           RuntimeError: called outside the context.
         """
+        if not self._writes:
+            return
         if self._writer is None:
             raise RuntimeError(
                 f"{self.folder}: step {step} is not saved: save within "
@@ -242,7 +260,10 @@ class Checkpoints:
             if not self.folder.is_dir():
                 raise FileNotFoundError(f"{self.folder} has vanished")
             self._delete_all_but(before)  # left by killed saves
-            v1.save(str(target), {"file": data})
+            if _processes() > 1:
+                _save_alone(target, data)
+            else:
+                v1.save(str(target), {"file": data})
             for path in (*target.rglob("*"), target, self.folder):
                 _sync(path)  # Orbax does not, and what is older is about to be deleted
         except BaseException as error:
@@ -274,13 +295,27 @@ def _read(step: int, folder: Path) -> Checkpoint:
     from orbax.checkpoint import v1
 
     try:
-        data = io.BytesIO(v1.load(str(folder))["file"].tobytes())
+        file = folder / _FILE
+        saved = file.read_bytes() if file.exists() else v1.load(str(folder))["file"].tobytes()
+        data = io.BytesIO(saved)
         leaves, content = manifest.read(data, formats.NPZ)
         if content["step"] != step:
             raise ValueError(f"is of step {content['step']}")
     except Exception as error:  # Orbax's errors are of many types
         raise CheckpointError(folder, f"is damaged: {_short(error)}") from error
     return Checkpoint(step, content["record"], leaves)
+
+
+def _processes() -> int:
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def _save_alone(target: Path, data: np.ndarray) -> None:
+    """Save without Orbax, whose save compares the folder's name over all processes."""
+    draft = target.with_name(f"{target.name}.orbax-checkpoint-tmp")
+    draft.mkdir()
+    (draft / _FILE).write_bytes(data.data)
+    draft.rename(target)
 
 
 def _raise(step: int, error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""Training: sub-networks side by side, one network data-parallel, and one loop for both.
+"""Training: sub-networks side by side, one network data-parallel or rarely averaged; one loop.
 
-`side_by_side` and `data_parallel` make a `Trainer`, a few pure functions; `fit` and `evaluate` run
-either.
+`side_by_side`, `data_parallel` and `rarely_averaged` make a `Trainer`, a few pure functions; `fit`
+and `evaluate` run each of them, in one process or in several.
 """
 
 from dcjax.training._data import Data as Data
@@ -17,6 +17,12 @@ from dcjax.training._images import crop as crop
 from dcjax.training._images import crop_and_flip as crop_and_flip
 from dcjax.training._images import no_augment as no_augment
 from dcjax.training._images import standardise as standardise
+from dcjax.training._peers import PEER_LOST as PEER_LOST
+from dcjax.training._peers import ending_with_peers as ending_with_peers
+from dcjax.training._processes import gather_members as gather_members
+from dcjax.training._processes import local_members as local_members
+from dcjax.training._rarely_averaged import Outer as Outer
+from dcjax.training._rarely_averaged import rarely_averaged as rarely_averaged
 from dcjax.training._recipe import Recipe as Recipe
 from dcjax.training._recipe import steps_per_epoch as steps_per_epoch
 from dcjax.training._scale_blocks import scale_blocks as scale_blocks

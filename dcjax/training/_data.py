@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, Shaped
 
 from dcjax.training._devices import Device, sharding
+from dcjax.training._processes import put
 
 
 class Data(NamedTuple):
@@ -43,7 +44,8 @@ def place(devices: Sequence[Device], members: Array | None, images: Any, labels:
         )
     if labels.min() < 0:
         raise ValueError(f"expected class numbers from 0 on as labels, got {labels.min()}")
-    images, labels = jax.device_put((images, labels.astype(np.int32)), sharding(devices))
+    split = images, labels.astype(np.int32)
+    images, labels = put(split, sharding(devices), "images and labels")
     return Data(images, labels, members)
 
 

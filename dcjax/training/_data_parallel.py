@@ -26,6 +26,7 @@ from dcjax.training._devices import (
     sharding,
 )
 from dcjax.training._learner import learner
+from dcjax.training._processes import plain, put
 from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
 from dcjax.training._trainer import Trainer, outside_mesh
@@ -49,7 +50,9 @@ def data_parallel(
     It fine-tunes the composed network, and trains the baseline from scratch. Parameters are
     replicated. XLA partitions the program of one device: the loss, the gradient and the statistics
     of batch normalisation are those of the whole batch, so only the rounding of sums depends on the
-    number of devices.
+    number of devices. Under `jax.distributed` the devices are those of all processes. Every process
+    makes the trainer and calls its functions with the same values, which are compared by digest;
+    each computes its part of the batch.
 
     Args:
       network: the global network, a Flax Linen module.
@@ -57,12 +60,16 @@ def data_parallel(
         and x itself for None.
       recipe: how the network is trained.
       devices: the devices to choose from, by default `jax.devices()`; as many are used as the
-        largest divisor of the batch size allows.
+        largest divisor of the batch size allows, equally many of each process.
       engine: only its `whole_epochs` matters here; by default the fastest way.
 
     Returns:
       The trainer. `start` takes plain variables; a `Stacked` is a `ValueError`, because it has to
       be composed first.
+
+    Raises:
+      ValueError: the processes cannot share the batch equally. Later, from `place`, `start` and
+        `to_devices`: they hold different values.
 
     >>> import dcjax, optax
     >>> network = dcjax.models.CNN(width=8, num_classes=10)
@@ -76,14 +83,20 @@ def data_parallel(
     devices = choose_devices(recipe.batch_size, devices)
     engine = engine or engine_for(devices[0].platform)
     replicated = sharding(devices)
+    here = next((d for d in devices if d.process_index == jax.process_index()), None)
+    if here is None:
+        raise ValueError(
+            f"expected devices of this process, {jax.process_index()}, among those that train, got "
+            f"{devices}"
+        )
     one = learner(network, recipe, lambda x, _: samples.join(x), _TAKES)
 
     # device_put alone may keep the same buffers, which the next step would donate.
     def to_devices(tree: PyTree) -> PyTree:
-        return jax.device_put(copy_tree(tree), replicated)
+        return put(copy_tree(tree), replicated, "variables and states")
 
     def to_host(tree: PyTree) -> PyTree:
-        return copy_tree(on_one(tree, devices[0]))
+        return copy_tree(on_one(plain(tree), here))
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
         if isinstance(variables, Stacked):
@@ -108,7 +121,7 @@ def data_parallel(
         step=compiled(one.step),
         epoch=compiled(one.epoch) if engine.whole_epochs else None,
         batch=batcher(recipe.batch_size, sharding(devices, DEVICES)),
-        forward=jax.jit(on_mesh(one.forward, devices)),
+        forward=jax.jit(on_mesh(one.forward, devices), out_shardings=replicated),
         batch_size=recipe.batch_size,
         lead=(),
         devices=devices,

@@ -35,13 +35,26 @@ def choose_devices(parts: int, devices: Sequence[Device] | None = None) -> tuple
 
     Four sub-networks on three devices use two, with two on each; five on four devices use one. A
     batch of 128 examples takes any power of two up to 128. The host devices of one CPU share its
-    cores and are used all the same, so that tests on them run the program of many devices.
+    cores and are used all the same, so that tests on them run the program of many devices. Of
+    several processes each gives equally many, so that none is left out.
+
+    Raises:
+      ValueError: the processes cannot share the parts equally.
     """
     devices = tuple(jax.devices() if devices is None else devices)
     if parts < 1 or not devices:
         raise ValueError(f"expected at least one part and one device, got {parts} and {devices}")
-    sizes = range(min(parts, len(devices)), 0, -1)
-    return devices[: next(size for size in sizes if parts % size == 0)]
+    each: dict[int, list[Device]] = {}
+    for device in devices:
+        each.setdefault(device.process_index, []).append(device)
+    if parts % len(each):
+        raise ValueError(
+            f"{len(each)} processes cannot share {parts} parts equally: take a batch size that is "
+            f"a multiple of {len(each)}, or another number of processes"
+        )
+    fewest = min(len(mine) for mine in each.values())
+    size = next(n for n in range(fewest, 0, -1) if parts % (n * len(each)) == 0)
+    return tuple(device for mine in each.values() for device in mine[:size])
 
 
 class Engine(NamedTuple):

@@ -142,6 +142,8 @@ def _train(
     for stop in stops:
         state, loss = run(state, train, order)
         losses.append(loss)
+        if trainer.average is not None:
+            state = trainer.average(stop, state)
         jax.block_until_ready(losses[-1 - AHEAD : -AHEAD])
         if on_step is not None:
             on_step(stop, state)

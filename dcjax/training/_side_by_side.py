@@ -51,8 +51,8 @@ def side_by_side(
       subnets: K.
       members: the numbers of the sub-networks to train, by default all. States and variables have
         as many entries in their leading axis.
-      devices: the devices to choose from, by default `jax.devices()`; as many are used as the
-        largest divisor of the number of members allows.
+      devices: the devices of this process to choose from, by default `jax.local_devices()`; as many
+        are used as the largest divisor of the number of members allows.
       engine: how each device runs its sub-networks, by default the fastest way. Only `"unrolled"`,
         the CPU's, promises the same bits alone as together.
 
@@ -78,7 +78,13 @@ def side_by_side(
         raise ValueError(
             f"expected members to be different numbers from 0 to {subnets - 1}, got {members}"
         )
-    devices = choose_devices(len(numbers), devices)
+    devices = choose_devices(len(numbers), jax.local_devices() if devices is None else devices)
+    if any(device.process_index != jax.process_index() for device in devices):
+        raise ValueError(
+            f"expected devices of this process, {jax.process_index()}, got {devices}: nothing is "
+            "communicated, so each process trains its own sub-networks, "
+            f"members=local_members({subnets}), on devices=jax.local_devices()"
+        )
     engine = engine or engine_for(devices[0].platform)
     placed = members_on(devices, len(numbers), engine.members)
 

@@ -12,12 +12,13 @@ from jaxtyping import Array, Key, PyTree
 from dcjax._checks import shown
 from dcjax.training._data import Data
 from dcjax.training._devices import Device, OutsideMesh
+from dcjax.training._processes import meet
 from dcjax.training._recipe import steps_per_epoch
 from dcjax.training._state import TrainState, steps_done
 
 
 class Trainer(NamedTuple):
-    """Pure functions for training, made by `side_by_side` or `data_parallel`.
+    """Pure functions for training, made by `side_by_side`, `data_parallel` or `rarely_averaged`.
 
     `fit` and `evaluate` call them. On the host a pytree is plain: its leaves have the leading axes
     `lead`. On the devices it has a form that only the trainer knows.
@@ -37,6 +38,8 @@ class Trainer(NamedTuple):
     * `batch_size`; `lead`: `()`, or `(K,)` side by side; `devices`: the devices in use.
     * `classes()`: the number of classes, known once `step` or `epoch` is compiled; None before, and
       with a loss of your own.
+    * `average(step, state)`: called by `fit` after each step, with the steps done; return the state
+      to go on with. None where nothing is to be averaged.
     """
 
     place: Callable[[Any, Any], Data]
@@ -53,6 +56,7 @@ class Trainer(NamedTuple):
     lead: tuple[int, ...]
     devices: tuple[Device, ...]
     classes: Callable[[], int | None]
+    average: Callable[[int, TrainState], TrainState] | None = None
 
 
 def outside_mesh(trainer: Trainer) -> Trainer:
@@ -112,6 +116,7 @@ def compile(
     if test is not None:
         batch = trainer.batch(test, 0)
         trainer = trainer._replace(forward=_compiled(trainer.forward, state.result, batch))
+    meet(trainer.devices)
     return trainer, time.perf_counter() - started
 
 

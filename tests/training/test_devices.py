@@ -1,3 +1,4 @@
+import collections
 from types import SimpleNamespace
 
 import chex
@@ -15,9 +16,22 @@ from dcjax.training._pmap import members_on
 
 @given(st.integers(1, 300), st.integers(1, 16))
 def test_the_largest_divisor_is_chosen(parts, count):
-    chosen = choose_devices(parts, range(count))
+    devices = [device("cpu", number) for number in range(count)]
     divisors = [d for d in range(1, count + 1) if parts % d == 0]
-    assert chosen == tuple(range(divisors[-1]))
+    assert choose_devices(parts, devices) == tuple(devices[: divisors[-1]])
+
+
+@given(st.integers(1, 300), st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_each_process_gives_equally_many(parts, counts):
+    processes = len(counts)
+    devices = [device("cpu", n, p) for p, count in enumerate(counts) for n in range(count)]
+    if parts % processes:
+        with pytest.raises(ValueError, match=f"a multiple of {processes}"):
+            choose_devices(parts, devices)
+        return
+    chosen = collections.Counter(d.process_index for d in choose_devices(parts, devices))
+    fitting = [n for n in range(1, min(counts) + 1) if parts % (n * processes) == 0]
+    assert chosen == dict.fromkeys(range(processes), fitting[-1])
 
 
 @pytest.mark.parametrize(("subnets", "count", "used"), [(4, 3, 2), (5, 4, 1), (4, 8, 4), (1, 8, 1)])

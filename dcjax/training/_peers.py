@@ -1,0 +1,80 @@
+"""The end of a process when another one of the job has died."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+import jax
+
+PEER_LOST = 6
+_SIGNS = ("gloo", "nccl", "rccl", "connection", "coordination", "barrier", "unavailable")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def ending_with_peers(
+    say: Callable[[str], object] = _to_stderr, code: int = PEER_LOST
+) -> Iterator[None]:
+    """End this process soon after another one of the job has died, while the body runs.
+
+    A collective with a dead process fails within seconds. An error would then wait in the barrier
+    of `jax.distributed.shutdown` for the dead one, and JAX aborts the process when its coordinator,
+    process 0, is gone. Here both are one message and one exit code. Any other error of the body
+    ends the process with its traceback and code 1, also without the barrier, so that the others
+    notice. Contexts within the body are left first, so saves that were begun are finished unless
+    JAX aborts. Without `jax.distributed` it changes nothing.
+
+    A process that lives but does not answer is noticed by its missing heartbeats
+    (`jax.distributed.initialize(heartbeat_timeout_seconds=…)`) only if all its threads stand still.
+
+    Args:
+      say: called with the message.
+      code: the exit code.
+
+    >>> with ending_with_peers():
+    ...     pass
+    """
+    if not jax.distributed.is_initialized():
+        yield
+        return
+
+    def lost(reason: str) -> None:
+        say(
+            f"process {jax.process_index()} of {jax.process_count()} ends, because another one has "
+            f"died or cannot be reached; start all again. JAX says: {reason[:300]}"
+        )
+        leave(code)
+
+    # XLA aborts in a thread of C++, where Python's handlers do not run before the process is gone.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    aborted = handler(lambda number: lost("the coordination service is gone, see above"))
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = libc.signal(signal.SIGABRT, ctypes.cast(aborted, ctypes.c_void_p))
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            raise
+        words = str(error).lower()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(word in words for word in _SIGNS):
+            lost(str(error).partition("\n")[0])
+        traceback.print_exc()
+        leave(1)
+    finally:
+        libc.signal(signal.SIGABRT, before)
+
+
+def leave(code: int) -> None:
+    """End the process without the barrier in which JAX waits for the others."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
