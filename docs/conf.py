@@ -55,6 +55,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
@@ -72,18 +73,21 @@ class Names(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return what autosummary and autodoc make of the names."""
         module = importlib.import_module(self.arguments[0])
-        kinds = {name: _kind(getattr(module, name)) for name in self.content}
-        table = [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in kinds), ""]
-        entries = [f".. auto{kind}:: {name}" for name, kind in kinds.items()]
+        names = list(self.content)
+        table = [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names), ""]
+        entries = [_entry(name, getattr(module, name)) for name in names]
         head = [f".. currentmodule:: {module.__name__}", ""]
         text = "\n".join(["```{eval-rst}", *head, *table, *entries, "```"])
         return self.parse_text_to_nodes(text)
 
 
-def _kind(thing: Any) -> str:
+def _entry(name: str, thing: Any) -> str:
     if not inspect.isclass(thing):
-        return "function" if callable(thing) else "data"
-    return "exception" if issubclass(thing, BaseException) else "class"
+        return f".. autofunction:: {name}"
+    if issubclass(thing, BaseException):
+        return f".. autoexception:: {name}"
+    # Sphinx finds no signature of a TypedDict, and asks `sign` for one only if it has one
+    return f".. autoclass:: {name}" + "()" * issubclass(thing, dict)
 
 
 def plain_types(signature: str) -> str:
@@ -96,11 +100,13 @@ def plain_types(signature: str) -> str:
         (r"Array \| ndarray \| bool \| number \| bool \| int \| float \| complex", "ArrayLike"),
     ):
         signature = re.sub(long, short, signature)
-    return signature
+    return plain_defaults(signature)
 
 
 def fields_only(thing: type) -> str:
     """Return a class's signature without types, which its docstring explains, and Flax's fields."""
+    if issubclass(thing, dict):
+        return f"({', '.join(inspect.get_annotations(thing))})"
     found = inspect.signature(thing)
     flax = ("parent", "name") if "parent" in found.parameters else ()
     own = [
@@ -109,7 +115,12 @@ def fields_only(thing: type) -> str:
         if field.name not in flax
     ]
     text = str(found.replace(parameters=own, return_annotation=found.empty))
-    return re.sub(r"<(?:function|class) '?[\w.<>]*?(\w+)'?(?: at \w+)?>", r"\1", text)
+    return plain_defaults(text)
+
+
+def plain_defaults(signature: str) -> str:
+    """Return a signature with the names of functions and classes that are defaults."""
+    return re.sub(r"<(?:function|class) '?[\w.<>]*?(\w+)'?(?: at \w+)?>", r"\1", signature)
 
 
 def relinked(text: str, folder: Path, page: Path) -> str:
@@ -161,15 +172,21 @@ def setup(app: Any) -> None:
     def skip(app: Any, kind: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
         return True if type(thing).__name__ == "_tuplegetter" else None  # a field of a NamedTuple
 
-    def sign(app: Any, kind: str, name: str, *rest: Any) -> tuple[str | None, str | None]:
+    def sign(app: Any, kind: str, name: str, *rest: Any) -> tuple[str, str | None] | None:
         thing, _, arguments, returns = rest
+        if arguments is None:
+            return None
         if kind == "class":
-            return "" if issubclass(thing, dict) else fields_only(thing), None
-        return arguments and plain_types(arguments), returns and plain_types(returns)
+            return fields_only(thing), None
+        return plain_types(arguments), returns and plain_types(returns)
 
     def docstring(app: Any, kind: str, name: str, *rest: Any) -> None:
-        lines = rest[-1]  # "K." alone would be an item of a list from K on
-        lines[:] = [re.sub(r"^(\s+\w+: )(?=[A-Z]\.$)", r"\1\\", line) for line in lines]
+        lines = rest[-1]
+        for place, line in enumerate(lines):
+            if place and lines[place - 1].strip() == "Returns:":
+                line = re.sub(r"^(\s+)", r"\1: ", line)  # a colon within it ends no type
+            # "K." alone would be an item of a list from K on
+            lines[place] = re.sub(r"^(\s+\w+: )(?=[A-Z]\.$)", r"\1\\", line)
 
     app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))
     app.add_directive("names", Names)
