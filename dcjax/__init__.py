@@ -48,6 +48,8 @@ from dcjax._tracing.errors import NotSeparableError as NotSeparableError
 from dcjax._tracing.errors import Violation as Violation
 from dcjax._tracing.functions import layout_of_functions as layout_of_functions
 from dcjax._tracing.rules import register_rule as register_rule
+from dcjax.method._model import Model as Model
+from dcjax.method._model import load_run as load_run
 from dcjax.method._transfer import Result as Result
 from dcjax.method._transfer import transfer as transfer
 

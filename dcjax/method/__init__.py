@@ -12,7 +12,7 @@ from dcjax.method._history import SubnetsPhase as SubnetsPhase
 from dcjax.method._journal import Folder as Folder
 from dcjax.method._journal import Journal as Journal
 from dcjax.method._journal import Kept as Kept
-from dcjax.method._model import Model as Model
+from dcjax.method._model import versions as versions
 from dcjax.method._road import STAGES as STAGES
 from dcjax.method._road import Road as Road
 from dcjax.method._score import Score as Score

@@ -1,18 +1,37 @@
 """Trained networks that predict, and their folder on the disk."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from dcjax import training
+from dcjax import models, native, training
+from dcjax._files.save import load, save
 from dcjax._linen.decompose import decompose
-from dcjax.method._defaults import Moments
-from dcjax.samples import Samples
+from dcjax._linen.under import how_of
+from dcjax.atomic import replacing
+from dcjax.method._card import card
+from dcjax.method._defaults import Moments, normaliser
+from dcjax.samples import Samples, make
+
+FOLDER, CONFIG, CARD = "model", "config.json", "README.md"
+FORMAT = "dcjax run, version 1"
+STAGES = {"subnets": "subnets", "composed": "composed", "finetuned": "finetune"}
+STAGES |= {"baseline": "baseline"}
+"""The stage at whose end each network was measured."""
 
 
 class Model:
@@ -21,44 +40,56 @@ class Model:
     Attributes:
       network: the global network.
       subnets: K.
-      classes: the names of the classes, None if there are none.
-      about: what the run recorded: settings and results.
+      fields: its fields that carry width.
+      samples: what each sub-network sees.
+      shape, dtype: of an image, as it was given for training.
+      moments: the means and standard deviations of the channels, which images are normalised by.
+      normalise: another normalisation, a function; None for that by `moments`, or none.
+      call: keyword arguments of the network's call in evaluation.
+      batch_size: of evaluation.
+      weights: the variables of `subnets`, `composed`, `finetuned` and maybe `baseline`.
+      classes: the names of the classes; None if there are none.
+      about: what the run recorded, JSON values: `history`, `settings`, the name of its `data`.
     """
 
     def __init__(
         self,
-        *,
         network: nn.Module,
-        subnets: int,
-        fields: tuple[str, ...],
-        samples: Samples,
-        recipe: training.Recipe,
-        moments: Moments | None,
-        custom: bool,
-        shape: tuple[int, ...],
-        dtype: str,
-        classes: tuple[str, ...] | None,
         weights: Mapping[str, PyTree],
-        about: Mapping[str, Any],
+        samples: Samples,
+        *,
+        shape: Sequence[int],
+        dtype: str,
+        fields: Sequence[str] = ("width",),
+        moments: tuple[Sequence[float], Sequence[float]] | None = None,
+        normalise: Callable[[Array], Array] | None = None,
+        call: Mapping[str, Any] | None = None,
+        batch_size: int = 128,
+        classes: Sequence[str] | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         self.network = network
-        self.subnets = subnets
-        self.classes = classes
-        self.about = dict(about)
-        self._fields = fields
-        self._samples = samples
-        self._recipe = recipe
-        self._moments = moments
-        self._custom = custom
-        self._shape = tuple(shape)
-        self._dtype = dtype
-        self._weights = weights
+        self.weights = weights
+        self.samples = samples
+        self.subnets = samples.subnets
+        self.shape, self.dtype = tuple(shape), dtype
+        self.fields = tuple(fields)
+        self.moments = None if moments is None else Moments(*map(tuple, moments))
+        self.normalise = normalise
+        self.call = dict(call or {})
+        self.batch_size = batch_size
+        self.classes = None if classes is None else tuple(classes)
+        self.about = dict(about or {})
+
+    def __repr__(self) -> str:
+        weights = ", ".join(self.weights)
+        return f"Model of {self.subnets} sub-networks: {weights}\n{self.network}"
 
     def variables(self, which: str = "finetuned") -> PyTree:
         """Return the variables of `subnets`, `composed`, `finetuned` or `baseline`."""
-        if which not in self._weights:
-            raise ValueError(f"expected one of {', '.join(self._weights)}, got {which!r}")
-        return self._weights[which]
+        if which not in self.weights:
+            raise ValueError(f"expected one of {', '.join(self.weights)}, got {which!r}")
+        return self.weights[which]
 
     def predict(
         self, images: Shaped[Array | np.ndarray, "N ..."], which: str = "finetuned"
@@ -78,21 +109,254 @@ class Model:
         images = np.asarray(images)
         if images.dtype == np.float64:
             images = images.astype(np.float32)
-        if images.shape[1:] != self._shape or images.dtype != self._dtype:
+        if images.shape[1:] != self.shape or images.dtype != self.dtype or not len(images):
             raise ValueError(
-                f"expected images {self._dtype}(N, {', '.join(map(str, self._shape))}), as for "
+                f"expected images {self.dtype}(N, {', '.join(map(str, self.shape))}), as for "
                 f"training, got {images.dtype}{images.shape}"
             )
-        trainer, state = self._ready(which, min(self._recipe.batch_size, max(len(images), 1)))
+        trainer, state = self._ready(which, min(self.batch_size, len(images)))
         with jax.default_matmul_precision("highest"):
             return training.predict(trainer, state, images)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019
+    @functools.lru_cache(maxsize=8)  # noqa: B019 – a few compiled programs for as long as it lives
     def _ready(self, which: str, batch_size: int) -> tuple[training.Trainer, training.TrainState]:
-        recipe = self._recipe._replace(batch_size=batch_size)
+        recipe = training.Recipe(
+            optax.identity(),
+            batch_size=batch_size,
+            normalise=self.normalise or normaliser(self.moments, np.dtype(self.dtype)),
+            eval_kwargs=self.call,
+        )
         if which == "subnets":
-            narrow = decompose(self.network, self.subnets, self._fields)
-            trainer = training.side_by_side(narrow, self._samples, recipe, self.subnets)
+            narrow = decompose(self.network, self.subnets, self.fields)
+            trainer = training.side_by_side(narrow, self.samples, recipe, self.subnets)
         else:
-            trainer = training.data_parallel(self.network, self._samples, recipe)
+            trainer = training.data_parallel(self.network, self.samples, recipe)
         return trainer, trainer.start(self.variables(which), jax.random.key(0))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder for `dcjax.load_run`: weights, `config.json`, and a model card.
+
+        Args:
+          folder: created if missing; files of the same names in it are replaced.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        for which, variables in self.weights.items():
+            save(place / _file(which), variables)
+        config = self._config()
+        for name, text in ((CARD, card(config)), (CONFIG, json.dumps(config, indent=2) + "\n")):
+            with replacing(place / name) as file:
+                file.write(text.encode())
+
+    def _config(self) -> dict[str, Any]:
+        """Return what prediction needs and the weights do not say, as JSON values."""
+        history = self.about.get("history", {})
+        kind = "measured" if self.moments else "none"
+        mean, std = self.moments or (None, None)
+        return _strict(
+            {
+                "format": FORMAT,
+                "network": _described(self.network),
+                "subnets": self.subnets,
+                "fields": self.fields,
+                "samples": self.samples.name,
+                "layout": f"in the metadata of {_file('subnets')}",
+                "images": {
+                    "shape": self.shape,
+                    "dtype": self.dtype,
+                    "normalise": "custom" if self.normalise else kind,
+                    "mean": mean,
+                    "std": std,
+                },
+                "classes": self.classes,
+                "call": self.call,
+                "batch_size": self.batch_size,
+                "parameters": _parameters(self.weights["finetuned"]),
+                "subnet_parameters": _parameters(self.weights["subnets"]) // self.subnets,
+                "weights": {
+                    which: {"file": _file(which)}
+                    | {
+                        key: history[STAGES[which]][key]
+                        for key in ("accuracy", "cost")
+                        if STAGES[which] in history
+                    }
+                    for which in self.weights
+                },
+                "versions": versions(),
+                "about": self.about,
+            }
+        )
+
+
+def load_run(
+    folder: str | os.PathLike[str],
+    *,
+    network: nn.Module | None = None,
+    normalise: Callable[[Array], Array] | None = None,
+) -> Model:
+    """Return the networks that a run has left, ready to predict.
+
+    The weights are read when they are first used, and checked against their digests.
+
+    Args:
+      folder: the workdir of a run of the experiments, its folder `model`, or the folder of a
+        result's `save`.
+      network: the global network, if it is not one of `dcjax.models`: code that a file names is not
+        imported.
+      normalise: the function that was given for training, if one was.
+
+    Returns:
+      The model: `predict(images)`, `variables(which)`, `network`, `classes`.
+
+    Raises:
+      FileNotFoundError: the folder holds no model; a run writes it at its end.
+      ValueError: `config.json` is damaged or of another version, or the network or the
+        normalisation is not in it.
+
+    >>> import dcjax, jax, tempfile
+    >>> network = dcjax.models.CNN(width=8, num_classes=3, stages=1)
+    >>> stacked = dcjax.init(network, 2, jax.random.key(0), np.ones((1, 8, 8, 3)))
+    >>> weights = {"subnets": stacked, "finetuned": dcjax.compose(stacked)}
+    >>> samples = dcjax.samples.replicate(2)
+    >>> model = dcjax.Model(network, weights, samples, shape=(8, 8, 3), dtype="float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(folder)
+    ...     dcjax.load_run(folder).predict(np.ones((5, 8, 8, 3))).shape
+    (5, 3)
+    """
+    places = [place for place in (Path(folder, FOLDER), Path(folder)) if (place / CONFIG).is_file()]
+    if not places:
+        raise FileNotFoundError(
+            f"no model in {os.fspath(folder)}: expected {FOLDER}/{CONFIG} or {CONFIG}, which a run "
+            "writes when it is finished"
+        )
+    path = places[0] / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise ValueError(f"its format is {config['format']!r}, expected {FORMAT!r}")
+        images, moments = config["images"], None
+        if images["normalise"] == "measured":
+            moments = Moments(tuple(images["mean"]), tuple(images["std"]))
+        if images["normalise"] == "custom" and normalise is None:
+            raise ValueError(
+                "it was trained with a normalisation of its own: give it, normalise=function"
+            )
+        return Model(
+            network or _network(config["network"]),
+            _Files(places[0], {name: each["file"] for name, each in config["weights"].items()}),
+            make(config["samples"], config["subnets"]),
+            shape=images["shape"],
+            dtype=np.dtype(images["dtype"]).name,
+            fields=config["fields"],
+            moments=moments,
+            normalise=normalise,
+            call=config["call"],
+            batch_size=config["batch_size"],
+            classes=config["classes"],
+            about=config["about"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} cannot be used: {reason}") from error
+
+
+class _Files(Mapping[str, PyTree]):
+    """Variables by their names, read from files when they are first used."""
+
+    def __init__(self, folder: Path, files: Mapping[str, str]):
+        self._folder = folder
+        self._files = dict(files)
+        self._read: dict[str, PyTree] = {}
+
+    def __getitem__(self, which: str) -> PyTree:
+        if which not in self._read:
+            # A name within the folder, whatever the file says.
+            self._read[which] = load(self._folder / Path(self._files[which]).name)
+        return self._read[which]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that figures depend on.
+
+    >>> list(versions())[:3]
+    ['python', 'dcjax', 'jax']
+    """
+    import dcjax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        "dcjax": dcjax.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _parameters(variables: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _file(which: str) -> str:
+    return f"{which}.safetensors"
+
+
+def _described(network: nn.Module) -> dict[str, Any]:
+    """Return a network's class and, if it is one of `dcjax.models`, its settings."""
+    kind, settings = type(network), None
+    known = getattr(models, kind.__name__, None) is kind and how_of(network) is None
+    if known and network.conv_general_dilated in (None, native.conv_general_dilated):
+        settings = {
+            field.name: getattr(network, field.name)
+            for field in dataclasses.fields(network)
+            if field.init and field.name not in ("parent", "name")
+        }
+        settings["dtype"] = np.dtype(settings["dtype"]).name
+        is_jax = settings["conv_general_dilated"] is None
+        settings["conv_general_dilated"] = "jax" if is_jax else "native"
+        return {"class": f"dcjax.models.{kind.__name__}", "settings": settings}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": None}
+
+
+def _network(described: Mapping[str, Any]) -> nn.Module:
+    """Return the network of `dcjax.models` that was described."""
+    home, _, name = described["class"].rpartition(".")
+    kind = getattr(models, name, None)
+    if home != "dcjax.models" or kind is None or described["settings"] is None:
+        raise ValueError(
+            f"its network is {described['class']}, which is not imported from here: give it, "
+            f"network={name}(…)"
+        )
+    settings, conv = dict(described["settings"]), None
+    if settings["conv_general_dilated"] == "native":
+        conv = _compiled_convolution()
+    dtype = jnp.dtype(settings["dtype"])
+    return kind(**settings | {"dtype": dtype, "conv_general_dilated": conv})
+
+
+def _compiled_convolution() -> Any:
+    """Return the convolution that the network was trained with, None where it cannot be built."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        native.build()
+    except native.NativeError:
+        return None
+    return native.conv_general_dilated
+
+
+def _strict(value: Any) -> Any:
+    """Return JSON values; NaN and infinity, which JSON does not have, become None."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

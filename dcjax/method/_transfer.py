@@ -45,7 +45,7 @@ class Result(NamedTuple):
         all are zero or NaN.
       history: seconds, device seconds, accuracy and cost (the loss, in nats, on the test split) of
         the stages `subnets`, `composed`, `finetune` and, if it was trained, `baseline`.
-      model: predicts with any of the networks.
+      model: predicts with any of the networks, and saves them.
     """
 
     network: nn.Module
@@ -59,6 +59,10 @@ class Result(NamedTuple):
     def predict(self, images: Shaped[Array | np.ndarray, "N ..."]) -> Float[np.ndarray, "N C"]:
         """Return the fine-tuned network's probabilities for images as they were for training."""
         return self.model.predict(images)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write all networks into a folder for `dcjax.load_run`, with a model card."""
+        self.model.save(folder)
 
     def __repr__(self) -> str:
         rows = []
@@ -120,7 +124,7 @@ def transfer(
       seed: of everything random.
 
     Returns:
-      The result: `predict(images)`, `variables`, `bounds`, `report`, `history`.
+      The result: `predict(images)`, `variables`, `bounds`, `report`, `history`, `save(folder)`.
 
     Raises:
       NotSeparableError: the network cannot be composed exactly; raised before anything is trained.
@@ -145,17 +149,14 @@ def transfer(
     images = splits[0].images
     batch_size, epochs = sizes(len(images), batch_size, epochs)
     steps = training.steps_per_epoch(len(images), batch_size)
-    measured = None
-    if normalise is None:
-        measured = moments(images) if _continuous(images) else None
-        normalise = normaliser(measured, images.dtype)
+    measured = moments(images) if normalise is None and _continuous(images) else None
     first, last = (count * steps for count in epochs)
     chosen = optimizer or _adamw(learning_rate, first, last, warmup=steps // 2)
     recipe = training.Recipe(
         chosen,
         batch_size=batch_size,
         augment=augment,
-        normalise=normalise,
+        normalise=normalise or normaliser(measured, images.dtype),
         train_kwargs=call_kwargs(network, train=True),
         eval_kwargs=call_kwargs(network, train=False),
         average=0.95,
@@ -213,18 +214,18 @@ def transfer(
             evaluate,
         )
         history["baseline"] = scratch.phase()
+    settings.pop("network")
     model = Model(
-        network=network,
-        subnets=subnets,
-        fields=tuple(fields),
-        samples=samples,
-        recipe=recipe._replace(optimizer=optax.identity()),
-        moments=measured,
-        custom=measured is None and _continuous(images),
+        network,
+        weights,
+        samples,
         shape=images.shape[1:],
         dtype=images.dtype.name,
-        classes=None,
-        weights=weights,
+        fields=fields,
+        moments=measured,
+        normalise=normalise,
+        call=recipe.eval_kwargs,
+        batch_size=batch_size,
         about={"settings": settings, "history": history},
     )
     return Result(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dcjax import method
 from experiments import markdown
 from experiments.benchmark.tables import Rows
 from experiments.run import provenance
@@ -40,7 +41,7 @@ def _read(results: Path) -> dict[str, Any]:
 
 def conditions(runs: int) -> dict[str, Any]:
     """Return the conditions on which a figure depends."""
-    versions = {name: v for name, v in provenance.versions().items() if name != "dcjax"}
+    versions = {name: v for name, v in method.versions().items() if name != "dcjax"}
     # Its installed version, without importing it.
     if installed := [*importlib.metadata.distributions(name="torch")]:
         versions["torch"] = installed[0].version

@@ -1,5 +1,8 @@
 """The whole method: sub-networks, composition, fine-tuning, and the baseline beside it."""
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import optax
 from jaxtyping import PyTree
@@ -11,8 +14,9 @@ from experiments.method import factory, subnetworks
 from experiments.method.factory import Schedule, Setup
 from experiments.results.schema import Model, Results
 from experiments.results.speedup import speedup
-from experiments.run import provenance
+from experiments.run import provenance, workdir
 from experiments.run.checkpointing import Keeper
+from experiments.settings import naming
 from experiments.settings.flags import Settings
 
 
@@ -38,19 +42,19 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
         subnets_phase["diverged"] = subnets.diverged
     variables, composition, _ = road.compose(*kept)
     evaluate = road.evaluation()
-    finetuned = _finetune(this, variables, subnets, evaluate)
-    trained = _train_baseline(this, evaluate)
+    tuned, finetuned = _finetune(this, variables, subnets, evaluate)
+    whole, trained = _train_baseline(this, evaluate)
     finetune, baseline = finetuned.phase(), trained.phase()
     composed = road.composed_phase(logits, composition, finetune["curve"][0])
     stages = {"subnets": subnets.progress, "finetune": finetuned, "baseline": trained}
     used = {name: progress.devices for name, progress in stages.items()}
     compiled = {name: progress.compile_seconds for name, progress in stages.items()}
-    return {
+    results: Results = {
         "dataset": dataset.name,
         "subnets": settings.subnets,
         "seed": settings.seed,
         "model": _model(this, subnets.stacked, variables),
-        "versions": provenance.versions(),
+        "versions": method.versions(),
         "devices": provenance.devices(used | {"compose": 1}),
         "compile_seconds": compiled | {"compose": composition["compile_seconds"]},
         "subnets_phase": subnets_phase,
@@ -66,6 +70,11 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
             test_images=len(dataset.test.labels),
         ),
     }
+    weights = {"subnets": subnets.stacked, "composed": variables, "finetuned": tuned}
+    if settings.training.baseline_epochs:
+        weights["baseline"] = whole
+    _save(this, weights, results)
+    return results
 
 
 def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -> bool:
@@ -75,7 +84,7 @@ def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -
 
 def _finetune(
     this: Setup, variables: PyTree, subnets: subnetworks.Outcome, evaluate: method.Evaluate
-) -> method.Progress:
+) -> tuple[PyTree, method.Progress]:
     """Train the composed network, from its composed momenta if they are carried over."""
     chosen, transfer = this.settings.training, this.settings.transfer
     schedule = Schedule(
@@ -101,10 +110,10 @@ def _finetune(
         every=chosen.evaluate_every,
         opt_state=opt_state,
         remedy="a lower --finetune-rate",
-    )[1]
+    )
 
 
-def _train_baseline(this: Setup, evaluate: method.Evaluate) -> method.Progress:
+def _train_baseline(this: Setup, evaluate: method.Evaluate) -> tuple[PyTree, method.Progress]:
     """Train the global network from scratch."""
     chosen = this.settings.training
     schedule = Schedule(chosen.baseline_epochs, chosen.learning_rate, chosen.baseline_warmup_epochs)
@@ -116,7 +125,42 @@ def _train_baseline(this: Setup, evaluate: method.Evaluate) -> method.Progress:
         evaluate,
         every=chosen.evaluate_every,
         remedy="a lower --learning-rate",
-    )[1]
+    )
+
+
+def _save(this: Setup, weights: dict[str, PyTree], results: Results) -> None:
+    """Leave the networks in the workdir, with what prediction needs and a model card."""
+    dataset, road = this.dataset, this.road
+    kind, folder, path = dataset.name.partition(":")
+    name = kind + folder + Path(path).name  # where the images lay on this machine is left out
+    stages: dict[str, Any] = {"subnets": results["subnets_phase"]}
+    stages |= {name: results[name] for name in ("composed", "finetune", "baseline")}
+    if not results["baseline"]["epochs"]:
+        del stages["baseline"]
+    settings = {key: v for key, v in naming.flat(this.settings).items() if key not in naming.PLACES}
+    model = dcjax.Model(
+        road.exact,
+        weights,
+        road.samples,
+        shape=road.test.images.shape[1:],
+        dtype="uint8",
+        moments=(dataset.mean.tolist(), dataset.std.tolist()),
+        batch_size=road.recipe.batch_size,
+        classes=dataset.classes,
+        about={
+            "data": name,
+            "train_images": len(road.train.labels),
+            "test_images": len(road.test.labels),
+            "settings": settings | {"dataset": name},
+            "devices": results["devices"],
+            "history": stages,
+        },
+    )
+    folder = this.keeper.workdir / workdir.MODEL
+    try:
+        model.save(folder)
+    except OSError as error:
+        this.keeper.say(f"the model cannot be written to {folder}: {error.strerror}")
 
 
 def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:

@@ -1,27 +1,14 @@
-"""The versions, devices and commit of a run, for its results."""
+"""The devices and the commit of a run, for its results."""
 
-import importlib.metadata
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-import dcjax
 from dcjax import training
 from experiments.results.schema import Devices
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that figures depend on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "python": platform.python_version(),
-        "dcjax": dcjax.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def devices(used: Mapping[str, int]) -> Devices:

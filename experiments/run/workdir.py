@@ -16,6 +16,7 @@ from experiments.results.schema import Results
 from experiments.settings.naming import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
+MODEL = "model"
 
 
 class WorkdirError(Exception):
@@ -182,6 +183,11 @@ def clear(workdir: Path) -> None:
     parts = workdir.glob(".*.json.*.tmp")
     for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl"), *parts):
         file.unlink(missing_ok=True)
+    model = workdir / MODEL
+    for file in (*model.glob("*.safetensors"), model / "config.json", model / "README.md"):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or holds other files
+        model.rmdir()
 
 
 def finish(workdir: Path, results: Results) -> None:

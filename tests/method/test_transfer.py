@@ -50,6 +50,16 @@ def test_the_composed_network_keeps_its_bounds(result):
     assert result.report.error < 1e-5
 
 
+def test_what_is_saved_predicts_the_same(result, tmp_path):
+    result.save(tmp_path)
+    model = dcjax.load_run(tmp_path)
+    for which in ("subnets", "composed", "finetuned", "baseline"):
+        expected = result.model.predict(TEST[0], which)
+        np.testing.assert_array_equal(model.predict(TEST[0], which), expected)
+    card = (tmp_path / "README.md").read_text()
+    assert f"{100 * result.history['finetune']['accuracy']:.2f} %" in card
+
+
 def test_history_is_of_plain_numbers(result):
     assert list(result.history) == ["subnets", "composed", "finetune", "baseline"]
     assert [entry["epoch"] for entry in result.history["finetune"]["curve"]] == [0, 1, 2]
@@ -103,7 +113,7 @@ class Tokens(nn.Module):
         return nn.Dense(2)(x)
 
 
-def test_any_network_optimiser_and_arrays():
+def test_any_network_optimiser_and_arrays(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 20, (80, 6))
     labels = (tokens < 10).mean(1) > 0.5
     pair = tokens, labels.astype(int)
@@ -111,7 +121,12 @@ def test_any_network_optimiser_and_arrays():
         Tokens(), pair, pair, 4, fields=("features",), optimizer=optax.adam(1e-2), progress=False
     )
     assert result.history["finetune"]["accuracy"] > 0.8
-    assert result.predict(tokens[:3]).shape == (3, 2)
+    expected = result.predict(tokens[:3])
+    result.save(tmp_path)
+    with pytest.raises(ValueError, match=r"its network is tests\..*Tokens, which is not imported"):
+        dcjax.load_run(tmp_path)
+    there = dcjax.load_run(tmp_path, network=Tokens())
+    np.testing.assert_array_equal(there.predict(tokens[:3]), expected)
 
 
 def test_floats_are_normalised_as_pixels_are():
