@@ -49,6 +49,7 @@ _SPLITS = {
 # The best arm of each side on seed 0.
 _BEST = {
     (32, 4): ("scratch-4-rate-0.8", "averaged-4+3-rate-0.8"),
+    (32, 8): ("scratch-short-warm-up-8-rate-0.4", "averaged-8+6-rate-0.4"),
 }
 STUDIES = tuple(
     _at_length(width, budget)
