@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from experiments import data
+from experiments.report import write
 from experiments.results import summary
 from experiments.results.schema import Results
 from experiments.run import console as progress
@@ -94,7 +95,10 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     voice = progress.voice(Console(stderr=True))
     if (results := workdir.finished(folder, values, fresh=how.fresh)) is not None:
         voice.say(f"this run is finished; its results, from {folder}:")
-        return _show(results, settings, folder, voice)
+        code = _show(results, settings, folder, voice)
+        if not (folder / "report.html").is_file():
+            write.after_run(folder, voice.say)
+        return code
     if folder.exists():  # another run is found at once, and what is refused makes no folder
         with lock.locked(folder, how.only_subnet):
             pass
@@ -165,7 +169,9 @@ def _train(
     except OSError as error:
         voice.say(f"the results cannot be written to {folder}: {error.strerror}")
         code = LOST
-    return max(code, _show(results, settings, folder, voice))
+    code = max(code, _show(results, settings, folder, voice))
+    write.after_run(folder, voice.say)
+    return code
 
 
 def _show(results: Results, settings: Settings, folder: Path, voice: progress.Voice) -> int:

@@ -10,8 +10,9 @@ from jaxtyping import PyTree
 import dcjax
 from dcjax import method
 from experiments.data import Dataset
-from experiments.method import factory, subnetworks
+from experiments.method import factory, reporting, subnetworks
 from experiments.method.factory import Schedule, Setup
+from experiments.report import write
 from experiments.results.schema import Model, Results
 from experiments.results.speedup import speedup
 from experiments.run import provenance, workdir
@@ -57,6 +58,7 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
         "versions": method.versions(),
         "devices": provenance.devices(used | {"compose": 1}),
         "compile_seconds": compiled | {"compose": composition["compile_seconds"]},
+        "operations_per_epoch": reporting.operations_per_epoch(this),
         "subnets_phase": subnets_phase,
         "composed": composed,
         "finetune": finetune,
@@ -74,6 +76,7 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
     if settings.training.baseline_epochs:
         weights["baseline"] = whole
     _save(this, weights, results)
+    write.keep(keeper.workdir, lambda: reporting.gather(this, weights), keeper.say)
     return results
 
 

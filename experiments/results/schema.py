@@ -3,7 +3,7 @@
 In the file, null stands for NaN and infinity, which JSON has not.
 """
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 if TYPE_CHECKING:  # at run time it would import JAX
     from dcjax.method import Composed, GlobalPhase, SubnetsPhase
@@ -46,6 +46,10 @@ class Devices(TypedDict):
     used: dict[str, int]
 
 
+Operations = TypedDict("Operations", {"subnets": float, "global": float})
+"""Floating-point operations of an epoch: of all K sub-networks, and of the global network."""
+
+
 class Results(TypedDict):
     """All of it; the order of the keys is that of the file."""
 
@@ -56,6 +60,7 @@ class Results(TypedDict):
     versions: dict[str, str]
     devices: Devices
     compile_seconds: dict[str, float]
+    operations_per_epoch: NotRequired[Operations]
     subnets_phase: "SubnetsPhase"
     composed: "Composed"
     finetune: "GlobalPhase"

@@ -17,6 +17,7 @@ from experiments.settings.naming import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 MODEL = "model"
+REPORT = ("report.html", "report.md", "report.npz")
 
 
 class WorkdirError(Exception):
@@ -115,14 +116,14 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
             )
     elif not fresh:
         anew = "Give another --workdir, or --fresh to start again"
-        if difference := differences(_read(workdir / SETTINGS, anew) or {}, settings):
+        if difference := differences(read(workdir / SETTINGS, anew) or {}, settings):
             raise WorkdirError(
                 f"the workdir {workdir} holds a run with other settings:\n  "
                 + "\n  ".join(difference)
                 + "\nGive another --workdir, repeat those settings, or start again with --fresh"
             )
         again = "Delete it: the same command writes it again from the checkpoints"
-        if (results := _read(workdir / RESULTS, again)) is not None:
+        if (results := read(workdir / RESULTS, again)) is not None:
             return cast(Results, results)
     return None
 
@@ -181,7 +182,8 @@ def clear(workdir: Path) -> None:
     """Delete the files of a run from its folder, and nothing else."""
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     parts = workdir.glob(".*.json.*.tmp")
-    for file in (workdir / RESULTS, workdir / SETTINGS, *workdir.glob("metrics*.jsonl"), *parts):
+    named = (workdir / name for name in (RESULTS, SETTINGS, *REPORT))
+    for file in (*named, *workdir.glob("metrics*.jsonl"), *parts):
         file.unlink(missing_ok=True)
     model = workdir / MODEL
     for file in (*model.glob("*.safetensors"), model / "config.json", model / "README.md"):
@@ -222,8 +224,12 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read(path: Path, remedy: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None if the file does not exist."""
+def read(path: Path, remedy: str = "Start the run again") -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if the file does not exist.
+
+    Raises:
+      WorkdirError: it cannot be read; the message ends with the remedy.
+    """
     try:
         _refuse_other_than_file(path)
         values = json.loads(path.read_text(encoding="utf-8"))

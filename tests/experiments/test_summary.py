@@ -14,22 +14,56 @@ def shown(results, width=80, **asked):
     return console.file.getvalue()
 
 
-def test_every_phase_has_its_figures(results):
-    lines = shown(results).splitlines()
-
-    def row(start):
-        (line,) = [line for line in lines if f" {start} " in line]
-        return [cell.strip() for cell in line.split("│")[1:-1]]
-
-    assert row("sub-network 0") == ["sub-network 0", "4", "41.00 %", "1.5100", "5.0", "20.0"]
-    assert row("sub-network 1") == ["sub-network 1", "", "42.00 %", "1.5200", "", ""]
-    assert row("composed") == ["composed", "", "50.00 %", "1.2500", "0.25", "0.25"]
-    assert row("fine-tuned") == ["fine-tuned", "2", "70.00 %", "0.3000", "20.0", "80.0"]
-    assert row("baseline") == ["baseline", "3", "60.00 %", "0.4000", "30.5", "122.0"]
+def row(text, start):
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return line.replace(start, "", 1).split()
 
 
-def test_it_fits_80_columns_without_a_terminal(results):
-    assert max(map(len, shown(results).splitlines())) <= 80
+def test_every_stage_has_its_figures(results):
+    text = shown(results)
+    assert row(text, "sub-networks ") == ["4", "41.50", "%", "1.5150", "5.0", "s", "20.0", "s"]
+    assert row(text, "sub-network 0") == ["41.00", "%", "1.5100"]
+    assert row(text, "sub-network 1") == ["42.00", "%", "1.5200"]
+    assert row(text, "composed ") == ["50.00", "%", "1.2500", "0.25", "s", "0.25", "s"]
+    assert row(text, "fine-tuned") == ["2", "70.00", "%", "0.3000", "20.0", "s", "1m", "20s"]
+    assert row(text, "dcjax in all") == ["25.2", "s", "1m", "40s"]
+    assert row(text, "baseline") == ["3", "60.00", "%", "0.4000", "30.5", "s", "2m", "02s"]
+
+
+def test_operations_have_a_column_where_they_are_known(results):
+    results["operations_per_epoch"] = {"subnets": 1e12, "global": 4e12}
+    text = shown(results)
+    assert "TFLOP" in text
+    cells = {line[0].strip(): line[5] for line in summary.table(summary.rows(results))[1]}
+    assert cells["sub-networks"] == "4"
+    assert cells["fine-tuned"] == "8"
+    assert cells["dcjax in all"] == cells["baseline"] == "12"
+    assert "for 12 TFLOP against 12 TFLOP" in text.replace("\n", " ")
+
+
+def test_device_seconds_have_a_column_only_where_they_differ(results):
+    assert "device time" in shown(results)
+    for stage in ("subnets_phase", "finetune", "baseline"):
+        results[stage]["device_seconds"] = results[stage]["seconds"]
+    assert "device" not in summary.table(summary.rows(results))[0]
+
+
+def test_of_many_sub_networks_the_worst_and_the_best_are_shown(results):
+    results["subnets_phase"] |= {"accuracy": [0.4, 0.2, 0.5, 0.3, 0.1], "cost": [1.0] * 5}
+    text = shown(results | {"subnets": 5})
+    assert row(text, "worst") == ["10.00", "%", "1.0000"]
+    assert row(text, "best") == ["50.00", "%", "1.0000"]
+    assert "sub-network 0" not in text
+
+
+def test_it_fits_60_columns(results):
+    for stage in ("subnets_phase", "finetune", "baseline"):
+        results[stage]["device_seconds"] = results[stage]["seconds"]
+    results["operations_per_epoch"] = {"subnets": 1e12, "global": 4e12}
+    text = shown(results, width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "…" not in text
+    assert row(text, "sub-networks ") == ["4", "41.50", "%", "1.5150", "5.0", "s", "4"]
 
 
 def test_bounds_and_error_are_shown(results):
@@ -41,21 +75,39 @@ def test_bounds_and_error_are_shown(results):
 
 def test_what_diverged_is_said(results):
     results["subnets_phase"]["diverged"] = [{"subnet": 1, "step": 77, "then": "drop"}]
-    assert "sub-network 1 diverged at step 77: dropped" in shown(results)
+    assert "Sub-network 1 diverged at step 77: dropped" in shown(results)
 
 
-def test_the_last_line_is_the_verdict(results):
+def test_the_last_lines_are_the_verdict(results):
     assert summary.verdict(results) == (
-        "Reached the baseline's 60.00 % (± 0.49 %, standard error of 10000 test images) in 15.2 s, "
-        "against 30.5 s from scratch: 2.00× in wall-clock time, 1.50× in device time."
+        "Reached the baseline's 60.00 % in 15.2 s, against 30.5 s from scratch: "
+        "2.00 times faster; in device time 1.50 times faster."
     )
-    assert " ".join(shown(results).split()).endswith(summary.verdict(results))
+    assert summary.comparison(results) == (
+        "Final accuracy better than the baseline's: 70.00 % against 60.00 %, "
+        "+10.00 ± 0.67 points (10000 test images)."
+    )
+    said = f"{summary.verdict(results)} {summary.comparison(results)}"
+    assert " ".join(shown(results).split()).endswith(said)
+
+
+def test_slower_is_said(results):
+    results["speedup"] |= {"wall": 0.5, "device": 0.5}
+    assert summary.verdict(results).endswith("from scratch: 2.00 times slower.")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"), [(0.605, "equal to the baseline's within the error"), (0.5, "worse than")]
+)
+def test_the_final_accuracy_is_judged(results, accuracy, said):
+    results["finetune"]["accuracy"] = accuracy
+    assert said in summary.comparison(results)
 
 
 def test_a_target_that_was_not_reached_is_said(results):
     results["speedup"] |= {"wall": None, "device": None, "target_accuracy": 0.75}
     assert summary.verdict(results).startswith("Not reached: the baseline's 75.00 %")
-    assert "70.00 % in 25.2 s" in summary.verdict(results)
+    assert "dcjax came to 70.00 % in 25.2 s" in summary.verdict(results)
 
 
 def test_a_baseline_that_only_guesses_is_said(results):
@@ -76,7 +128,7 @@ def test_a_baseline_that_blew_up_is_said(results):
 def test_no_baseline_is_said(results):
     results["baseline"]["epochs"] = 0
     assert summary.verdict(results).startswith("No baseline")
-    assert "baseline" not in {row[0] for row in summary.rows(results)}
+    assert "baseline" not in {row.stage for row in summary.rows(results)}
 
 
 @pytest.mark.parametrize(("dataset", "said"), [("digits", True), ("cifar10", False)])
@@ -94,5 +146,5 @@ def test_a_diverged_run_is_shown(results):
     results["subnets_phase"]["cost"] = [None, None]
     results["baseline"]["cost"] = None
     assert "diverged ≤ diverged ≤ 1.5000" in shown(results)
-    assert "feature error: all zero, or NaN" in shown(results)
+    assert "all feature maps are zero, or NaN" in shown(results)
     assert summary.verdict(results).startswith("The baseline's training diverged")

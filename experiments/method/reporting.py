@@ -1,0 +1,70 @@
+"""Gathers from the trained networks what a run's report needs beside the results."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+import dcjax
+from dcjax import training
+from experiments.method import factory, operations
+from experiments.method.factory import Setup
+from experiments.report import evidence
+from experiments.report.evidence import Evidence
+from experiments.results.schema import Operations
+
+PASSES = 3
+"""Forward, and the gradients by the activations and by the parameters."""
+
+
+def operations_per_epoch(this: Setup) -> Operations:
+    """Return the operations of an epoch of all sub-networks, and of the global network."""
+    network = factory.network(this.settings.network, len(this.dataset.classes))
+    samples = this.road.samples
+    image = jax.ShapeDtypeStruct((1, *this.dataset.train.images.shape[1:]), "float32")
+    own = jax.eval_shape(lambda x: samples.split(x)[0], image)
+    joined = jax.eval_shape(samples.join, image)
+    size = this.settings.training.batch_size
+    steps = training.steps_per_epoch(len(this.dataset.train.labels), size)
+    subnets = this.settings.subnets
+    narrow = dcjax.decompose(network, subnets)
+    images = PASSES * size * steps
+    return {
+        "subnets": images * subnets * operations.forward(narrow, own),
+        "global": images * operations.forward(network, joined),
+    }
+
+
+def gather(this: Setup, weights: Mapping[str, PyTree]) -> Evidence:
+    """Gather the evidence of a run.
+
+    Args:
+      this: what the stages share.
+      weights: the trained `subnets`, and the variables of the global networks: `composed`,
+        `finetuned` and, if it was trained, `baseline`.
+    """
+    road, count = this.road, evidence.SHOWN_IMAGES
+    test, classes = road.test, this.dataset.classes
+    trainer = training.data_parallel(road.exact, road.samples, road.recipe)
+    data = trainer.place(*test)
+
+    def confusion(variables: PyTree) -> np.ndarray:
+        logits = training.evaluate(trainer, trainer.start(variables, road.key), data)
+        return evidence.confusion(test.labels, logits.argmax(axis=-1), len(classes))
+
+    names = {"finetuned": "fine-tuned", "baseline": "baseline"}
+    stacked, before, after = (weights[name] for name in ("subnets", "composed", "finetuned"))
+    views = road.samples.split(road.images(count))
+    said = dcjax.apply(road.narrow(road.exact), stacked, views)
+    return Evidence(
+        classes=classes,
+        images=test.images[:count],
+        labels=test.labels[:count],
+        views=np.asarray(views, np.float32),
+        said=np.asarray(said).argmax(axis=-1),
+        confusion={names[name]: confusion(weights[name]) for name in names if name in weights},
+        blocks=evidence.block_sizes(
+            stacked.layout["params"], before["params"], jax.device_get(after["params"])
+        ),
+    )

@@ -1,0 +1,45 @@
+"""Write a run's report again, or compare runs: `python -m experiments.report DIR…`."""
+
+import sys
+from pathlib import Path
+
+from experiments.extras import needed
+
+PROGRAM = "python -m experiments.report"
+OK, BAD_INPUT = 0, 2
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return the exit code: 0 done, 2 bad input."""
+    import tyro
+
+    from experiments.report import write
+    from experiments.run.workdir import WorkdirError
+
+    def report(
+        folders: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("comparison.html")
+    ) -> int:
+        """Write the reports of runs into their folders; of several, compare them too.
+
+        Args:
+          folders: workdirs of finished runs.
+          output: the page that compares several runs; the same in Markdown is beside it.
+        """
+        for folder in folders:
+            write.of_run(folder)
+            print(folder / "report.html")
+        if len(folders) > 1:
+            write.of_runs(folders, output)
+            print(output)
+        return OK
+
+    try:
+        return tyro.cli(report, prog=PROGRAM, args=args)
+    except (WorkdirError, ValueError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    with needed(PROGRAM, "study"):
+        sys.exit(main())
