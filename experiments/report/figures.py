@@ -145,13 +145,15 @@ def progress(
 def compared(runs: Sequence[tuple[str, tuple[Curve, Curve, Curve]]], *, operations: bool) -> Figure:
     """Draw the accuracies of several runs; those of their baselines are dashed."""
     figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
+    every = [curve for _, curves in runs for curve in curves]
+    places = iter(_places(every, axes, operations=operations))
     for number, (name, curves) in enumerate(runs):
-        places = _places(curves, axes, operations=operations)
         colour = RUNS[number % len(RUNS)]
-        for curve, x, style in zip(curves[1:], places[1:], ("-", "--"), strict=True):
-            label = name if style == "-" else None
-            y = _percent(curve.accuracy)
-            axes.plot(x, y, style, color=colour, marker="o", markersize=3, label=label)
+        for curve, style in zip(curves, (None, "-", "--"), strict=True):
+            x, y = next(places), _percent(curve.accuracy)
+            if style:
+                label = name if style == "-" else None
+                axes.plot(x, y, style, color=colour, marker="o", markersize=3, label=label)
     axes.set_title("accuracy on the test split, % (baselines dashed)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left")
     return figure

@@ -1,16 +1,23 @@
 """Writes reports: of one run beside its results, of several where they are asked for."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments.report import evidence
+if TYPE_CHECKING:  # at run time they would import JAX and matplotlib
+    from experiments.report.content import Section
+    from experiments.report.evidence import Evidence
 
 AGAIN = "python -m experiments.report {}".format
 NEEDS = "pip install -e '.[study]'"
 
 
-def keep(folder: Path, gather: Callable[[], evidence.Evidence], say: Callable[[str], None]) -> None:
+def keep(folder: Path, gather: Callable[[], Evidence], say: Callable[[str], None]) -> None:
     """Keep a run's evidence in its folder; say so if that fails, because results matter more."""
+    from experiments.report import evidence
+
     try:
         evidence.write(folder, gather())
     except Exception as error:
@@ -57,7 +64,7 @@ def of_runs(folders: Sequence[Path], output: Path) -> None:
     _write(output.with_suffix(""), f"{len(found)} runs side by side", content.of_runs(found))
 
 
-def _write(stem: Path, title: str, sections: Sequence) -> None:
+def _write(stem: Path, title: str, sections: Sequence[Section]) -> None:
     from dcjax.atomic import replacing
     from experiments.report import page
 

@@ -1,7 +1,9 @@
 """The closing table: what a run measured, for a person to read, on a terminal or in a file."""
 
 import math
+import re
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -50,7 +52,7 @@ def show(results: Results, console: Console, *, asked: str = "auto") -> None:
         title=title(results),
         title_justify="left",
         title_style="bold",
-        caption="sub-networks: the mean, and one time for all; time and operations: of training",
+        caption="time of training; sub-networks: mean, and one time for all",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -61,7 +63,19 @@ def show(results: Results, console: Console, *, asked: str = "auto") -> None:
         shown.add_row(*line)
     console.print(shown)
     for line in conclusions(results):
-        console.print(Text(line))
+        console.print(Text(wrapped(line, console.width)), soft_wrap=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of at most this width; a number stays beside its unit.
+
+    >>> print(wrapped("accuracy 12.50 % after 3.0 s", 15))
+    accuracy
+    12.50 % after
+    3.0 s
+    """
+    joined = re.sub(r"(?<=\d) (?=%|s\b|[kMGTPE]?FLOP)", "\N{NO-BREAK SPACE}", text)
+    return textwrap.fill(joined, width).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def title(results: Results) -> str:
@@ -154,8 +168,8 @@ def conclusions(results: Results) -> Iterator[str]:
     composed = results["composed"]
     accuracies = composed["accuracy_lower"], composed["accuracy"], composed["accuracy_upper"]
     costs = composed["cost_lower"], composed["cost"], composed["cost_upper"]
-    yield f"Composed, between its bounds: accuracy {' ≤ '.join(map(percent, accuracies))},"
-    yield f"  loss {' ≤ '.join(map(nats, costs))}."
+    yield f"Composed, between its bounds: accuracy {' ≤ '.join(map(percent, accuracies))}"
+    yield f"  and loss {' ≤ '.join(map(nats, costs))}"
     yield exactness(composed["feature_error"])
     yield verdict(results)
     if end := comparison(results):

@@ -213,6 +213,7 @@ KEYS = {
     "versions": {"python", "jax", "jaxlib", "flax", "optax", "numpy", "dcjax"},
     "devices": set(),
     "compile_seconds": {"subnets", "compose", "finetune", "baseline"},
+    "operations_per_epoch": {"subnets", "global"},
     "subnets_phase": TIMES | SCORE,
     "composed": SCORE
     | {"seconds", "feature_error"}
@@ -232,6 +233,14 @@ def test_results_have_exactly_the_agreed_keys(finished):
     for phase in ("finetune", "baseline"):
         for entry in results[phase]["curve"]:
             assert set(entry) == {"epoch", "seconds", "device_seconds", "accuracy", "cost"}
+
+
+def test_a_run_leaves_its_report(finished):
+    text = (finished / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# digits: 2 sub-networks of width")
+    assert "## What the kernels have learned" in text
+    assert "sub-network 1" in text
+    assert (finished / "report.html").is_file()
 
 
 def test_results_agree_with_the_theory(finished):

@@ -11,7 +11,7 @@ import pytest
 
 import dcjax
 from experiments.report import __main__ as command
-from experiments.report import content, evidence, runs, write
+from experiments.report import content, evidence, figures, runs, write
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 VOID = {"meta", "link", "br", "img"}
@@ -204,6 +204,17 @@ def test_several_runs_side_by_side(folder, tmp_path, capsys):
     assert "| subnets |" not in text  # what is equal is left out
     assert (other / "report.html").is_file()
     assert str(output) in capsys.readouterr().out
+
+
+def test_runs_of_different_size_share_the_unit_of_the_axis(folder):
+    small = runs.curves(runs.load(folder))
+    large = tuple(curve._replace(operations=1000 * curve.operations) for curve in small)
+    figure = figures.compared([("small", small), ("large", large)], operations=True)
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "operations of training, TFLOP"
+    ends = [line.get_xdata()[-1] for line in axes.lines]
+    np.testing.assert_allclose(ends, [0.012, 0.012, 12, 12])
+    figures.pyplot.close(figure)
 
 
 def test_a_folder_without_a_finished_run_is_one_message(tmp_path, capsys):
