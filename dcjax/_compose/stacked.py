@@ -68,6 +68,9 @@ class Stacked:
         shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), self.tree)
         return f"Stacked({getattr(self.layout, 'subnets', '?')} sub-networks, {shapes})"
 
+    def _repr_html_(self) -> str:
+        return f"<div>Variables of {len(self)} sub-networks{self.layout._repr_html_()}</div>"
+
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree]], Layout]:
         """Return one child, the tree; the layout is static."""
         return ((jax.tree_util.GetAttrKey("tree"), self.tree),), self.layout

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from dcjax._layout.html import layout_html
 from dcjax._layout.order import Order
 
 Path = tuple[str, ...]
@@ -58,12 +59,16 @@ class LeafLayout:
         """Return the shape of the global leaf."""
         return tuple(order.width(subnets) for order in self.axes)
 
-    def __str__(self) -> str:
+    @property
+    def kind(self) -> str:
+        """How composition makes the leaf, in one word; see `Layout`."""
         kind = "mean" if self.is_mean else "1/K" if self.head else "block"
-        kind = kind if self.used else "unused"
+        return kind if self.used else "unused"
+
+    def __str__(self) -> str:
         axes = " , ".join(map(str, self.axes)) or "scalar"
         factor = f"  (times {self.factor:.4g})" if self.factor != 1 else ""
-        return f"{kind:6} {axes}{factor}"
+        return f"{self.kind:6} {axes}{factor}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +123,10 @@ class Layout:
             wide = leaf.global_shape(self.subnets)
             rows.append(("/".join(path), str(leaf.narrow_shape), str(wide), str(leaf)))
         return table(rows)
+
+    def _repr_html_(self) -> str:
+        leaves = [("/".join(path), leaf.kind, leaf.axes) for path, leaf in self.leaves]
+        return layout_html(leaves, self.subnets)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """Check that composition was exact: compare every layer's feature map."""
 
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from dcjax._compose.compose import compose
 from dcjax._compose.head_weights import head_weights_of
 from dcjax._compose.stack import check_stacked
 from dcjax._compose.stacked import Stacked
+from dcjax._layout import html
 from dcjax._layout.layout import Layout, table
 from dcjax._layout.order import Order
 from dcjax._linen.decompose import DEFAULT_FIELDS
@@ -22,6 +24,9 @@ from dcjax._tracing.functions import arguments_of
 from dcjax._tracing.jaxprs import located
 from dcjax._tracing.solve import Separation, identity_layout, separate
 from dcjax.samples import Samples
+
+ROUNDING = 1e-4
+"""The largest relative error that float32 explains."""
 
 
 class LayerError(NamedTuple):
@@ -54,6 +59,23 @@ class Report(NamedTuple):
         if self.unseen:
             text += f"\nnot compared, within cond or while: {', '.join(self.unseen)}"
         return text
+
+    def _repr_html_(self) -> str:
+        head = ["layer", "shape", "absolute", "relative"]
+        rows = [
+            [escape(e.layer), str(e.shape), f"{e.absolute:.1e}", _shaded(e.relative)]
+            for e in self.layers
+        ]
+        said = f"largest relative error {self.error:.1e}"
+        if self.unseen:
+            said += f"<br>not compared, within cond or while: {escape(', '.join(self.unseen))}"
+        return f"<div>{html.table(head, rows)}{said}</div>"
+
+
+def _shaded(error: float) -> str:
+    """Return a relative error on green if it is one of rounding in float32, else on red."""
+    colour = "#1a98502e" if error < ROUNDING else "#d730276b"
+    return f'<span style="background:{colour}">{error:.1e}</span>'
 
 
 def verify(
@@ -229,7 +251,7 @@ def _compared(
     head_weights = np.asarray(head_weights_of(weights, len(own)), np.float64)
     report = _report(found, layers, own, composed, head_weights)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
-    limit = tolerance if tolerance is not None else 0.1 if half else 1e-4
+    limit = tolerance if tolerance is not None else 0.1 if half else ROUNDING
     if not report.error <= limit:
         raise ValueError(
             f"the composed network differs from its sub-networks by more than "
