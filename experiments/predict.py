@@ -41,6 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     options = tyro.cli(Options, prog=PROGRAM, args=args)
     try:
+        if not options.images:
+            raise ValueError("no images given: name one or more files after the workdir")
         model = dcjax.load_run(options.run)
         good, failed = read(options.images, (model.shape[0], model.shape[1]))
         for problem in failed:

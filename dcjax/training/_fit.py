@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ class Epoch(NamedTuple):
       compilation.
     * `device_seconds`: `seconds` times the physical devices.
     * `losses`: the training loss of each step, (steps,) or (steps, K).
+    * `accuracy`, `validation_loss`: on the validation split, of one network or of each of K; None
+      without one.
     """
 
     epoch: int
@@ -38,6 +41,8 @@ class Epoch(NamedTuple):
     seconds: float
     device_seconds: float
     losses: Float[np.ndarray, "steps *K"]
+    accuracy: Float[np.ndarray, "*K"] | None = None
+    validation_loss: Float[np.ndarray, "*K"] | None = None
 
 
 class Fit(NamedTuple):
@@ -55,6 +60,8 @@ def fit(
     epochs: int,
     *,
     every: int | None = None,
+    validation: Data | None = None,
+    progress: bool = False,
     on_epoch: Callable[[Epoch, TrainState], Any] | None = None,
     on_step: Callable[[int, TrainState], Any] | None = None,
 ) -> Fit:
@@ -71,6 +78,9 @@ def fit(
       epochs: the epochs to be done since the state was started, ≥ 0.
       every: steps between additional records, ≥ 1; records at the ends of epochs stay. It makes
         the trainer take single steps.
+      validation: a split, from `trainer.place`, on which each record gives accuracy and loss,
+        outside the measured time.
+      progress: print a line for each record, on stderr.
       on_epoch: called with each record and the state, outside the measured time. The state is valid
         only during the call.
       on_step: called with the number of steps done and the state after each step, or each epoch
@@ -107,11 +117,37 @@ def fit(
         seconds += time.perf_counter() - started
         device_seconds = seconds * physical_devices(trainer.devices)
         epoch = span.start // steps + 1
-        history.append(Epoch(epoch, span.stop, seconds, device_seconds, losses))
+        scores = () if validation is None else _scores(trainer, state, validation)
+        history.append(Epoch(epoch, span.stop, seconds, device_seconds, losses, *scores))
+        if progress:
+            print(_line(history[-1], span.stop / steps, epochs), file=sys.stderr, flush=True)
         diverged |= _warn_of_divergence(losses, span, train, diverged)
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
+
+
+def _scores(trainer: Trainer, state: TrainState, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return the accuracy and the mean cross entropy on a split."""
+    logits, labels = evaluate(trainer, state, data), jax.device_get(data.labels)
+    largest = logits.max(axis=-1, keepdims=True)
+    shifted = logits.astype(np.float64) - largest
+    true = shifted[..., np.arange(len(labels)), labels]
+    losses = np.log(np.exp(shifted).sum(axis=-1)) - true
+    return (logits.argmax(axis=-1) == labels).mean(axis=-1), losses.mean(axis=-1)
+
+
+def _line(done: Epoch, epoch: float, epochs: int) -> str:
+    """Return a record in one line, for people."""
+
+    def each(values: np.ndarray, form: str) -> str:
+        return " ".join(format(value, form) for value in np.atleast_1d(values))
+
+    parts = [f"epoch {epoch:.4g}/{epochs}", f"training loss {each(done.losses.mean(0), '.3f')}"]
+    if done.accuracy is not None and done.validation_loss is not None:
+        parts.append(f"validation loss {each(done.validation_loss, '.3f')}")
+        parts.append(f"accuracy {each(100 * done.accuracy, '.1f')} %")
+    return "  ".join([*parts, f"{done.seconds:.1f} s"])
 
 
 def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[range]:

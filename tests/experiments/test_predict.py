@@ -134,6 +134,10 @@ def test_what_cannot_be_read_is_one_line_and_the_rest_is_done(run, tmp_path, cap
     ]
 
 
+def test_no_images_is_an_error(run, capsys):
+    assert "no images given" in said(capsys, run, code=2).err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -260,3 +260,29 @@ def test_a_split_has_images(case):
     run, _ = case
     with pytest.raises(ValueError, match="at least one image"):
         run.trainer.place(np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int32))
+
+
+def test_validation_and_progress(study, side_by_side, data_parallel, capsys):
+    for run, lead in ((side_by_side(4), (4,)), (data_parallel(1), ())):
+        state = run.trainer.start(
+            study.variables if lead else jax.tree.map(lambda x: x[0], study.variables), study.key
+        )
+        fitted = training.fit(run.trainer, state, run.train, 2, validation=run.test, progress=True)
+        logits = training.evaluate(run.trainer, fitted.state, run.test)
+        last, labels = fitted.history[-1], study.test[1]
+        np.testing.assert_array_equal(last.accuracy, (logits.argmax(-1) == labels).mean(-1))
+        spread = np.broadcast_to(labels, logits.shape[:-1])
+        expected = optax.softmax_cross_entropy_with_integer_labels(logits, spread).mean(-1)
+        np.testing.assert_allclose(last.validation_loss, expected, rtol=1e-5)
+        assert last.accuracy.shape == lead
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+        first = f"{100 * np.atleast_1d(last.accuracy)[0]:.1f}"
+        assert f"accuracy {first}" in lines[1]
+
+
+def test_probabilities_need_no_labels(study, side_by_side):
+    run = side_by_side(4)
+    found = training.predict(run.trainer, run.fitted.state, study.test[0])
+    logits = training.evaluate(run.trainer, run.fitted.state, run.test)
+    np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-5)
