@@ -59,7 +59,7 @@ napoleon_attr_annotations = False
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 180
+nb_execution_timeout = 600
 nb_execution_in_temp = True
 nb_merge_streams = True
 
