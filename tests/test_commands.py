@@ -5,6 +5,8 @@ the tests and the tools, and the doctests run all other code.
 """
 
 import dataclasses
+import functools
+import inspect
 import itertools
 import re
 import runpy
@@ -70,8 +72,10 @@ def stopping(monkeypatch):
     def stop(*args, **kwargs):
         raise Parsed
 
-    def read_and_stop(*args, **kwargs):
-        settings = read(*args, **kwargs)
+    def read_and_stop(program, **kwargs):
+        if inspect.isfunction(program):
+            program = functools.wraps(program)(stop)
+        settings = read(program, **kwargs)
         if sys._getframe(1).f_globals["__name__"] != cli.__name__:  # which checks more, and runs
             raise Parsed
         return settings
