@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -33,12 +34,13 @@ class Ended(Exception):
         self.code = code
 
 
-def main(program: str, args: Sequence[str] | None = None) -> int:
+def main(program: str, args: Sequence[str] | None = None, **defaults: Any) -> int:
     """Run an experiment from its command line.
 
     Args:
       program: the command, for messages: `python -m experiments.cifar10`.
       args: the flags; by default those of the process.
+      defaults: settings in which the experiment differs from its preset.
 
     Returns:
       The exit code: 0 done; 1 the results, or a sub-network that was trained alone, could not be
@@ -49,7 +51,8 @@ def main(program: str, args: Sequence[str] | None = None) -> int:
     progress.replace_unknown_characters()
     try:
         with signals.listening() as stop:
-            return run(parse(program, sys.argv[1:] if args is None else args), stop)
+            given = sys.argv[1:] if args is None else args
+            return run(parse(program, given, **defaults), stop)
     except (workdir.WorkdirError, data.DataError, startup.StartError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -61,8 +64,8 @@ def main(program: str, args: Sequence[str] | None = None) -> int:
         return STOPPED + error.number
 
 
-def parse(program: str, args: Sequence[str]) -> Settings:
-    """Return the settings of a command: those of its preset, changed by the other flags.
+def parse(program: str, args: Sequence[str], **defaults: Any) -> Settings:
+    """Return the settings of a command: its preset's, changed by its defaults and other flags.
 
     Raises:
       Ended: values are wrong; the message lists all of them.
@@ -70,7 +73,9 @@ def parse(program: str, args: Sequence[str]) -> Settings:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?")  # tyro reports a missing value
-    preset = PRESETS.get(first.parse_known_args(args)[0].preset, PRESETS["quick"])
+    usual = PRESETS[defaults.get("preset", "quick")]
+    preset = PRESETS.get(first.parse_known_args(args)[0].preset, usual)
+    preset = naming.changed(preset, defaults | {"preset": preset.preset})
     settings = tyro.cli(
         Settings, prog=program, args=args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
     )

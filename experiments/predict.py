@@ -33,27 +33,27 @@ class Options:
     """Classes to print, the most probable first."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
     """Print the classes of images, and what each sub-network says.
 
     Returns:
       The exit code: 0 done; 2 the run or an image cannot be read (one line on stderr).
     """
-    options = tyro.cli(Options, prog=PROGRAM, args=args)
+    options = tyro.cli(Options, prog=program, args=args)
     try:
         if not options.images:
             raise ValueError("no images given: name one or more files after the workdir")
         model = dcjax.load_run(options.run)
         good, failed = read(options.images, (model.shape[0], model.shape[1]))
         for problem in failed:
-            print(f"{PROGRAM}: error: {problem}", file=sys.stderr)
+            print(f"{program}: error: {problem}", file=sys.stderr)
         if good:
             images = np.stack([*good.values()])
             all_of = model.predict(images, options.which), model.predict(images, "subnets")
             for path, line in zip(good, lines(*all_of, model.classes, options.top), strict=True):
                 print(f"{path}: {line}")
     except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     return BAD_INPUT if failed else 0
 

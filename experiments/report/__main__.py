@@ -1,6 +1,7 @@
 """Write a run's report again, or compare runs: `python -m experiments.report DIR…`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.extras import needed
@@ -9,7 +10,7 @@ PROGRAM = "python -m experiments.report"
 OK, BAD_INPUT = 0, 2
 
 
-def main(args: list[str] | None = None) -> int:
+def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code: 0 done, 2 bad input."""
     import tyro
 
@@ -34,9 +35,9 @@ def main(args: list[str] | None = None) -> int:
         return OK
 
     try:
-        return tyro.cli(report, prog=PROGRAM, args=args)
+        return tyro.cli(report, prog=program, args=args)
     except (WorkdirError, ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,42 @@ def as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def changed(settings: Settings, flags: Mapping[str, Any]) -> Settings:
+    """Return settings with other values of the named flags, in whichever group.
+
+    >>> changed(Settings(), {"width": 64, "seed": 1}).network.width
+    64
+    """
+    groups: dict[str, Any] = {
+        name: group for name, group in vars(settings).items() if dataclasses.is_dataclass(group)
+    }
+    new = {name: value for name, value in flags.items() if name in vars(settings)}
+    for name, group in groups.items():
+        inside = {field: value for field, value in flags.items() if field in vars(group)}
+        new[name] = dataclasses.replace(group, **inside)
+    if unknown := flags.keys() - flat(settings).keys():
+        raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
+    return dataclasses.replace(settings, **new)
+
+
 def default_workdir(settings: Settings) -> Path:
-    """Return a folder in runs/: a readable name, and a digest where flags depart from the preset.
+    """Return a folder in runs/: a readable name, and a digest of what the name does not say.
 
     >>> default_workdir(Settings()).as_posix()
-    'runs/auto-quick-k4-seed0'
+    'runs/cifar10-resnet8-w32-k4-seed0'
     """
-    named = {"subnets": settings.subnets, "seed": settings.seed}
-    changes = _changes(settings, dataclasses.replace(PRESETS[settings.preset], **named))
+    network, subnets, seed = settings.network, settings.subnets, settings.seed
     kind, folder, path = settings.data.dataset.partition("folder:")
+    dataset = f"folder {Path(path).name}" if folder else kind.removeprefix("tfds:")
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", dataset.replace("auto", "cifar10")).strip("-").lower()
+    model = re.sub(r"[^A-Za-z0-9]+", "-", network.model)
+    name = f"{readable[:100]}-{model}{network.depth}-w{network.width}-k{subnets}-seed{seed}"
+    changes = _changes(settings, Settings())
+    for said in ("model", "depth", "width", "subnets", "seed"):
+        changes.pop(said, None)
     if folder:  # different paths can have equal readable names
         changes["dataset"] = str(Path(path).resolve())
-        kind = f"folder-{Path(path).name}"
-    dataset = re.sub(r"[^A-Za-z0-9]+", "-", kind).strip("-").lower()[:100]
-    name = f"{dataset}-{settings.preset}-k{settings.subnets}-seed{settings.seed}"
-    if folder or changes.keys() - {"dataset"}:
+    if changes:
         name += "-" + hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs", name)
 

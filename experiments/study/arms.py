@@ -1,10 +1,10 @@
 """Arms, the ways to train that a study compares, and the settings of their trials."""
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 from experiments.settings.flags import Settings
+from experiments.settings.naming import changed
 
 
 class Arm(NamedTuple):
@@ -75,18 +75,9 @@ def averaged(
 
 
 def with_flags(flags: Mapping[str, Any]) -> Settings:
-    """Return the quick preset with other values of the named settings, in whichever group.
+    """Return the quick preset with other values of the named settings.
 
     >>> with_flags({"width": 64, "seed": 1}).network.width
     64
     """
-    settings = Settings()
-    groups = {name: vars(value) for name, value in vars(settings).items() if is_dataclass(value)}
-    group_of = {field: name for name, values in groups.items() for field in values}
-    for field, value in flags.items():
-        if group := group_of.get(field):
-            changed = replace(getattr(settings, group), **{field: value})
-            settings = replace(settings, **{group: changed})
-        else:
-            settings = replace(settings, **{field: value})
-    return settings
+    return changed(Settings(), flags)

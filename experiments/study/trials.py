@@ -32,11 +32,15 @@ class Trial(NamedTuple):
 
     @property
     def results(self) -> Results | None:
-        """The recorded results; None if there are none of these settings."""
+        """The recorded results; None if there are none of these settings.
+
+        A setting that a record does not have was added later: its default is what the run did.
+        """
         kept = read(self.records).get(self.folder.name)
-        if kept is None or workdir.differences(kept["settings"], naming.flat(self.settings)):
+        if kept is None:
             return None
-        return kept["results"]
+        made = naming.flat(Settings()) | kept["settings"]
+        return None if workdir.differences(made, naming.flat(self.settings)) else kept["results"]
 
 
 def trials(study: arms.Study, runs: Path, records: Path, seeds: int) -> Iterator[Trial]:

@@ -97,7 +97,7 @@ def test_fresh_deletes_the_model_and_nothing_else(run, tmp_path):
 
 
 def said(capsys, *args, code=0):
-    assert predict.main([*map(str, args)]) == code
+    assert predict.main(args=[*map(str, args)]) == code
     return capsys.readouterr()
 
 

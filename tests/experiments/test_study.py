@@ -73,7 +73,7 @@ def test_records_belong_to_declared_trials(records, tmp_path):
 
 
 def test_an_unknown_setting_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
+    with pytest.raises(TypeError, match="unknown settings: widht"):
         arms.with_flags({"widht": 3})
 
 

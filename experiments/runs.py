@@ -1,0 +1,106 @@
+"""List runs, finished or not: `python -m experiments.runs`."""
+
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from experiments.extras import BAD_INPUT, needed
+
+PROGRAM = "python -m experiments.runs"
+
+with needed(PROGRAM, "experiments"):
+    import tyro
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from experiments.results.summary import percent
+    from experiments.run.workdir import RESULTS, SETTINGS
+
+STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning"}
+
+
+def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit code: 0 done, 2 the folder holds no runs."""
+
+    def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> Path:
+        """List the runs in a folder and below it.
+
+        Args:
+          folder: the folder; each run's workdir is in it.
+        """
+        return folder
+
+    folder = tyro.cli(runs, prog=program, args=args)
+    found = sorted(path.parent for path in folder.rglob(SETTINGS))
+    if not found:
+        print(f"{program}: error: no runs in {folder}; name another folder", file=sys.stderr)
+        return BAD_INPUT
+    table = Table("run", "dataset", "subnets", "state", box=None, header_style="bold")
+    for name in ("sub-networks", "composed", "fine-tuned", "baseline"):
+        table.add_column(name, justify="right")
+    for each in found:
+        table.add_row(*map(Text, (str(each.relative_to(folder)), *row(each))))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    return 0
+
+
+def row(run: Path) -> Iterator[str]:
+    """Yield what the table says of a run: data, K, state, and accuracies of a finished one."""
+    settings, results = _read(run / SETTINGS), _read(run / RESULTS)
+    yield str(results.get("dataset") or settings.get("dataset", "?"))
+    yield str(settings.get("subnets", "?"))
+    yield "finished" if results else state(run)
+    try:
+        each = results["subnets_phase"]["accuracy"]
+        yield percent(sum(each) / len(each))
+        yield from (percent(results[name]["accuracy"]) for name in ("composed", "finetune"))
+        yield percent(results["baseline"]["accuracy"]) if results["baseline"]["epochs"] else "–"
+    except (KeyError, TypeError):
+        pass  # unfinished
+
+
+def state(run: Path) -> str:
+    """Return whether a process works on an unfinished run, and how far it is."""
+    running = any(map(_alive, run.glob(".lock*.owner")))
+    lines = [json.loads(line) for path in run.glob("metrics*.jsonl") for line in _lines(path)]
+    last = max(lines, key=lambda line: line["time"], default=None)
+    at = "" if last is None else f", {STAGES.get(last['phase'], last['phase'])}"
+    if last is not None and "epoch" in last:
+        at += f" epoch {last['epoch']}"
+    return ("running" if running else "stopped") + at
+
+
+def _alive(owner: Path) -> bool:
+    """Return whether the process that holds a lock lives; one on another machine is taken to."""
+    found = re.match(r"process (\d+) on (\S+),", owner.read_text())
+    if found is None or found[2] != socket.gethostname():
+        return found is not None
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
