@@ -316,9 +316,31 @@ def test_refusals_of_norms_name_the_remedy_and_it_works(network):
     assert dcjax.layout(dcjax.grouped(network, K), K, x, fields=HEADS).subnets == K
 
 
+class Widening(nn.Module):
+    """Token mixing whose hidden units grow: each would mix the channels of all sub-networks."""
+
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width)(x)
+        y = nn.gelu(nn.Dense(self.width)(x.swapaxes(1, 2)))
+        return nn.Dense(5)(x + nn.Dense(x.shape[1])(y).swapaxes(1, 2))
+
+
 def test_token_mixing_that_all_channels_share_is_refused():
-    with pytest.raises(dcjax.NotSeparableError, match="Mixer/Dense_0"):
+    """Sub-network k has a kernel W_k; no W has W = W_k for its channels and W = W_j for those of j.
+
+    The remedy, a kernel for each group of channels, composes exactly (see the architectures).
+    """
+    with pytest.raises(dcjax.NotSeparableError) as error:
         dcjax.layout(dcjax.grouped(Mixer(), K), K, IMAGES)
+    first = error.value.violations[0]
+    assert first.path == "Mixer/Dense_0"
+    assert "kernel has shape (16, 8) in both networks, one place for K values" in first.problem
+    assert "one kernel for each group of channels" in first.remedy
+    with pytest.raises(dcjax.NotSeparableError, match="mixes the channels of different"):
+        dcjax.layout(Widening(), K, VECTORS)
 
 
 @pytest.mark.usefixtures("unchecked")

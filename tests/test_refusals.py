@@ -98,6 +98,9 @@ REFUSED = {
         lambda net, x: jnp.real((jnp.fft.fft if net.width > 4 else jnp.fft.ifft)(x, axis=1)),
         None, "fft_type", "independent of the width",
     ),
+    "transform of channels": (
+        lambda net, x: jnp.fft.fft2(x, axes=(2, 3)).real, None, "runs over the channels", "group",
+    ),
     "sort": (lambda net, x: jnp.sort(x, -1), None, "sort", "group"),
     "unknown primitive": (
         lambda net, x: x + jnp.linalg.qr(x)[0].sum(), None, "no rule", "register_rule",

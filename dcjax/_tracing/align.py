@@ -14,9 +14,15 @@ from dcjax._tracing.unify import Size
 from dcjax._tracing.value import Equation
 
 _CLOSES, _RETURNS = "closes over", "returns"  # the first and the last step, not equations
+_TWO_HEADS = (
+    "; JAX leaves out an axis of one entry, such as that of one head: give each sub-network two "
+    "or more, or write jnp.einsum instead of `@`"
+)
 _HINTS = {
     _CLOSES: ", and make a new array for each use",
     "dot_general": ", and the order of an einsum's products on nothing (optimize=…)",
+    "squeeze": _TWO_HEADS,
+    "broadcast_in_dim": _TWO_HEADS,
 }
 _SAME_BUT_SIZES = "let nothing but sizes depend on the width"
 
@@ -71,7 +77,7 @@ def _steps(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, Any, list[Any]]]:
 
 # Parameters that are sizes or positions, which the rules compare where they must, and a label.
 _SIZES = ("k", "feature_group_count", "shape", "new_sizes", "sizes", "slice_sizes")
-_SIZES += ("padding_config", "start_indices", "limit_indices", "reps", "name")
+_SIZES += ("padding_config", "start_indices", "limit_indices", "reps", "name", "fft_lengths")
 _COMPARED = ("impl", "fill_value", "branches_platforms")  # of any type
 _PLAIN = (bool, str, int, float, complex, type(None), enum.Enum, np.dtype, np.generic)
 

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from dcjax._checks import leaves_of
 from dcjax._layout.layout import Layout, LeafLayout, Path
 from dcjax._layout.order import Order, Run
+from dcjax._tracing.broadcasts import with_broadcasts
 from dcjax._tracing.errors import NotSeparableError
 from dcjax._tracing.factors import ONE, Factors, Scale
 from dcjax._tracing.unify import SUBNETS, Orders, Size, Units
@@ -75,6 +76,7 @@ def separate(
     of_leaf = dict(zip(dtypes, invars, strict=False))
     invars = [*(of_leaf[path] for path in leaves), *invars[len(leaves) :]]
     aligned = programs[1].replace(jaxpr=programs[1].jaxpr.replace(invars=invars))
+    programs = with_broadcasts(programs[0], aligned), programs[1]
     heads: frozenset[Path] = frozenset()
     # Only a merge shows that a leaf is a head, which forbids operations that were walked before it.
     while True:

@@ -137,5 +137,6 @@ def mean_refused(value: Value, problem: str) -> Inseparable:
     return Inseparable(
         f"{problem}, but one array stands for all sub-networks here: {value.averaged_because}",
         f"let it grow with the width (a field that decompose divides, or {NARROWABLE}; one entry a "
-        "channel), or let the merging layer be the last one, with only linear operations after it",
+        "channel, one kernel for each group of channels), or let the merging layer be the last "
+        "one, with only linear operations after it",
     )

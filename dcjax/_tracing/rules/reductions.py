@@ -77,6 +77,7 @@ def _top_k(context: Context, equation: Equation, value: Value) -> list[Value]:
 
 @register_rule("fft")
 def _fft(context: Context, equation: Equation, value: Value) -> Value:
-    axes = range(len(value.axes))[-len(equation.same("fft_lengths")) :]
+    axes = range(len(value.axes))[-len(equation.narrow["fft_lengths"]) :]
     refuse_across_subnets(context, value, axes)
+    equation.same("fft_lengths")
     return resized(context, equation, value)
