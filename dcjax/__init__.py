@@ -47,6 +47,7 @@ from dcjax._tracing.errors import Inseparable as Inseparable
 from dcjax._tracing.errors import NotSeparableError as NotSeparableError
 from dcjax._tracing.errors import Violation as Violation
 from dcjax._tracing.functions import layout_of_functions as layout_of_functions
+from dcjax._tracing.modules import functions_of_modules as functions_of_modules
 from dcjax._tracing.rules import register_rule as register_rule
 from dcjax.method._model import Model as Model
 from dcjax.method._model import load_run as load_run

@@ -3,6 +3,7 @@
 import inspect
 
 import equinox as eqx
+import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -30,36 +31,25 @@ class NNXNet(nnx.Module):
 
 def test_nnx_states_split_and_merge():
     x = images((2, 4, 4, 3))
-    graph, _ = nnx.split(NNXNet(2, nnx.Rngs(0)))
-    wide_graph, wide_state = nnx.split(NNXNet(4, nnx.Rngs(9)))
-    states = [nnx.split(NNXNet(2, nnx.Rngs(seed)))[1] for seed in (1, 2)]
-    layout = dcjax.layout_of_functions(
-        lambda state, x: nnx.merge(graph, state)(x),
-        lambda state, x: nnx.merge(wide_graph, state)(x),
-        (states[0], x),
-        (wide_state, x),
-        2,
-    )
+    network = NNXNet(4, nnx.Rngs(9))
+    subnets = [NNXNet(2, nnx.Rngs(seed)) for seed in (1, 2)]
+    states = [nnx.state(subnet) for subnet in subnets]
+    sides = dcjax.functions_of_modules(subnets[0], network, x)
+    layout = dcjax.layout_of_functions(*sides, 2)
     unused = {"/".join(path): leaf for path, leaf in layout.leaves if not leaf.used}
     assert {name.removesuffix("/value") for name in unused} == {
         "dropout/rngs/key",
         "dropout/rngs/count",
     }
     stacked = dcjax.stack(states, like=layout)
-    sides = (
-        lambda state, x: nnx.merge(graph, state)(x),
-        lambda state, x: nnx.merge(wide_graph, state)(x),
-        (states[0], x),
-        (wide_state, x),
-    )
     report = dcjax.verify_functions(*sides, stacked, tolerance=1e-5)
     assert report.layers[-1].layer == "result 0"
     assert any("test_functions.py:" in row.layer for row in report.layers)
     composed = dcjax.compose(stacked)
     assert isinstance(composed, nnx.State)
-    separate = np.mean([nnx.merge(graph, state)(x) for state in states], axis=0)
-    together = nnx.merge(wide_graph, composed)(x)
-    np.testing.assert_allclose(together, separate, rtol=1e-5, atol=1e-6)
+    nnx.update(network, composed)
+    separate = np.mean([subnet(x) for subnet in subnets], axis=0)
+    np.testing.assert_allclose(network(x), separate, rtol=1e-5, atol=1e-6)
     back = dcjax.extract(composed, like=layout)
     assert isinstance(back[1], nnx.State)
     kernel = back[1]["conv"]["kernel"]
@@ -82,19 +72,16 @@ def test_equinox_modules():
     x = images((3, 4, 4))
     subnets = [EquinoxNet(2, jax.random.key(k)) for k in range(3)]
     wide = eqx.filter_eval_shape(EquinoxNet, 6, jax.random.key(0))
-    arrays, static = zip(*(eqx.partition(net, eqx.is_array) for net in subnets), strict=True)
-    wide_arrays, wide_static = eqx.partition(wide, lambda leaf: hasattr(leaf, "shape"))
-    layout = dcjax.layout_of_functions(
-        lambda params, x: eqx.combine(params, static[0])(x),
-        lambda params, x: eqx.combine(params, wide_static)(x),
-        (arrays[0], x),
-        (wide_arrays, x),
-        3,
-    )
-    leaves = jax.tree.leaves(dcjax.compose(dcjax.stack(arrays, like=layout)))
+    sides = dcjax.functions_of_modules(subnets[0], wide, x)
+    arrays = [eqx.filter(net, eqx.is_array) for net in subnets]
+    stacked = dcjax.stack(arrays, like=dcjax.layout_of_functions(*sides, 3))
+    assert dcjax.verify_functions(*sides, stacked).error < 1e-5
     # Equinox keeps sizes in the tree's structure: the wide one's is needed for the wide leaves.
-    composed = jax.tree.unflatten(jax.tree.structure(wide_arrays), leaves)
-    composed = eqx.combine(composed, wide_static)
+    places, static = eqx.partition(wide, lambda leaf: hasattr(leaf, "shape"))
+    composed = jax.tree.unflatten(
+        jax.tree.structure(places), jax.tree.leaves(dcjax.compose(stacked))
+    )
+    composed = eqx.combine(composed, static)
     separate = np.mean([net(x) for net in subnets], axis=0)
     np.testing.assert_allclose(composed(x), separate, rtol=1e-5, atol=1e-6)
 
@@ -124,6 +111,43 @@ def test_haiku_transforms():
     np.testing.assert_allclose(wide.apply(*composed, x, False)[0], separate, rtol=1e-5, atol=1e-6)
     unused = {path for path, leaf in layout.leaves if not leaf.used}
     assert any("counter" in path for path in unused)  # of its moving averages
+
+
+class TwoHeads(nnx.Module):
+    """A second head in training only, and a kernel that two layers share."""
+
+    def __init__(self, width, rngs):
+        self.body, self.again = (nnx.Linear(6, 6 * width, rngs=rngs) for _ in range(2))
+        self.again.kernel = self.body.kernel
+        self.head, self.aux = (nnx.Linear(6 * width, 3, rngs=rngs) for _ in range(2))
+
+    def __call__(self, x, train=False):
+        x = nnx.relu(self.body(x)) + jnp.tanh(self.again(x))
+        return (self.head(x), self.aux(x)) if train else self.head(x)
+
+
+def test_modules_with_a_call_of_their_own():
+    x, network = images((4, 6)), TwoHeads(6, nnx.Rngs(0))
+    subnets = [TwoHeads(2, nnx.Rngs(k)) for k in range(3)]
+    with pytest.raises(dcjax.NotSeparableError, match=r"aux.* \(leaf\): no result of the traced"):
+        dcjax.layout_of_functions(*dcjax.functions_of_modules(subnets[0], network, x), 3)
+    abstract = nnx.eval_shape(lambda: TwoHeads(6, nnx.Rngs(0)))
+    for wide in (network, abstract):
+        sides = dcjax.functions_of_modules(subnets[0], wide, x, call=lambda net, x: net(x, True))
+        layout = dcjax.layout_of_functions(*sides, 3)
+        stacked = dcjax.stack([nnx.state(subnet) for subnet in subnets], like=layout)
+        assert dcjax.verify_functions(*sides, stacked).error < 1e-5
+    nnx.update(network, dcjax.compose(stacked))
+    for i, together in enumerate(network(x, True)):
+        separate = np.mean([subnet(x, True)[i] for subnet in subnets], axis=0)
+        np.testing.assert_allclose(together, separate, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("module", [jnp.tanh, None, 3, nn.Dense(3), jnp.ones(3), {"a": "b"}])
+def test_what_is_not_a_module_of_nnx_or_equinox_has_other_functions(module):
+    with pytest.raises(TypeError, match=r"expected a module of Flax NNX.*layout_of_functions"):
+        dcjax.functions_of_modules(module, module, jnp.ones((1, 3)))
 
 
 def affine(params, x):
