@@ -33,7 +33,9 @@ from tests.fuzzing.values import (
     BATCH,
     CLASSES,
     F,
+    Modular,
     N,
+    Normed,
     Tiny,
     head_of,
     is_key,
@@ -110,7 +112,32 @@ def valid_finish(subnets, rng):
 
 
 def valid_network(subnets, rng):
-    return {"network": Tiny(4 * subnets), "subnets": subnets, "x": BATCH}
+    args = {"network": Tiny(4 * subnets), "subnets": subnets, "x": BATCH}
+    return {**args, "calls": [{"x": BATCH[:1]}]} if rng.integers(2) else args
+
+
+def valid_kept(subnets, rng):
+    kind, keep = [(Normed, "Dense_1"), (Tiny, "head")][rng.integers(2)]
+    return {"network": kind(4 * subnets), "subnets": subnets, "x": BATCH, "keep": [keep]}
+
+
+def call_grouped(network, subnets, x, keep):
+    """Group a network, and find its layout."""
+    return dcjax.layout(dcjax.grouped(network, subnets, keep=keep), subnets, x)
+
+
+def call_narrowable(network, subnets, x, keep):
+    """Make a network narrowable, and find its layout."""
+    return dcjax.layout(dcjax.narrowable(network, keep=keep), subnets, x)
+
+
+def valid_modules(subnets, rng):
+    return {"narrow": Modular(2), "wide": Modular(2 * subnets), "x": BATCH, "subnets": subnets}
+
+
+def call_modules(narrow, wide, x, subnets):
+    """Make functions of two modules, and find the layout."""
+    return dcjax.layout_of_functions(*dcjax.functions_of_modules(narrow, wide, x), subnets)
 
 
 def valid_fields(subnets, rng):
@@ -123,8 +150,9 @@ def valid_apply(subnets, rng):
 
 
 def valid_verify(subnets, rng):
-    return {"network": Tiny(2 * subnets), "stacked": stack_of(rng, subnets), "x": BATCH,
+    args = {"network": Tiny(2 * subnets), "stacked": stack_of(rng, subnets), "x": BATCH,
             "tolerance": 1e-3, **head_of(rng, subnets)}  # fmt: skip
+    return {**args, "calls": [{"x": 2 * BATCH}]} if rng.integers(2) else args
 
 
 def valid_verify_functions(subnets, rng):
@@ -183,6 +211,9 @@ FUZZED = {
     "bounds_update": Fuzzed(dcjax.bounds_update, valid_update, right.update),
     "bounds_finish": Fuzzed(dcjax.bounds_finish, valid_finish, right.finish, 0.5),
     "layout": Fuzzed(dcjax.layout, valid_network, right.layout),
+    "grouped": Fuzzed(call_grouped, valid_kept, right.layout, 0.3),
+    "narrowable": Fuzzed(call_narrowable, valid_kept, right.layout, 0.3),
+    "functions_of_modules": Fuzzed(call_modules, valid_modules, right.modules, 0.3),
     "layout_of_functions": Fuzzed(dcjax.layout_of_functions, valid_functions, right.functions),
     "init": Fuzzed(
         dcjax.init,

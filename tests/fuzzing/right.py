@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import dcjax
 from tests.fuzzing.values import Narrow, abstract, is_key
@@ -236,6 +237,12 @@ def functions(args, layout):
         assert shapes == {path: np.shape(leaf) for path, leaf in narrow.items()}
     shapes = {path: leaf.global_shape(subnets) for path, leaf in layout.leaves}
     assert shapes == {path: np.shape(leaf) for path, leaf in wide.items()}
+
+
+def modules(args, layout):
+    subnets = int(args["subnets"])
+    shapes = (leaf.global_shape(subnets) for _, leaf in layout.leaves)
+    assert sorted(shapes) == sorted(leaf.shape for leaf in jax.tree.leaves(nnx.state(args["wide"])))
 
 
 def init(args, stacked):

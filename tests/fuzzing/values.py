@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import dcjax
 
@@ -54,6 +55,15 @@ class Normed(Tiny):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(CLASSES)(nn.LayerNorm()(nn.Dense(self.width)(x)))
+
+
+class Modular(nnx.Module):
+    def __init__(self, width):
+        rngs = nnx.Rngs(0)
+        self.stem, self.head = nnx.Linear(F, width, rngs=rngs), nnx.Linear(width, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.stem(x)))
 
 
 class Other(nn.Dense):
