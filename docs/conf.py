@@ -183,8 +183,8 @@ def setup(app: Any) -> None:
     def docstring(app: Any, kind: str, name: str, *rest: Any) -> None:
         lines = rest[-1]
         for place, line in enumerate(lines):
-            if place and lines[place - 1].strip() == "Returns:":
-                line = re.sub(r"^(\s+)", r"\1: ", line)  # a colon within it ends no type
+            if kind == "property" if place == 0 else lines[place - 1].strip() == "Returns:":
+                line = re.sub(r"^(\s*)", r"\1: ", line)  # a colon within it ends no type
             # "K." alone would be an item of a list from K on
             lines[place] = re.sub(r"^(\s+\w+: )(?=[A-Z]\.$)", r"\1\\", line)
 

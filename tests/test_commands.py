@@ -16,9 +16,11 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
+import dcjax
 from experiments import cli
 from experiments.benchmark import __main__ as benchmark
 from experiments.settings.flags import Settings
@@ -137,8 +139,14 @@ def test_flags_named_in_text_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_without_prompts_runs(page):
+def test_python_without_prompts_runs(page, monkeypatch):
+    """On a few images, which the text leaves to the reader."""
+    monkeypatch.setattr(
+        dcjax, "transfer", functools.partial(dcjax.transfer, epochs=(1, 1), progress=False)
+    )
+    images, labels = np.zeros((16, 32, 32, 3), np.uint8), np.arange(16) % 10
+    names = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     for block in blocks:
         if ">>>" not in block:
-            exec(compile(block, str(page), "exec"), {})
+            exec(compile(block, str(page), "exec"), names)
