@@ -25,13 +25,13 @@ def functions_of_modules(
       narrow: the sub-network, a module of Flax NNX or Equinox.
       wide: the global network, a module of the same class; its arrays may be abstract.
       *inputs: what both are called with.
-      call: a function (module, *inputs) -> outputs that makes all the calls that matter; by default
-        the module's own call. It maps an Equinox module over a batch,
+      call: a function `(module, *inputs) -> outputs` that makes all the calls that matter; by
+        default the module's own call. It maps an Equinox module over a batch,
         `lambda net, x: jax.vmap(net)(x)`, and uses the heads that serve in training only.
 
     Returns:
-      Two functions (variables, *inputs) -> outputs and their arguments: narrow, wide, narrow_args,
-      wide_args.
+      Two functions `(variables, *inputs) -> outputs` and their arguments: narrow, wide,
+      narrow_args, wide_args.
 
     Raises:
       TypeError: a module is not of NNX, and has no arrays as a pytree.
