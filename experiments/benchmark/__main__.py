@@ -27,7 +27,7 @@ class Options:
     """
 
     only: tuple[str, ...] = tables.NAMES
-    """The tables: convolutions, copies, steps; the steps take an hour on two cores."""
+    """The tables: convolutions, copies, layouts, steps; the steps take an hour on two cores."""
     runs: int = 7
     """Runs of each row, after one that warms up; medians are quoted."""
     results: Path = Path("runs/benchmark.json")
