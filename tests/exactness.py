@@ -21,15 +21,25 @@ def random_variables(stacked, seed=0):
     return dcjax.Stacked(tree, stacked.layout)
 
 
-def relative_error(network, subnets, x, fields=("width",), **kwargs):
-    """Return the largest relative error of the results, and the random variables."""
-    stacked = dcjax.init(network, subnets, jax.random.key(0), x, fields=fields, **kwargs)
+def relative_error(network, subnets, x, fields=("width",), calls=(), **kwargs):
+    """Return the largest relative error of the calls' results, and the random variables."""
+    key = jax.random.key(0)
+    stacked = dcjax.init(network, subnets, key, x, fields=fields, calls=calls, **kwargs)
     stacked = random_variables(stacked)
-    subnet = jax.jit(dcjax.decompose(network, subnets, fields).apply)
-    separate = [jax.tree.leaves(subnet(stacked[k], x, **kwargs)) for k in range(subnets)]
-    composed = jax.jit(network.apply)(dcjax.compose(stacked), x, **kwargs)
+
+    def results(network):
+        def run(variables):
+            each = [network.apply(variables, x, **kwargs, **call) for call in calls]
+            each = [y[0] if "mutable" in call else y for y, call in zip(each, calls, strict=True)]
+            return jax.tree.leaves([network.apply(variables, x, **kwargs), each])
+
+        return jax.jit(run)
+
+    subnet = results(dcjax.decompose(network, subnets, fields))
+    separate = [subnet(stacked[k]) for k in range(subnets)]
+    composed = results(network)(dcjax.compose(stacked))
     errors = []
-    for together, *apart in zip(jax.tree.leaves(composed), *separate, strict=True):
+    for together, *apart in zip(composed, *separate, strict=True):
         mean = np.mean(np.asarray(apart, np.float64), 0)
         assert together.shape == mean.shape
         assert np.abs(mean).max() > 0

@@ -196,6 +196,18 @@ def test_a_head_that_is_not_kept_is_refused():
         dcjax.layout(network, K, VECTORS[:, 0])
 
 
+def test_renewed_variables_may_grow():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(32)(x))
+            return nn.Dense(5, name="head")(nn.relu(x))
+
+    calls = [{"train": True, "mutable": ["batch_stats"]}]
+    network = dcjax.narrowable(Normed(), keep=("head",))
+    assert relative_error(network, K, VECTORS, calls=calls)[0] <= EXACT
+
+
 def test_an_encoder_without_a_head():
     class Encoder(nn.Module):
         @nn.compact

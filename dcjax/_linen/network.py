@@ -314,7 +314,8 @@ def separation(both: Networks, inputs: Sequence[Any]) -> Separation:
                 "paths in dcjax.grouped(network, K, keep=(…))."
             )
         raise
-    check_results(both.network, found.narrow.out_avals, found.wide.out_avals)
+    narrow_results, wide_results = (_computed(both, tree) for tree in found.results)
+    check_results(both.network, narrow_results, wide_results)
     return found
 
 
@@ -406,6 +407,13 @@ def _apply(network: Any, calls: Sequence[dict[str, Any]]) -> Callable[..., Any]:
     # In a jaxpr of its own each call can be told from the others: `verify` compares all layers.
     each = [jax.jit(one(i)) for i in range(len(calls))]
     return lambda variables, *inputs: [f(variables, x) for f, x in zip(each, inputs, strict=True)]
+
+
+def _computed(both: Networks, results: PyTree) -> list[Any]:
+    """Return what the calls compute, without the variables that they renew (`mutable=`)."""
+    each = [results] if len(both.calls) == 1 else results
+    renews = [call.get("mutable", False) is not False for call in both.calls]
+    return jax.tree.leaves([r[0] if more else r for r, more in zip(each, renews, strict=True)])
 
 
 def _call(function: Callable[..., Any], *args: Any, further: bool, **kwargs: Any) -> Any:

@@ -33,11 +33,16 @@ _TRACE_IT = (
 
 
 class Separation(NamedTuple):
-    """Both networks as jaxprs, the layout of the variables, and the arrays in between."""
+    """Both networks as jaxprs, the layout of the variables, and the arrays in between.
+
+    Attributes:
+      results: the shapes of both networks' results.
+    """
 
     layout: Layout
     narrow: jex.ClosedJaxpr
     wide: jex.ClosedJaxpr
+    results: tuple[PyTree, PyTree]
     taps: dict[tuple[int, ...], Tap]
     orders: Orders
     factors: Factors
@@ -63,7 +68,9 @@ def separate(
       ValueError: the two trees of variables differ in structure, or the inputs in number or rank.
       TypeError: the network has no variables, or no results.
     """
-    programs = jax.make_jaxpr(narrow)(*narrow_args), jax.make_jaxpr(wide)(*wide_args)
+    program, result = jax.make_jaxpr(narrow, return_shape=True)(*narrow_args)
+    wide_program, wide_result = jax.make_jaxpr(wide, return_shape=True)(*wide_args)
+    programs = program, wide_program
     leaves = _pair("variables", narrow_args[0], wide_args[0])
     inputs = _pair("inputs", narrow_args[1:], wide_args[1:])
     for what, arrays in {"variables": leaves, "result": programs[0].out_avals}.items():
@@ -123,7 +130,8 @@ def separate(
     if walk.violations:
         raise NotSeparableError(tuple(walk.violations.values()))
     layout = Layout(subnets, tuple(found))
-    return Separation(layout, *programs, walk.taps, walk.orders, walk.factors, lines)
+    results = result, wide_result
+    return Separation(layout, *programs, results, walk.taps, walk.orders, walk.factors, lines)
 
 
 def identity_layout(variables: PyTree) -> Layout:
