@@ -42,8 +42,9 @@ def place(devices: Sequence[Device], members: Array | None, images: Any, labels:
             f"expected images (N, H, W, C), got {images.shape}, whose channels come first: "
             "images.transpose(0, 2, 3, 1) puts them last"
         )
-    if labels.min() < 0:
-        raise ValueError(f"expected class numbers from 0 on as labels, got {labels.min()}")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < 2**31:
+            raise ValueError(f"expected class numbers from 0 on as labels, got {label}")
     split = images, labels.astype(np.int32)
     images, labels = put(split, sharding(devices), "images and labels")
     return Data(images, labels, members)

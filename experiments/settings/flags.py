@@ -13,9 +13,13 @@ class Expected(NamedTuple):
     words: str
     test: Callable[[float], bool]
 
+    def __repr__(self) -> str:  # the command line's messages show it
+        return self.words
 
-Count = Annotated[int, Expected("an integer of at least 1", lambda x: x >= 1)]
-Natural = Annotated[int, Expected("an integer of at least 0", lambda x: x >= 0)]
+
+LARGEST = 2**31 - 1  # JAX counts in 32 bits; larger seeds would repeat smaller ones
+Count = Annotated[int, Expected(f"an integer from 1 to {LARGEST}", lambda x: 1 <= x <= LARGEST)]
+Natural = Annotated[int, Expected(f"an integer from 0 to {LARGEST}", lambda x: 0 <= x <= LARGEST)]
 NotNegative = Annotated[
     float, Expected("a finite number of at least 0", lambda x: 0 <= x < math.inf)
 ]

@@ -38,7 +38,9 @@ def refused(capsys, *args):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--subnets", "0"], "--subnets 0: expected an integer of at least 1"),
+        (["--subnets", "0"], "--subnets 0: expected an integer from 1 to 2147483647"),
+        (["--seed", str(2**32)], f"--seed {2**32}: expected an integer from 0 to 2147483647"),
+        (["--seed", str(2**70)], f"--seed {2**70}: expected an integer from 0 to 2147483647"),
         (["--subnets", "-1"], "--subnets -1"),
         (["--subnets", "3", "--width", "64"], "64 is not divisible by 3"),
         (["--learning-rate", "nan"], "--learning-rate nan"),

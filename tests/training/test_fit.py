@@ -250,10 +250,11 @@ def test_labels_are_integers_one_for_each_image(case, labels):
         run.trainer.place(np.zeros((4, 8, 8, 3), np.uint8), labels)
 
 
-def test_labels_are_not_negative(case):
+@pytest.mark.parametrize("label", [-1, 2**32 + 1])
+def test_labels_are_class_numbers(case, label):
     run, _ = case
-    with pytest.raises(ValueError, match=r"class numbers from 0 on as labels, got -1"):
-        run.trainer.place(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, -1, 2]))
+    with pytest.raises(ValueError, match=rf"class numbers from 0 on as labels, got {label}"):
+        run.trainer.place(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, label, 2]))
 
 
 def test_a_split_has_images(case):
