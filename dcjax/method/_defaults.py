@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +38,10 @@ def sizes(
     if epochs is None:
         first = min(max(math.ceil(STEPS / max(examples // batch_size, 1)), 4), 100)
         epochs = first, max(1, round(first / 4))
-    return Sizes(batch_size, epochs)
+    first, last = map(operator.index, epochs)
+    if first < 1 or last < 0:
+        raise ValueError(f"expected epochs=(1 or more, 0 or more), got {epochs}")
+    return Sizes(batch_size, (first, last))
 
 
 def call_kwargs(network: nn.Module, *, train: bool) -> dict[str, Any]:
@@ -70,6 +74,8 @@ def moments(images: np.ndarray) -> Moments:
     parts = (images[i : i + 1000] for i in range(0, len(images), 1000))
     squares = sum(np.square(part - mean).sum(axes) for part in parts)
     std = np.sqrt(squares / (images.size // images.shape[-1])) / unit
+    if not np.isfinite(std).all():
+        raise ValueError("the training images hold NaN or infinite numbers")
     return Moments(tuple((mean / unit).tolist()), tuple(np.where(std > 0, std, 1).tolist()))
 
 

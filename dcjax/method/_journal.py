@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -70,7 +71,7 @@ class Folder:
     ):
         self._folder = folder
         self._settings = dict(settings)
-        self._progress = progress
+        self._progress = progress and jax.process_index() == 0
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Kept]:

@@ -23,6 +23,7 @@ from dcjax.method._journal import Journal
 from dcjax.method._score import Score, score
 from dcjax.method._stage import Evaluate, Plan, Progress, Split, exact_logits, run_stage
 from dcjax.samples import Samples
+from dcjax.training._fit import several
 
 STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning", "baseline": "baseline"}
 """The stages of training: their names in the results, and their titles for people."""
@@ -97,6 +98,8 @@ class Road(NamedTuple):
         trainer = training.side_by_side(exact, self.samples, self.recipe, self.subnets)
         logits = exact_logits(trainer, self.test)(trainer.start(stacked, self.key))
         scores = [score(z, self.test.labels) for z in logits]
+        each = several(np.array([100 * one.accuracy for one in scores]), ".2f")
+        self.journal.say(f"each sub-network: test accuracy {each} %")
         phase: SubnetsPhase = {
             "epochs": progress.epochs,
             "seconds": progress.seconds,

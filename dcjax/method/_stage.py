@@ -13,6 +13,7 @@ from dcjax import training
 from dcjax.method._history import GlobalPhase
 from dcjax.method._journal import Journal, Kept
 from dcjax.method._score import Score
+from dcjax.training._fit import several
 
 Logits = Callable[[training.TrainState], Float[np.ndarray, "*K N C"]]
 Evaluate = Callable[[training.TrainState], Score]
@@ -289,7 +290,7 @@ def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
     epoch = entry["epoch"]
     parts = [f"{plan.title}: " + (f"epoch {epoch:.4g}/{plan.epochs}" if epoch else "start")]
     if losses is not None:
-        parts.append("training loss " + " ".join(f"{loss:.3f}" for loss in np.atleast_1d(losses)))
+        parts.append(f"training loss {several(losses, '.3f')}")
     if plan.evaluate:
         parts.append(f"test accuracy {100 * entry['accuracy']:.2f} %, loss {entry['cost']:.4f}")
     if epoch:

@@ -147,6 +147,7 @@ def transfer(
     samples = samples_or_replicate(samples, subnets)
     splits = _split("train", train), _split("test", test)
     images = splits[0].images
+    _check_alike(*splits)
     batch_size, epochs = sizes(len(images), batch_size, epochs)
     steps = training.steps_per_epoch(len(images), batch_size)
     measured = moments(images) if normalise is None and _continuous(images) else None
@@ -184,7 +185,9 @@ def transfer(
         f"{epochs[0]} epochs of {steps} steps of {batch_size} images; fine-tuning, {epochs[1]}"
     )
 
-    stacked, past, trained = _subnets(road, epochs[0])
+    start = road.initial_subnets()
+    _check_labels(road, start)
+    stacked, past, trained = _subnets(road, start, epochs[0])
     phase, logits = road.score_subnets(stacked, trained)
     composed, composition, report = road.compose(stacked)
     evaluate = road.evaluation()
@@ -262,7 +265,7 @@ class _Stop:
         pass
 
 
-def _subnets(road: Road, epochs: int) -> tuple[Stacked, PyTree, Progress]:
+def _subnets(road: Road, start: Stacked, epochs: int) -> tuple[Stacked, PyTree, Progress]:
     """Train the sub-networks; return their variables, the optimiser's state, and the progress."""
     narrow = road.narrow(road.network)
     trainer = training.side_by_side(narrow, road.samples, road.recipe, road.subnets)
@@ -270,7 +273,7 @@ def _subnets(road: Road, epochs: int) -> tuple[Stacked, PyTree, Progress]:
         "subnets",
         STAGES["subnets"],
         trainer,
-        road.initial_subnets(),
+        start,
         road.keys("subnets")[1],
         epochs,
         watch=_Stop(),
@@ -333,3 +336,27 @@ def _split(name: str, pair: Any) -> Split:
             "pixels from 0 to 255, or floats"
         )
     return Split(images, labels)
+
+
+def _check_alike(train: Split, test: Split) -> None:
+    """Refuse splits of different images: the test split is first used after the training."""
+    kinds = [f"{each.images.dtype}{('N', *each.images.shape[1:])}" for each in (train, test)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"train and test images must be alike, got {kinds[0]} and {kinds[1]}".replace("'", "")
+        )
+
+
+def _check_labels(road: Road, start: Stacked) -> None:
+    """Refuse a network that does not give logits of all classes of both splits."""
+    view = road.samples.split(road.images(1))[0]
+    narrow = road.narrow(road.network)
+    logits = jax.eval_shape(lambda x: narrow.apply(start[0], x, **road.call), view)
+    if getattr(logits, "ndim", 0) != 2:
+        raise ValueError(f"expected a network that gives logits (N, classes), got {logits}")
+    for name, split in (("train", road.train), ("test", road.test)):
+        if split.labels.size and split.labels.max() >= logits.shape[1]:
+            raise ValueError(
+                f"the network has {logits.shape[1]} classes, so labels go from 0 to "
+                f"{logits.shape[1] - 1}, got {split.labels.max()} in {name}"
+            )

@@ -140,14 +140,23 @@ def _scores(trainer: Trainer, state: TrainState, data: Data) -> tuple[np.ndarray
 def _line(done: Epoch, epoch: float, epochs: int) -> str:
     """Return a record in one line, for people."""
 
-    def each(values: np.ndarray, form: str) -> str:
-        return " ".join(format(value, form) for value in np.atleast_1d(values))
-
-    parts = [f"epoch {epoch:.4g}/{epochs}", f"training loss {each(done.losses.mean(0), '.3f')}"]
+    parts = [f"epoch {epoch:.4g}/{epochs}", f"training loss {several(done.losses.mean(0), '.3f')}"]
     if done.accuracy is not None and done.validation_loss is not None:
-        parts.append(f"validation loss {each(done.validation_loss, '.3f')}")
-        parts.append(f"accuracy {each(100 * done.accuracy, '.1f')} %")
+        parts.append(f"validation loss {several(done.validation_loss, '.3f')}")
+        parts.append(f"accuracy {several(100 * done.accuracy, '.1f')} %")
     return "  ".join([*parts, f"{done.seconds:.1f} s"])
+
+
+def several(values: Float[np.ndarray, "*K"], form: str) -> str:
+    """Return the numbers of one network, or of K: above four their mean and range.
+
+    >>> several(np.array([0.5, 0.25]), ".2f"), several(np.arange(6.0), ".1f")
+    ('0.50 0.25', '2.5 (0.0 to 5.0)')
+    """
+    if values.size <= 4:
+        return " ".join(format(value, form) for value in np.ravel(values))
+    mean, low, high = (format(f(values), form) for f in (np.mean, np.min, np.max))
+    return f"{mean} ({low} to {high})"
 
 
 def _spans(done: int, last: int, steps: int, every: int | None) -> Iterator[range]:

@@ -149,14 +149,27 @@ def test_a_subnetwork_that_diverges_is_named():
 
 
 @pytest.mark.parametrize(
-    ("train", "message"),
+    ("wrong", "message"),
     [
-        (TRAIN[0], "train must be a pair"),
-        ((TRAIN[0].astype(int), TRAIN[1]), "train images are int64"),
-        ((TRAIN[0], TRAIN[1][1:]), "expected integer labels, one for each image"),
-        ((TRAIN[0], TRAIN[1] + 1), "the network has 3 classes, so labels go from 0 to 2"),
+        ({"train": TRAIN[0]}, "train must be a pair"),
+        ({"train": (TRAIN[0].astype(int), TRAIN[1])}, "train images are int64"),
+        ({"train": (TRAIN[0], TRAIN[1][1:])}, "expected integer labels, one for each image"),
+        ({"train": (TRAIN[0], TRAIN[1] + 1)}, "the network has 3 classes, .* got 3 in train"),
+        ({"test": (TEST[0], TEST[1] + 1)}, "the network has 3 classes, .* got 3 in test"),
+        ({"test": (TEST[0][:, :6], TEST[1])}, r"alike, got uint8\(N, 8, 8, 3\) and uint8\(N, 6, 8"),
+        ({"epochs": (0, 1)}, r"expected epochs=\(1 or more"),
+        ({"batch_size": 97}, "take a smaller batch_size"),
+        ({"network": lambda x: x}, "instance of a Flax Linen module"),
     ],
 )
-def test_wrong_data_is_refused(train, message):
+def test_wrong_arguments_are_refused_before_anything_is_trained(wrong, message, monkeypatch):
+    monkeypatch.setattr("dcjax.training.compile", None)
+    call = {"network": NETWORK, "train": TRAIN, "test": TEST} | SHORT | wrong
     with pytest.raises((TypeError, ValueError), match=message):
-        dcjax.transfer(NETWORK, train, TEST, **SHORT)
+        dcjax.transfer(**call)
+
+
+def test_images_with_nan_are_refused():
+    images = np.full(TRAIN[0].shape, np.nan, np.float32)
+    with pytest.raises(ValueError, match="the training images hold NaN"):
+        dcjax.transfer(NETWORK, (images, TRAIN[1]), (images, TRAIN[1]), **SHORT)
