@@ -16,7 +16,7 @@ from experiments.results import summary
 from experiments.results.schema import Results
 from experiments.run import console as progress
 from experiments.run import lock, signals, startup, workdir
-from experiments.settings import naming, validate
+from experiments.settings import help, naming, validate
 from experiments.settings.flags import Settings
 from experiments.settings.presets import PRESETS
 
@@ -68,17 +68,28 @@ def parse(program: str, args: Sequence[str], **defaults: Any) -> Settings:
     """Return the settings of a command: its preset's, changed by its defaults and other flags.
 
     Raises:
-      Ended: values are wrong; the message lists all of them.
-      SystemExit: for `--help`, and for flags that cannot be read.
+      Ended: flags cannot be read, or values are wrong; the message lists all of them.
+      SystemExit: for `--help`, after printing it.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?")  # tyro reports a missing value
     usual = PRESETS[defaults.get("preset", "quick")]
     preset = PRESETS.get(first.parse_known_args(args)[0].preset, usual)
     preset = naming.changed(preset, defaults | {"preset": preset.preset})
-    settings = tyro.cli(
-        Settings, prog=program, args=args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    if {"-h", "--help", "--help-all"} & {*args}:
+        help.show(program, preset, everything="--help-all" in args)
+        raise SystemExit(OK)
+    try:
+        with help.one_line():
+            settings = tyro.cli(
+                Settings,
+                prog=program,
+                args=args,
+                default=preset,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except ValueError as error:
+        raise Ended(BAD_INPUT, f"error: {error}; see {program} --help") from None
     _refuse(validate.problems(settings))
     try:
         return naming.expanded(settings)

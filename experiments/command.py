@@ -36,13 +36,15 @@ PROGRAMS = {
         "experiments",
     ),
 }
+SHELLS = ("bash", "zsh", "tcsh")
 USAGE = "\n".join(
     [
         "usage: dcjax COMMAND [FLAGS]",
         "",
         *(f"  {name:<9} {program.does}" for name, program in PROGRAMS.items()),
         "",
-        "`dcjax COMMAND --help` lists its flags.",
+        "`dcjax COMMAND --help` lists its flags; `dcjax completion bash` (or zsh, tcsh) prints a",
+        "script that completes them in the shell.",
     ]
 )
 
@@ -54,9 +56,33 @@ def main(args: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
+    if name == "completion":
+        return completion(given[1:])
     if name not in PROGRAMS:
         known = ", ".join(PROGRAMS)
         print(f"dcjax: error: unknown command {name!r}; choose from {known}", file=sys.stderr)
         return BAD_INPUT
     with needed(f"dcjax {name}", PROGRAMS[name].extra):
         return importlib.import_module(PROGRAMS[name].module).main(f"dcjax {name}", given[1:])
+
+
+def completion(args: Sequence[str]) -> int:
+    """Print a shell's script that completes the programs' names and the flags of `train`."""
+    if len(args) != 1 or args[0] not in SHELLS:
+        print(f"dcjax completion: error: give one of {', '.join(SHELLS)}", file=sys.stderr)
+        return BAD_INPUT
+    with needed("dcjax completion", "experiments"):
+        import tyro
+
+        from experiments.settings.flags import Settings
+
+    def other() -> None:
+        """Stand for a program whose arguments are files."""
+
+    tyro.extras.subcommand_cli_from_dict(
+        {name: Settings if name == "train" else other for name in PROGRAMS},
+        prog="dcjax",
+        args=["--tyro-print-completion", args[0]],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return 0

@@ -38,7 +38,7 @@ class Network:
     width: Count = 32
     """Channels of the global network's first stage; each sub-network has width / subnets."""
     samples: Literal["replicate", "channels", "tiles", "phases", "bands"] = "replicate"
-    """The part of an image that each sub-network sees."""
+    """What each sub-network sees."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of training; auto is float32 on the CPU, else bfloat16. Parameters and evaluation
     are always float32."""
@@ -56,12 +56,12 @@ class Training:
     finetune_epochs: Natural = 2
     """Epochs of the composed network."""
     baseline_epochs: Natural = 6
-    """Epochs of the global network trained from scratch, for comparison."""
+    """Epochs of the baseline. It is the global network trained from scratch, for comparison."""
     batch_size: Count = 128
     """Images a step."""
     learning_rate: Positive = 0.8
-    """Peak learning rate of the sub-networks and of the baseline. The default suits width 32; at
-    width 64, 0.4 is better for the sub-networks (docs/results.md)."""
+    """Peak learning rate of sub-networks and baseline. The default suits width 32; at width 64, 0.4
+    is better for the sub-networks (docs/results.md)."""
     finetune_rate: Positive | None = None
     """Peak learning rate of fine-tuning; by default --learning-rate."""
     warmup_epochs: NotNegative = 0.5
@@ -102,13 +102,15 @@ class Data:
     """The images."""
 
     dataset: str = "auto"
-    """cifar10, cifar100, digits, tfds:NAME (prepared by tensorflow-datasets), folder:PATH
-    (PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg, or PATH/<class>/*.jpg), or auto: cifar10,
-    or digits if it cannot be had and no --data-dir is given."""
+    """cifar10, cifar100, digits, tfds:NAME, folder:PATH or auto. tensorflow-datasets has prepared
+    tfds:NAME; folder:PATH holds PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg, or
+    PATH/<class>/*.jpg; auto is cifar10, or digits if it cannot be had and no --data-dir is
+    given."""
     data_dir: Path | None = None
     """Directory of tensorflow-datasets; by default TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     train_size: Count | None = 10_000
-    """Train on at most this many images, a seeded and class-balanced subset; None for all."""
+    """Train on at most this many images. They are a seeded and class-balanced choice; None for
+    all."""
     image_size: Count | None = None
     """Resize the shorter side to this and cut out the middle; by default 64 where the images differ
     in size or are larger than 128."""
@@ -133,7 +135,7 @@ class Keeping:
     """If a sub-network's loss becomes NaN or infinite: stop; restart it from its last good
     checkpoint with another random key and half the learning rate; or drop it from the head."""
     fresh: bool = False
-    """Delete what an earlier run left in the workdir, and start again."""
+    """Start again. What an earlier run left in the workdir is deleted."""
 
 
 @dataclasses.dataclass(frozen=True)

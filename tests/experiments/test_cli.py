@@ -16,6 +16,7 @@ from experiments import cli, data
 from experiments.method import pipeline
 from experiments.run import console as progress
 from experiments.run import workdir
+from experiments.settings import help, naming
 from experiments.settings.presets import PRESETS
 from tests.saved import fail
 
@@ -75,11 +76,12 @@ def test_bad_input_is_one_message_and_begins_no_run(args, said, capsys, tmp_path
         (["cifar10"], "cifar10"),
     ],
 )
-def test_flags_that_cannot_be_read(args, said, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(PROGRAM, args)
-    assert stop.value.code == cli.BAD_INPUT
-    assert said in capsys.readouterr().err
+def test_flags_that_cannot_be_read_are_one_line(args, said, capsys):
+    message = refused(capsys, *args)
+    assert message.startswith(f"{PROGRAM}: error: ")
+    assert said in message
+    assert message.endswith(f"; see {PROGRAM} --help\n")
+    assert message.count("\n") == 1
 
 
 def test_flags_override_the_preset():
@@ -94,6 +96,35 @@ def test_help_shows_the_presets_own_values(capsys):
         cli.main(PROGRAM, ["--preset=paper", "--help"])
     assert stop.value.code == cli.OK
     assert "(default: 160)" in capsys.readouterr().out
+
+
+def helped(capsys, monkeypatch, flag):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(PROGRAM, [flag])
+    assert stop.value.code == cli.OK
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_help_is_one_screen_of_the_common_flags(capsys, monkeypatch):
+    out = helped(capsys, monkeypatch, "--help")
+    assert out.count("\n") <= 40
+    assert "--help-all" in out
+    for name in help.COMMON:
+        assert f"{naming.as_flag(name)} " in out or f"{naming.as_flag(name)}," in out
+    assert "--weight-decay" not in out
+
+
+def test_the_whole_help_has_every_flag_in_flowing_text(capsys, monkeypatch):
+    out = helped(capsys, monkeypatch, "--help-all")
+    for name in naming.flat(PRESETS["quick"]):
+        assert naming.as_flag(name) in out
+    lines = [line.strip("│ ") for line in out.splitlines()]
+    assert "they need a c++ compiler once" in " ".join(lines).lower()
+    assert not {"compiler once;", "images, no network needed, two minutes) or paper"} & {*lines}
+    assert "{None}" not in out
 
 
 @pytest.mark.parametrize("args", [["--subnets", "0"], ["--subnets", "four"], ["--help"]])

@@ -36,6 +36,17 @@ def test_every_program_has_help(name, capsys):
     assert f"dcjax {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_can_complete_the_flags(shell, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["completion", shell])
+    assert stop.value.code in (0, None)
+    out = capsys.readouterr().out
+    assert "--subnet-epochs" in out
+    assert "predict" in out
+    assert command.main(["completion", "fish"]) == 2
+
+
 def test_train_is_the_experiment(capsys):
     assert command.main(["train", "--subnets", "0"]) == 2
     assert capsys.readouterr().err.startswith("dcjax train: error: --subnets 0")
