@@ -1,0 +1,1 @@
+"""Whole trainings, one file each: `python -m examples.NAME --help`."""
