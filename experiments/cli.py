@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ def parse(program: str, args: Sequence[str], **defaults: Any) -> Settings:
       Ended: flags cannot be read, or values are wrong; the message lists all of them.
       SystemExit: for `--help`, after printing it.
     """
+    # An empty path would be the current folder, and is more likely a variable that is not set.
+    _refuse(f"{flag} has an empty value" for flag in _empty(args))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?")  # tyro reports a missing value
     usual = PRESETS[defaults.get("preset", "quick")]
@@ -95,6 +97,17 @@ def parse(program: str, args: Sequence[str], **defaults: Any) -> Settings:
         return naming.expanded(settings)
     except RuntimeError as error:
         raise Ended(BAD_INPUT, f"error: a path with ~: {error}") from None
+
+
+def _empty(args: Sequence[str]) -> Iterator[str]:
+    """Yield the flags that are followed by nothing.
+
+    >>> [*_empty(["--seed", "1", "--workdir", "", "--data-dir="])]
+    ['--workdir', '--data-dir']
+    """
+    for flag, value in zip(args, [*args[1:], None], strict=True):
+        if flag.startswith("--") and (value == "" or flag.endswith("=")):
+            yield flag.removesuffix("=")
 
 
 def run(settings: Settings, stop: signals.Stop) -> int:
@@ -180,7 +193,7 @@ def _train(
         raise Ended(DIVERGED, f"diverged: {error}") from None
     code = OK
     try:
-        workdir.finish(folder, results)
+        workdir.finish(folder, results, naming.flat(settings))
         voice.say(f"results: {folder / workdir.RESULTS}")
     except OSError as error:
         voice.say(f"the results cannot be written to {folder}: {error.strerror}")

@@ -48,6 +48,8 @@ def load(archive: Archive, place: str | Path | None, notify: Notify) -> Source:
     root = prepared.root(place)
     if version := prepared.newest(root / archive.name):
         return prepared.read(version, notify)._replace(whole=True)
+    if place is not None and not root.is_dir():
+        raise DataError(f"{root} is not a folder: make it, or name another with --data-dir")
     path = root / "downloads" / archive.url.rpartition("/")[2]
     _download(archive, path)
     notify(f"reading {archive.name} from {path}")

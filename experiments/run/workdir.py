@@ -16,6 +16,7 @@ from experiments.results.schema import Results
 from experiments.settings.naming import PLACES, as_flag
 
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
+OF = "settings"  # in the results
 MODEL = "model"
 REPORT = ("report.html", "report.md", "report.npz")
 
@@ -124,6 +125,15 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
             )
         again = "Delete it: the same command writes it again from the checkpoints"
         if (results := read(workdir / RESULTS, again)) is not None:
+            of = results.pop(OF, None)
+            if not isinstance(of, dict):
+                raise WorkdirError(f"{workdir / RESULTS} does not name its settings. {again}")
+            if difference := differences(of, settings):
+                raise WorkdirError(
+                    f"{workdir / RESULTS} has the results of a run with other settings:\n  "
+                    + "\n  ".join(difference)
+                    + f"\n{again}"
+                )
             return cast(Results, results)
     return None
 
@@ -192,9 +202,9 @@ def clear(workdir: Path) -> None:
         model.rmdir()
 
 
-def finish(workdir: Path, results: Results) -> None:
-    """Write a run's results into its folder."""
-    _write(workdir / RESULTS, results)
+def finish(workdir: Path, results: Results, settings: Mapping[str, Any]) -> None:
+    """Write a run's results into its folder, and the settings that they are of."""
+    _write(workdir / RESULTS, {**results, OF: settings})
 
 
 def plain(results: Results) -> Results:

@@ -53,6 +53,8 @@ def refused(capsys, *args):
         (["--dataset", "digits", "--samples", "channels"], "--samples channels: K = 4"),
         (["--dataset", "digits", "--batch-size", "1401"], "at most --batch-size 1400"),
         (["--workdir", "file"], "it is a file"),
+        (["--workdir", "", "--data-dir="], "--workdir has an empty value\n  --data-dir has"),
+        (["--dataset", "cifar10", "--data-dir", "none"], "none is not a folder"),
     ],
 )
 def test_bad_input_is_one_message_and_begins_no_run(args, said, capsys, tmp_path, monkeypatch):
@@ -337,10 +339,14 @@ def test_results_that_cannot_be_printed_are_in_the_workdir(finished):
     assert str(finished) in ended.stderr
 
 
-@pytest.mark.parametrize("content", ["{}", '{"dataset": 3}'])
+@pytest.mark.parametrize("content", [{}, {"dataset": 3}])
 def test_results_of_something_else_are_refused(finished, capsys, tmp_path, content):
     shutil.copy(finished / "settings.json", tmp_path)
-    (tmp_path / "results.json").write_text(content)
+    settings = json.loads((finished / "settings.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    message = refused(capsys, *TINY, "--workdir", str(tmp_path))
+    assert "results.json does not name its settings. Delete it" in message
+    (tmp_path / "results.json").write_text(json.dumps(content | {"settings": settings}))
     message = refused(capsys, *TINY, "--workdir", str(tmp_path))
     assert "results.json is not of this command" in message
     assert "Delete that file" in message

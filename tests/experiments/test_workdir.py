@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 
 import pytest
 
@@ -17,7 +18,7 @@ RESULTS = {"dataset": "digits"}
 
 def finish(folder, settings=HERE):
     with workdir.opened(folder, settings, pytest.fail):
-        workdir.finish(folder, RESULTS)
+        workdir.finish(folder, RESULTS, settings)
 
 
 def test_a_new_folder_takes_the_run_and_is_not_made_yet(tmp_path):
@@ -197,6 +198,14 @@ def test_strangers_are_not_written_over(tmp_path, name):
         workdir.finished(tmp_path, HERE)
 
 
+def test_results_of_another_run_are_refused(tmp_path):
+    finish(tmp_path / "a")
+    finish(tmp_path / "b", HERE | {"seed": 1})
+    shutil.copy(tmp_path / "b" / workdir.RESULTS, tmp_path / "a")
+    with pytest.raises(workdir.WorkdirError, match=rf"--seed: 1 there, 0 here\n{AGAIN}"):
+        workdir.finished(tmp_path / "a", HERE)
+
+
 AGAIN = "Delete it: the same command writes it again from the checkpoints"
 
 
@@ -221,8 +230,9 @@ def test_metrics_are_strict_json_lines_with_a_time(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    workdir.finish(tmp_path, RESULTS)
+    workdir.finish(tmp_path, RESULTS, HERE)
+    before = (tmp_path / workdir.RESULTS).read_text()
     with pytest.raises(TypeError):
-        workdir.finish(tmp_path, {"not": object()})
-    assert json.loads((tmp_path / workdir.RESULTS).read_text()) == RESULTS
+        workdir.finish(tmp_path, {"not": object()}, HERE)
+    assert (tmp_path / workdir.RESULTS).read_text() == before
     assert [each.name for each in tmp_path.iterdir()] == [workdir.RESULTS]
