@@ -47,6 +47,25 @@ class Checkpoint(NamedTuple):
     record: dict[str, Any]
     leaves: dict[str, Any]
 
+    def to_bytes(self) -> bytes:
+        """Return the bytes of its file, from which `from_bytes` makes it again."""
+        file = io.BytesIO()
+        manifest.write(file, formats.NPZ, self.leaves, step=self.step, record=self.record)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Checkpoint":
+        """Return the checkpoint of these bytes.
+
+        Raises:
+          Exception: of any type if they have changed.
+
+        >>> Checkpoint.from_bytes(Checkpoint(3, {"a": 1}, {}).to_bytes())
+        Checkpoint(step=3, record={'a': 1}, leaves={})
+        """
+        leaves, content = manifest.read(io.BytesIO(data), formats.NPZ)
+        return cls(content["step"], content["record"], leaves)
+
     def into(self, like: PyTree) -> PyTree:
         """Return the saved leaves in the structure of `like`, a pytree of equal shapes and dtypes.
 
@@ -168,10 +187,10 @@ class Checkpoints:
         leaves = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         if len(leaves) < len(paths):
             raise ValueError(f"two leaves have the same path; the paths are {list(leaves)}")
-        file = io.BytesIO()  # a copy, which later steps cannot change
-        manifest.write(file, formats.NPZ, leaves, step=step, record=dict(record or {}))
+        # A copy, which later steps cannot change.
+        file = Checkpoint(step, dict(record or {}), leaves).to_bytes()
         self.wait()
-        data = np.frombuffer(file.getbuffer(), np.uint8)
+        data = np.frombuffer(file, np.uint8)
         self._pending = step, self._writer.submit(self._write, step, data)
 
     def wait(self) -> None:
@@ -297,13 +316,12 @@ def _read(step: int, folder: Path) -> Checkpoint:
     try:
         file = folder / _FILE
         saved = file.read_bytes() if file.exists() else v1.load(str(folder))["file"].tobytes()
-        data = io.BytesIO(saved)
-        leaves, content = manifest.read(data, formats.NPZ)
-        if content["step"] != step:
-            raise ValueError(f"is of step {content['step']}")
+        found = Checkpoint.from_bytes(saved)
+        if found.step != step:
+            raise ValueError(f"is of step {found.step}")
     except Exception as error:  # Orbax's errors are of many types
         raise CheckpointError(folder, f"is damaged: {_short(error)}") from error
-    return Checkpoint(step, content["record"], leaves)
+    return found
 
 
 def _processes() -> int:

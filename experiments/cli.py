@@ -1,9 +1,10 @@
 """The command line: flags to settings, mistakes to one message and exit code 2."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.report import write
 from experiments.results import summary
 from experiments.results.schema import Results
 from experiments.run import console as progress
-from experiments.run import lock, signals, startup, workdir
+from experiments.run import lock, machines, signals, startup, workdir
 from experiments.settings import help, naming, validate
 from experiments.settings.flags import Settings
 from experiments.settings.presets import PRESETS
@@ -44,18 +45,38 @@ def main(program: str, args: Sequence[str] | None = None, **defaults: Any) -> in
 
     Returns:
       The exit code: 0 done; 1 the results, or a sub-network that was trained alone, could not be
-      written or printed; 2 bad input (one message on stderr); 3 a sub-network diverged; 128 + the
-      number of the signal that stopped it, such as 130 for SIGINT and 143 for SIGTERM.
+      written or printed; 2 bad input (one message on stderr); 3 a sub-network diverged; 6 another
+      process of the job has died or has not come; 128 + the number of the signal that stopped it,
+      such as 130 for SIGINT and 143 for SIGTERM.
     """
     startup.keep_memory()  # before reading the data starts threads
     progress.replace_unknown_characters()
-    try:
+
+    def start() -> int:
         with signals.listening() as stop:
             given = sys.argv[1:] if args is None else args
-            return run(parse(program, given, **defaults), stop)
+            settings = parse(program, given, **defaults)
+
+            def say(line: str) -> None:
+                print(f"{program}: {line}", file=sys.stderr, flush=True)
+
+            if not machines.join(settings, say):
+                return run(settings, stop)
+            return machines.together(lambda: _code(program, lambda: run(settings, stop)), say)
+
+    return _code(program, start)
+
+
+def _code(program: str, body: Callable[[], int]) -> int:
+    """Run the body; say what ends it, and return the exit code."""
+    try:
+        return body()
     except (workdir.WorkdirError, data.DataError, startup.StartError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except machines.JoinError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return machines.LOST_PEER
     except Ended as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.code
@@ -121,25 +142,39 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     """
     folder = settings.workdir or naming.default_workdir(settings)
     values, how = naming.flat(settings), settings.keeping
-    voice = progress.voice(Console(stderr=True))
-    if (results := workdir.finished(folder, values, fresh=how.fresh)) is not None:
+    number = machines.number(settings.machines)
+    first = number == 0
+    voice = progress.voice(Console(stderr=True, quiet=not first))
+
+    def finished() -> Results | None:
+        return workdir.finished(folder, values, fresh=how.fresh)
+
+    if (results := machines.agreed(settings.machines, finished)) is not None:
+        if not first:
+            return OK
         voice.say(f"this run is finished; its results, from {folder}:")
         code = _show(results, settings, folder, voice)
         if not (folder / "report.html").is_file():
             write.after_run(folder, voice.say)
         return code
-    if folder.exists():  # another run is found at once, and what is refused makes no folder
+    # Another run is found at once, and what is refused makes no folder.
+    if first and folder.exists():
         with lock.locked(folder, how.only_subnet):
             pass
     startup.check_environment()
     dataset = load(settings, voice)
-    with lock.locked(folder, how.only_subnet):
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(lock.locked(folder, how.only_subnet))
         if how.fresh:
             workdir.clear(folder)
         for name in startup.start_jax(settings.subnets):
             voice.say(f"note: {name} is set, and is not followed here")
-        with workdir.opened(folder, values, voice.say, how.only_subnet) as metrics:
-            return _train(settings, dataset, folder, voice, metrics, stop)
+        part = "" if first else f"-process-{number}"
+        if how.only_subnet is not None:
+            part = f"-subnet-{how.only_subnet}"
+        metrics = stack.enter_context(workdir.opened(folder, values, voice.say, part))
+        return _train(settings, dataset, folder, voice, metrics, stop)
 
 
 def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
@@ -180,6 +215,8 @@ def _train(
 
     how = settings.keeping
     fingerprint = checkpointing.fingerprint(dataset)
+    if settings.machines.several:
+        _refuse_other_run(settings, fingerprint)
     keeper = checkpointing.Keeper(
         folder, how, naming.flat(settings), fingerprint, voice, metrics, stop
     )
@@ -189,6 +226,8 @@ def _train(
             voice.say(f"sub-network {how.only_subnet} is trained" + (COLLECT if kept else NO_ROOM))
             return OK if kept else LOST
         results = workdir.plain(pipeline.run(settings, dataset, keeper))
+        if machines.number(settings.machines):
+            return OK
     except Diverged as error:
         raise Ended(DIVERGED, f"diverged: {error}") from None
     code = OK
@@ -201,6 +240,21 @@ def _train(
     code = max(code, _show(results, settings, folder, voice))
     write.after_run(folder, voice.say)
     return code
+
+
+def _refuse_other_run(settings: Settings, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse to train with processes that have other settings, data or versions."""
+    from dcjax import method
+
+    compared = {name: v for name, v in naming.flat(settings).items() if name not in naming.PLACES}
+    compared |= {f"version of {name}": said for name, said in method.versions().items()}
+    compared["data"] = dict(fingerprint)
+    if found := machines.differences(settings.machines, compared):
+        raise Ended(
+            BAD_INPUT,
+            "error: all processes need the same settings, data and versions:\n  "
+            + "\n  ".join(found),
+        )
 
 
 def _show(results: Results, settings: Settings, folder: Path, voice: progress.Voice) -> int:

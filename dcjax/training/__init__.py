@@ -19,6 +19,8 @@ from dcjax.training._images import no_augment as no_augment
 from dcjax.training._images import standardise as standardise
 from dcjax.training._peers import PEER_LOST as PEER_LOST
 from dcjax.training._peers import ending_with_peers as ending_with_peers
+from dcjax.training._peers import leave as leave
+from dcjax.training._processes import from_first as from_first
 from dcjax.training._processes import gather_members as gather_members
 from dcjax.training._processes import local_members as local_members
 from dcjax.training._rarely_averaged import Outer as Outer

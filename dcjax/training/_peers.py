@@ -29,7 +29,7 @@ def ending_with_peers(
     process 0, is gone. Here both are one message and one exit code. Any other error of the body
     ends the process with its traceback and code 1, also without the barrier, so that the others
     notice. Contexts within the body are left first, so saves that were begun are finished unless
-    JAX aborts. Without `jax.distributed` it changes nothing.
+    JAX aborts. Around `jax.distributed.initialize` it does the same for others that do not come.
 
     A process that lives but does not answer is noticed by its missing heartbeats
     (`jax.distributed.initialize(heartbeat_timeout_seconds=…)`) only if all its threads stand still.
@@ -41,14 +41,13 @@ def ending_with_peers(
     >>> with ending_with_peers():
     ...     pass
     """
-    if not jax.distributed.is_initialized():
-        yield
-        return
+    joined = jax.distributed.is_initialized()
+    who = f"process {jax.process_index()} of {jax.process_count()}" if joined else "this process"
 
     def lost(reason: str) -> None:
         say(
-            f"process {jax.process_index()} of {jax.process_count()} ends, because another one has "
-            f"died or cannot be reached; start all again. JAX says: {reason[:300]}"
+            f"{who} ends, because another one has died or cannot be reached; start all again. "
+            f"JAX says: {reason[:300]}"
         )
         leave(code)
 
@@ -61,7 +60,7 @@ def ending_with_peers(
     try:
         yield
     except BaseException as error:
-        if isinstance(error, SystemExit) and error.code in (None, 0):
+        if not joined or (isinstance(error, SystemExit) and error.code in (None, 0)):
             raise
         words = str(error).lower()
         if isinstance(error, jax.errors.JaxRuntimeError) and any(word in words for word in _SIGNS):
@@ -73,7 +72,10 @@ def ending_with_peers(
 
 
 def leave(code: int) -> None:
-    """End the process without the barrier in which JAX waits for the others."""
+    """End the process without the barrier in which JAX waits for the others.
+
+    >>> leave(6)  # doctest: +SKIP
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -139,13 +139,30 @@ def gather_members(tree: PyTree, subnets: int) -> PyTree:
     def padded(leaf: jax.Array) -> jax.Array:
         return jnp.concatenate([leaf, jnp.zeros((most - len(mine), *leaf.shape[1:]), leaf.dtype)])
 
-    firsts = [
-        next(d for d in jax.devices() if d.process_index == p) for p in range(jax.process_count())
-    ]
-    gathered = gather(jax.tree.map(padded, tree), firsts)
+    gathered = gather(jax.tree.map(padded, tree), _first_devices())
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
     places = [most * p + j for p, each in enumerate(everyone) for j in range(len(each))]
     return take_entries(flat, jnp.array(places))
+
+
+def from_first(data: bytes) -> bytes:
+    """Return process 0's bytes in every process; the others' are ignored.
+
+    >>> from_first(b"mine")
+    b'mine'
+    """
+    if jax.process_count() == 1:
+        return data
+    firsts = _first_devices()
+    size = int(gather(np.int32(len(data)), firsts)[0])
+    filled = data if jax.process_index() == 0 else bytes(size)
+    return np.asarray(gather(np.frombuffer(filled, np.uint8), firsts)[0]).tobytes()
+
+
+def _first_devices() -> list[Device]:
+    """Return the first device of each process."""
+    numbers = range(jax.process_count())
+    return [next(d for d in jax.devices() if d.process_index == number) for number in numbers]
 
 
 def _members(subnets: int, processes: int) -> list[tuple[int, ...]]:

@@ -75,8 +75,9 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
     weights = {"subnets": subnets.stacked, "composed": variables, "finetuned": tuned}
     if settings.training.baseline_epochs:
         weights["baseline"] = whole
-    _save(this, weights, results)
-    write.keep(keeper.workdir, lambda: reporting.gather(this, weights), keeper.say)
+    if jax.process_index() == 0:
+        _save(this, weights, results)
+        write.keep(keeper.workdir, lambda: reporting.gather(this, weights), keeper.say)
     return results
 
 

@@ -46,7 +46,10 @@ def gather(this: Setup, weights: Mapping[str, PyTree]) -> Evidence:
     """
     road, count = this.road, evidence.SHOWN_IMAGES
     test, classes = road.test, this.dataset.classes
-    trainer = training.data_parallel(road.exact, road.samples, road.recipe)
+    # Of several processes one writes the report.
+    trainer = training.data_parallel(
+        road.exact, road.samples, road.recipe, devices=jax.local_devices()
+    )
     data = trainer.place(*test)
 
     def confusion(variables: PyTree) -> np.ndarray:

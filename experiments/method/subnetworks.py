@@ -72,21 +72,25 @@ def train_one(this: Setup, member: int) -> bool:
 def train_all(this: Setup) -> Outcome:
     """Train the sub-networks that have not been trained, and collect all.
 
+    Of several processes each trains some, and then all get all.
+
     Raises:
       Diverged: one diverged, and may not be restarted (again) or dropped.
     """
     action, subnets = this.settings.keeping.on_diverged, this.settings.subnets
-    start, together = this.road.initial_subnets(), _together(this)
+    start, mine = this.road.initial_subnets(), training.local_members(this.settings.subnets)
+    # By itself each can be collected by any number of processes.
+    together = _together(this) if len(mine) == subnets else ()
     groups = [(together, TOGETHER)] if together else []
-    groups += [((k,), alone(k)) for k in range(subnets) if k not in together]
+    groups += [((k,), alone(k)) for k in mine if k not in together]
     trained: dict[int, PyTree] = {}
-    diverged: list[method.Divergence] = []
+    found: dict[int, int] = {}
     done: list[_Group] = []
     for members, name in groups:
         done.append(group := _train(this, start, members, name))
         trained |= {k: entries(group.trees, place) for place, k in enumerate(members)}
         for k, step in group.found.items():
-            diverged.append({"subnet": k, "step": step, "then": action})
+            found[k] = step
             if action == "restart":
                 done.append(_restarted(this, start, k)[1])
                 trained[k] = entries(done[-1].trees, 0)
@@ -94,13 +98,56 @@ def train_all(this: Setup) -> Outcome:
                 # Its part of the head is zero, so that any finite values will do.
                 momenta = jax.tree.map(jnp.zeros_like, trained[k][1])
                 trained[k] = entries(start, k), momenta
-    dropped = [entry["subnet"] for entry in diverged if entry["then"] == "drop"]
+    progress = _sum(done) if done else method.Progress()
+    if len(mine) < subnets:
+        trained, found, progress = _gathered(this, start, trained, found, progress)
+    diverged: list[method.Divergence] = [
+        {"subnet": k, "step": step, "then": action} for k, step in found.items()
+    ]
+    dropped = [*found] if action == "drop" else []
     kept = np.array([k not in dropped for k in range(subnets)], np.float32)
     if not kept.any():
         raise Diverged("all sub-networks diverged: take a lower --learning-rate")
     stacked, opt_state = _stack([trained[k] for k in range(subnets)])
     weights = None if kept.all() else jnp.asarray(kept / kept.sum())
-    return Outcome(stacked, opt_state, weights, _sum(done), diverged)
+    return Outcome(stacked, opt_state, weights, progress, diverged)
+
+
+def _gathered(
+    this: Setup,
+    start: dcjax.Stacked,
+    trained: dict[int, PyTree],
+    found: dict[int, int],
+    progress: method.Progress,
+) -> tuple[dict[int, PyTree], dict[int, int], method.Progress]:
+    """Collect from all processes what each has trained: the one communication of this stage."""
+    subnets = this.settings.subnets
+    mine = training.local_members(subnets)
+    if mine:
+        trees = _stack([trained[k] for k in mine])
+    else:
+        carried = this.settings.transfer.carry_momentum
+        params = start.tree["params"]
+        initial = jax.vmap(_recipe(this).optimizer.init)(params) if carried else None
+        trees = jax.tree.map(lambda leaf: leaf[:0], (start, initial))
+    steps = np.array([found.get(k, 0) for k in mine], np.int32)
+    # A process's sums, an equal part of them with each of its sub-networks.
+    shares = [progress.device_seconds / max(1, len(mine)), progress.devices / max(1, len(mine))]
+    times = [progress.seconds, progress.compile_seconds, *shares]
+    each = np.array([times] * len(mine), np.float32).reshape(-1, len(times))
+    trees, steps, each = training.gather_members((trees, steps, each), subnets)
+    seconds, compile_seconds, device_seconds, devices = np.asarray(each).T.tolist()
+    return (
+        {k: entries(trees, k) for k in range(subnets)},
+        {k: int(step) for k, step in enumerate(np.asarray(steps)) if step},
+        method.Progress(
+            epochs=this.settings.training.subnet_epochs,
+            seconds=max(seconds),
+            device_seconds=sum(device_seconds),
+            compile_seconds=max(compile_seconds),
+            devices=round(sum(devices)),
+        ),
+    )
 
 
 _stack = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from dcjax.training import from_first
 from experiments.data import Dataset
 from experiments.run.console import Voice
 from experiments.run.provenance import cpu_threads
@@ -71,11 +72,20 @@ class Keeper:
     def has(self, name: str) -> bool:
         """Return whether the stage of that name has checkpoints."""
         folder = self.workdir / FOLDER / name
-        return folder.is_dir() and bool(Checkpoints(folder).steps())
+        return folder.is_dir() and bool(Checkpoints(folder, writer=jax.process_index()).steps())
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator["Kept"]:
-        """Open the checkpoints of the stage of that name; the context's end waits for saves."""
+        """Open the checkpoints of the stage of that name; the context's end waits for saves.
+
+        Of several processes each has the checkpoints of its sub-networks. Those of the global
+        network are process 0's, and the others get what it has found.
+        """
+        common = jax.process_count() > 1 and not name.startswith("subnet")
+        if common and jax.process_index():
+            there = from_first(b"")
+            yield Kept(self, name, None, Checkpoint.from_bytes(there) if there else None)
+            return
 
         def on_damage(error: CheckpointError) -> None:
             self.voice.say(f"{name}: {error}; using the one before")
@@ -85,7 +95,9 @@ class Keeper:
 
         folder = self.workdir / FOLDER / name
         try:
-            checkpoints = Checkpoints(folder, keep=self.how.keep, on_failure=on_failure)
+            checkpoints = Checkpoints(
+                folder, keep=self.how.keep, on_failure=on_failure, writer=jax.process_index()
+            )
         except OSError as error:
             raise unwritable(self.workdir, error) from None
         with checkpoints:
@@ -99,6 +111,8 @@ class Keeper:
             file, lines = found.record["metrics"] if found else ("", 0)
             if file == self.log.name and self.log.lines[name] < lines:
                 self.note(f"{file} was deleted or cut; its lost lines are not written again")
+            if common:
+                from_first(found.to_bytes() if found else b"")
             yield Kept(self, name, checkpoints, found)
 
     def note(self, line: str) -> None:
@@ -140,10 +154,13 @@ class Keeper:
 
 
 class Kept:
-    """The checkpoints of one stage; `found` is the newest at its start, None if it had none."""
+    """The checkpoints of one stage; `found` is the newest at its start, None if it had none.
+
+    Without `checkpoints` another process saves them.
+    """
 
     def __init__(
-        self, keeper: Keeper, name: str, checkpoints: Checkpoints, found: Checkpoint | None
+        self, keeper: Keeper, name: str, checkpoints: Checkpoints | None, found: Checkpoint | None
     ):
         self.found = found
         self._keeper = keeper
@@ -176,14 +193,18 @@ class Kept:
         keeper = self._keeper
         lines = [keeper.log.name, keeper.log.lines[self._name]]
         common = keeper.record(self._name) | {"metrics": lines, "finished": finished}
-        self._checkpoints.save(step, tree, common | record)
+        if self._checkpoints is not None:
+            self._checkpoints.save(step, tree, common | record)
         self._last = step
         if keeper.stop.asked is not None:
-            self._checkpoints.wait()
+            if self._checkpoints is not None:
+                self._checkpoints.wait()
             raise Stopped(keeper.stop.asked)
 
     def before(self) -> Checkpoint | None:
         """Return the newest readable checkpoint, None if there is none; wait for saves."""
+        if self._checkpoints is None:
+            return None
         self._checkpoints.wait()
         return self._checkpoints.newest(lambda error: None)
 

@@ -163,7 +163,7 @@ def opened(
     workdir: Path,
     settings: Mapping[str, Any],
     say: Callable[[str], None],
-    member: int | None = None,
+    part: str = "",
 ) -> Iterator[Metrics]:
     """Begin or continue a run in the folder: write its settings, and open its metrics.
 
@@ -171,12 +171,12 @@ def opened(
       workdir: created if missing.
       settings: plain values by the names of their flags.
       say: gets a message if the metrics cannot be written later.
-      member: the only sub-network to train, whose metrics have a separate file; None for all.
+      part: an end of the metrics' name, where other processes write theirs into the same folder.
 
     Raises:
       WorkdirError: the files cannot be written.
     """
-    path = workdir / (METRICS if member is None else f"metrics-subnet-{member}.jsonl")
+    path = workdir / METRICS.replace(".", f"{part}.")
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)

@@ -139,6 +139,29 @@ class Keeping:
 
 
 @dataclasses.dataclass(frozen=True)
+class Machines:
+    """Several processes, on one machine or many: the same command in each (docs/scaling.md)."""
+
+    distributed: bool = False
+    """Join the other processes of this Slurm, MPI or Kubernetes job, which JAX finds by itself."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 can be reached by all."""
+    processes: Count | None = None
+    """The number of processes."""
+    process: Natural | None = None
+    """The number of this process, from 0 on. Process 0 prints and writes the results."""
+    join_seconds: Count = 300
+    """Seconds to wait for the others at the start."""
+    heartbeat_seconds: Count = 30
+    """Seconds after which a process without a sign of life counts as dead, which ends all."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there are other processes to join."""
+        return self.distributed or self.coordinator is not None
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Train K sub-networks side by side, compose them, fine-tune; compare with a baseline."""
 
@@ -157,6 +180,7 @@ class Settings:
     transfer: Transfer = Transfer()
     data: Data = Data()
     keeping: Keeping = Keeping()
+    machines: Machines = Machines()
 
     @property
     def finetune_rate(self) -> float:

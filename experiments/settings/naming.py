@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.flags import Keeping, Settings
+from experiments.settings.flags import Keeping, Machines, Settings
 from experiments.settings.presets import PRESETS
 
 # Two runs that differ in these only have the same results: they say where a run reads and writes,
 # and the preset's values are compared one by one. A sub-network that diverged is in the results.
-PLACES = ("workdir", "data_dir", "preset", *(f.name for f in dataclasses.fields(Keeping)))
+PLACES = (
+    *("workdir", "data_dir", "preset"),
+    *(field.name for group in (Keeping, Machines) for field in dataclasses.fields(group)),
+)
 
 
 def flat(settings: Settings) -> dict[str, Any]:

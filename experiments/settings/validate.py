@@ -93,6 +93,34 @@ def _wrong_numbers(group: Any) -> Iterator[str]:
                     yield f"{as_flag(name)} {value}: expected {each.words}"
 
 
+def _wrong_machines(settings: Settings) -> Iterator[str]:
+    chosen, only = settings.machines, settings.keeping.only_subnet
+    given = (chosen.coordinator, chosen.processes, chosen.process)
+    if chosen.distributed and given != (None, None, None):
+        yield "--distributed finds the other processes by itself: leave out the other flags for it"
+    elif not chosen.distributed and given != (None, None, None):
+        if None in given:
+            yield "several processes need all of --coordinator HOST:PORT, --processes and --process"
+            return
+        assert chosen.processes is not None
+        assert chosen.process is not None
+        if chosen.process >= chosen.processes:
+            yield (
+                f"--process {chosen.process}: expected one from 0 to {chosen.processes - 1}, of "
+                f"--processes {chosen.processes}"
+            )
+        if settings.training.batch_size % chosen.processes:
+            yield (
+                f"--batch-size {settings.training.batch_size}: expected a multiple of --processes "
+                f"{chosen.processes}, which share each batch"
+            )
+        host, colon, port = str(chosen.coordinator).rpartition(":")
+        if not (host and colon and port.isdecimal()):
+            yield f"--coordinator {chosen.coordinator}: expected HOST:PORT"
+    if chosen.several and only is not None:
+        yield "--only-subnet needs no other processes: leave out the flags that join them"
+
+
 def _conflicts(settings: Settings) -> Iterator[str]:
     """Find values that are valid by themselves but not together."""
     subnets, network, keeping = settings.subnets, settings.network, settings.keeping
@@ -106,6 +134,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             "--fresh with --only-subnet would delete what other processes have trained: give "
             "another --workdir, or give --fresh without --only-subnet"
         )
+    yield from _wrong_machines(settings)
     if network.width % subnets:
         divisors = ", ".join(str(d) for d in range(1, network.width + 1) if network.width % d == 0)
         yield (

@@ -13,6 +13,7 @@ from experiments.settings import naming, validate
 from experiments.settings.flags import (
     Data,
     Keeping,
+    Machines,
     Network,
     Settings,
     Training,
@@ -112,7 +113,7 @@ def test_data_that_does_not_fit_the_settings(images, said):
 
 
 def test_flat_settings_are_unique_names_of_all_fields():
-    groups = (Network, Training, Transfer, Data, Keeping)
+    groups = (Network, Training, Transfer, Data, Keeping, Machines)
     fields = [field.name for group in groups for field in dataclasses.fields(group)]
     own = [field.name for field in dataclasses.fields(Settings)][: -len(groups)]
     assert sorted(naming.flat(Settings())) == sorted(own + fields)

@@ -31,8 +31,8 @@ def test_a_finished_run_gives_its_results(tmp_path):
     assert workdir.finished(tmp_path, HERE) == RESULTS
 
 
-def opened(folder, member=None):
-    return workdir.opened(folder, HERE, pytest.fail, member)
+def opened(folder, part=""):
+    return workdir.opened(folder, HERE, pytest.fail, part)
 
 
 def lines(folder):
@@ -145,7 +145,7 @@ def test_what_is_not_a_file_is_refused_at_once(kind, name, tmp_path):
 
 
 def test_a_subnetwork_by_itself_has_a_file_of_its_own(tmp_path):
-    with opened(tmp_path, 3) as log:
+    with opened(tmp_path, "-subnet-3") as log:
         log(epoch=1)
     assert not (tmp_path / workdir.METRICS).exists()
     assert "epoch" in (tmp_path / "metrics-subnet-3.jsonl").read_text()

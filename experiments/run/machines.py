@@ -1,0 +1,111 @@
+"""A run in several processes: joined, agreed on its settings, ended together."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.run import startup
+from experiments.settings.flags import Machines, Settings
+
+LOST_PEER = 6
+_REPORT_SECONDS = 3600  # in which process 0 writes the report, and the others wait
+
+
+class JoinError(Exception):
+    """The processes did not come together; the message says why and what to do."""
+
+
+def join(settings: Settings, say: Callable[[str], object]) -> bool:
+    """Start `jax.distributed` if the settings ask for several processes.
+
+    Raises:
+      JoinError: the others do not come in time, or they cannot share a batch equally.
+    """
+    chosen, subnets = settings.machines, settings.subnets
+    if not chosen.several:
+        return False
+    startup.check_environment()
+    # As many host devices as this process has sub-networks: they are trained side by side.
+    startup.start_jax(max(1, subnets // (chosen.processes or subnets)))
+    import jax
+
+    if chosen.processes == 1:
+        return False
+    from dcjax import training
+
+    late = (
+        f"the processes did not come together within {chosen.join_seconds} s (--join-seconds). All "
+        f"of them need the same --coordinator {chosen.coordinator} and --processes "
+        f"{chosen.processes}, and each another --process from 0 on"
+    )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        with training.ending_with_peers(lambda _: say(late), LOST_PEER):
+            jax.distributed.initialize(
+                chosen.coordinator,
+                chosen.processes,
+                chosen.process,
+                initialization_timeout=chosen.join_seconds,
+                heartbeat_timeout_seconds=chosen.heartbeat_seconds,
+                shutdown_timeout_seconds=_REPORT_SECONDS,
+            )
+    except ValueError as error:  # JAX finds no cluster
+        raise JoinError(
+            f"--distributed: JAX finds no Slurm, MPI or Kubernetes job here ({_line(error)}); give "
+            "--coordinator HOST:PORT --processes N --process I"
+        ) from None
+    except Exception as error:  # of several types
+        raise JoinError(f"{late}. JAX says: {_line(error)}") from None
+    if (size := settings.training.batch_size) % jax.process_count():
+        raise JoinError(
+            f"--batch-size {size}: expected a multiple of {jax.process_count()}, the number of "
+            "processes, which share each batch"
+        )
+    return True
+
+
+def number(chosen: Machines) -> int:
+    """Return this process's number; 0 speaks and writes for all."""
+    if not chosen.several:
+        return 0
+    import jax
+
+    return jax.process_index()
+
+
+def agreed(chosen: Machines, make: Callable[[], Any]) -> Any:
+    """Return in every process what process 0 makes: JSON values. The others do not call `make`."""
+    if not chosen.several:
+        return make()
+    from dcjax import training
+
+    made = json.dumps(make()).encode() if number(chosen) == 0 else b""
+    return json.loads(training.from_first(made))
+
+
+def differences(chosen: Machines, mine: Mapping[str, Any]) -> list[str]:
+    """Return the values that differ from process 0's, a line each with both."""
+    there = agreed(chosen, lambda: dict(mine))
+    here = json.loads(json.dumps(mine))
+    return [
+        f"{name}: {there.get(name)} in process 0, {here.get(name)} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+
+
+def together(body: Callable[[], int], say: Callable[[str], object]) -> int:
+    """Run the body in joined processes; return its exit code, or end the process with it."""
+    import jax
+
+    from dcjax import training
+
+    with training.ending_with_peers(say, LOST_PEER):
+        if code := body():
+            training.leave(code)
+    jax.distributed.shutdown()
+    return 0
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

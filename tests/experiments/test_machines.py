@@ -1,0 +1,175 @@
+"""Runs in several real processes: the command, as a user gives it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.run import machines
+from experiments.settings import validate
+from experiments.settings.flags import Keeping, Machines, Settings
+
+ROOT = Path(__file__).parents[2]
+WHERE = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "NPROC": "2"}
+ENDS_IN = 500  # seconds, on a machine that is busy with other things
+ARGS = [
+    *("--dataset", "digits", "--train-size", "64", "--batch-size", "16"),
+    *("--model", "cnn", "--subnets", "2", "--width", "8", "--depth", "5"),
+    *("--subnet-epochs", "2", "--finetune-epochs", "2", "--baseline-epochs", "1"),
+    *("--learning-rate", "0.05"),
+]
+
+
+def start(folder, count, *args, each=lambda number: ()):
+    """Start the command in so many processes, which write what they say beside the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for number in range(count):
+        join = ["--coordinator", f"127.0.0.1:{port}", "--processes", count, "--process", number]
+        command = ["-m", "experiments.cifar10", *ARGS, "--workdir", folder, *args, *each(number)]
+        with open(f"{folder}.{number}", "w") as said:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, command), *(map(str, join) if count > 1 else ())],
+                    env=os.environ
+                    | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "NPROC": "2"},
+                    cwd=ROOT,
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return started
+
+
+def end(started, seconds=ENDS_IN):
+    """Wait for all, or kill them after a time; return their exit codes."""
+    try:
+        for process in started:
+            process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in started:
+            process.kill()
+    return [process.wait() for process in started]
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def said(folder, number):
+    return Path(f"{folder}.{number}").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same run in one process and in two."""
+    root = tmp_path_factory.mktemp("runs")
+    for count in (1, 2):
+        codes = end(start(root / str(count), count))
+        texts = [said(root / str(count), number) for number in range(count)]
+        assert not any(codes), "\n\n".join(texts)
+    return root
+
+
+def test_two_processes_end_in_the_results_of_one(runs):
+    one, two = results(runs / "1"), results(runs / "2")
+    assert two["subnets_phase"]["accuracy"] == one["subnets_phase"]["accuracy"]
+    for stage in ("finetune", "baseline"):
+        assert two[stage]["cost"] == pytest.approx(one[stage]["cost"], rel=1e-3)
+    assert two["devices"]["used"]["subnets"] == 2
+    assert two["composed"]["feature_error"] < 1e-5
+
+
+def test_process_0_alone_speaks_and_writes(runs):
+    assert "fine-tuning: epoch 2/2" in said(runs / "2", 0)
+    lines = [line for line in said(runs / "2", 1).splitlines() if "Gloo" not in line]
+    assert lines == []
+    folder = runs / "2"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        *("baseline", "composed", "finetune", "subnet-0", "subnet-1")
+    ]
+
+
+@pytest.mark.long
+def test_a_finished_run_is_shown_again(runs):
+    assert end(start(runs / "2", 2)) == [0, 0]
+    assert "this run is finished" in said(runs / "2", 0)
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(runs, tmp_path, victim):
+    folder = tmp_path / "run"
+    started = start(folder, 2, "--checkpoint-every", "1")
+    other = started[1 - victim]
+    while not [*(folder / "checkpoints").glob("finetune/0*")]:
+        assert other.poll() is None, said(folder, 1 - victim)
+        time.sleep(0.05)
+    started[victim].kill()
+    assert end([other], 60) == [machines.LOST_PEER], said(folder, 1 - victim)
+    assert said(folder, 1 - victim).count("because another one has died") == 1
+    end(started)
+    assert end(start(folder, 2, "--checkpoint-every", "1")) == [0, 0], said(folder, 0)
+    there, here = results(runs / "2"), results(folder)
+    for stage in ("finetune", "baseline"):
+        assert here[stage]["cost"] == there[stage]["cost"]
+    assert here["subnets_phase"]["accuracy"] == there["subnets_phase"]["accuracy"]
+
+
+@pytest.mark.long
+def test_a_run_goes_on_in_another_number_of_processes(runs, tmp_path):
+    folder = tmp_path / "run"
+    started = start(folder, 2)
+    while not [*(folder / "checkpoints").glob("finetune/0*")]:
+        time.sleep(0.05)
+    for process in started:
+        process.kill()
+    end(started)
+    assert end(start(folder, 1)) == [0]
+    assert results(folder)["finetune"]["cost"] == pytest.approx(
+        results(runs / "1")["finetune"]["cost"], rel=1e-3
+    )
+
+
+def test_other_settings_in_a_process_are_refused(tmp_path):
+    folder = tmp_path / "run"
+    codes = end(start(folder, 2, each=lambda number: ["--seed", number]), 120)
+    assert codes == [machines.LOST_PEER, cli.BAD_INPUT], said(folder, 0) + said(folder, 1)
+    assert "seed: 0 in process 0, 1 here" in said(folder, 1)
+
+
+def test_a_process_that_does_not_come_is_said(tmp_path):
+    folder = tmp_path / "run"
+    started = start(folder, 2, "--join-seconds", "5")
+    started[1].kill()
+    assert end(started, 120)[0] == machines.LOST_PEER
+    assert "did not come together within 5 s" in said(folder, 0)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (Machines(coordinator="a:1", processes=2), "need all of --coordinator"),
+        (Machines(coordinator="a:1", processes=2, process=2), "expected one from 0 to 1"),
+        (Machines(coordinator="a", processes=2, process=0), "expected HOST:PORT"),
+        (Machines(coordinator="a:1", processes=3, process=0), "a multiple of --processes 3"),
+        (Machines(distributed=True, process=0), "--distributed finds"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(chosen, words):
+    assert words in "\n".join(validate.problems(Settings(machines=chosen)))
+
+
+def test_only_subnet_joins_nobody():
+    chosen = Settings(machines=Machines(distributed=True), keeping=Keeping(only_subnet=1))
+    assert "--only-subnet needs no other" in "\n".join(validate.problems(chosen))
