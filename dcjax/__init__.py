@@ -49,8 +49,8 @@ from dcjax._tracing.errors import Violation as Violation
 from dcjax._tracing.functions import layout_of_functions as layout_of_functions
 from dcjax._tracing.modules import functions_of_modules as functions_of_modules
 from dcjax._tracing.rules import register_rule as register_rule
+from dcjax.method._load_run import load_run as load_run
 from dcjax.method._model import Model as Model
-from dcjax.method._model import load_run as load_run
 from dcjax.method._transfer import Result as Result
 from dcjax.method._transfer import transfer as transfer
 

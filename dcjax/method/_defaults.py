@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from dcjax import training
@@ -53,6 +54,19 @@ def call_kwargs(network: nn.Module, *, train: bool) -> dict[str, Any]:
     """
     named = inspect.signature(type(network).__call__).parameters
     return {name: on == train for name, on in IN_TRAINING.items() if name in named}
+
+
+def adamw(rate: float, constant: int, decaying: int, warmup: int) -> optax.GradientTransformation:
+    """Return AdamW: warm-up, a constant rate to the end of the first stage, then cosine decay."""
+    warmup = min(warmup, (constant + decaying) // 10)
+    parts = [
+        optax.linear_schedule(0.0, rate, warmup),
+        optax.constant_schedule(rate),
+        optax.cosine_decay_schedule(rate, max(1, constant + decaying - max(warmup, constant))),
+    ]
+    return optax.adamw(
+        optax.join_schedules(parts, [warmup, max(warmup, constant)]), weight_decay=1e-2
+    )
 
 
 class Moments(NamedTuple):

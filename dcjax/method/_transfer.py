@@ -23,11 +23,12 @@ from dcjax._linen.decompose import DEFAULT_FIELDS
 from dcjax._linen.network import samples_or_replicate
 from dcjax._linen.under import check_module
 from dcjax._linen.verify import Report
-from dcjax.method._defaults import call_kwargs, moments, normaliser, sizes
+from dcjax.method._arrays import check_alike, check_labels, continuous, split_of
+from dcjax.method._defaults import adamw, call_kwargs, moments, normaliser, sizes
 from dcjax.method._journal import Folder, digest
 from dcjax.method._model import Model
 from dcjax.method._road import STAGES, Road
-from dcjax.method._stage import Plan, Progress, Split, run_stage
+from dcjax.method._stage import Plan, Progress, run_stage
 from dcjax.samples import Samples
 
 Pair = tuple[Shaped[Array | np.ndarray, "N ..."], Int[Array | np.ndarray, "N"]]
@@ -145,14 +146,14 @@ def transfer(
     check_module(network)
     subnets = check_subnets(subnets)
     samples = samples_or_replicate(samples, subnets)
-    splits = _split("train", train), _split("test", test)
+    splits = split_of("train", train), split_of("test", test)
     images = splits[0].images
-    _check_alike(*splits)
+    check_alike(*splits)
     batch_size, epochs = sizes(len(images), batch_size, epochs)
     steps = training.steps_per_epoch(len(images), batch_size)
-    measured = moments(images) if normalise is None and _continuous(images) else None
+    measured = moments(images) if normalise is None and continuous(images) else None
     first, last = (count * steps for count in epochs)
-    chosen = optimizer or _adamw(learning_rate, first, last, warmup=steps // 2)
+    chosen = optimizer or adamw(learning_rate, first, last, warmup=steps // 2)
     recipe = training.Recipe(
         chosen,
         batch_size=batch_size,
@@ -186,7 +187,7 @@ def transfer(
     )
 
     start = road.initial_subnets()
-    _check_labels(road, start)
+    check_labels(road, start)
     stacked, past, trained = _subnets(road, start, epochs[0])
     phase, logits = road.score_subnets(stacked, trained)
     composed, composition, report = road.compose(stacked)
@@ -208,7 +209,7 @@ def transfer(
     }
     weights = {"subnets": stacked, "composed": composed, "finetuned": variables}
     if baseline:
-        whole = optimizer or _adamw(learning_rate, 0, first + last, warmup=3 * steps // 2)
+        whole = optimizer or adamw(learning_rate, 0, first + last, warmup=3 * steps // 2)
         weights["baseline"], scratch = road.train_global(
             "baseline",
             road.from_scratch(),
@@ -304,59 +305,3 @@ def _continued(
     except ValueError as error:
         warnings.warn(f"fine-tuning starts the optimiser anew: {error}", RuntimeWarning, 3)
         return fresh
-
-
-def _adamw(rate: float, constant: int, decaying: int, warmup: int) -> optax.GradientTransformation:
-    """Return AdamW: warm-up, a constant rate to the end of the first stage, then cosine decay."""
-    warmup = min(warmup, (constant + decaying) // 10)
-    parts = [
-        optax.linear_schedule(0.0, rate, warmup),
-        optax.constant_schedule(rate),
-        optax.cosine_decay_schedule(rate, max(1, constant + decaying - max(warmup, constant))),
-    ]
-    return optax.adamw(
-        optax.join_schedules(parts, [warmup, max(warmup, constant)]), weight_decay=1e-2
-    )
-
-
-def _continuous(images: np.ndarray) -> bool:
-    return images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
-
-
-def _split(name: str, pair: Any) -> Split:
-    """Return a pair of images and labels as NumPy arrays."""
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"{name} must be a pair (images, labels), got {type(pair).__name__}")
-    images, labels = (np.asarray(each) for each in pair)
-    if images.dtype == np.float64:
-        images = images.astype(np.float32)
-    if np.issubdtype(images.dtype, np.integer) and images.dtype != np.uint8 and images.ndim > 2:
-        raise TypeError(
-            f"{name} images are {images.dtype}{images.shape}: give images.astype(np.uint8) for "
-            "pixels from 0 to 255, or floats"
-        )
-    return Split(images, labels)
-
-
-def _check_alike(train: Split, test: Split) -> None:
-    """Refuse splits of different images: the test split is first used after the training."""
-    kinds = [f"{each.images.dtype}{('N', *each.images.shape[1:])}" for each in (train, test)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"train and test images must be alike, got {kinds[0]} and {kinds[1]}".replace("'", "")
-        )
-
-
-def _check_labels(road: Road, start: Stacked) -> None:
-    """Refuse a network that does not give logits of all classes of both splits."""
-    view = road.samples.split(road.images(1))[0]
-    narrow = road.narrow(road.network)
-    logits = jax.eval_shape(lambda x: narrow.apply(start[0], x, **road.call), view)
-    if getattr(logits, "ndim", 0) != 2:
-        raise ValueError(f"expected a network that gives logits (N, classes), got {logits}")
-    for name, split in (("train", road.train), ("test", road.test)):
-        if split.labels.size and split.labels.max() >= logits.shape[1]:
-            raise ValueError(
-                f"the network has {logits.shape[1]} classes, so labels go from 0 to "
-                f"{logits.shape[1] - 1}, got {split.labels.max()} in {name}"
-            )
