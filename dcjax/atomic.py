@@ -41,7 +41,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     ...     path.read_text()
     'whole'
     """
-    target = pathlib.Path(os.path.realpath(path))
+    target = pathlib.Path(os.path.realpath(os.path.expanduser(path)))
     try:
         old = target.stat()
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     _sweep(target.parent, prefix)
     temporary = target.with_name(f"{prefix}{uuid.uuid4().hex}.tmp")
     try:
-        with _locked(temporary) as file:
+        with _locked(temporary, target) as file:
             yield file
             if old is not None:
                 with contextlib.suppress(OSError, AttributeError):  # Windows has no groups
@@ -68,14 +68,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
         temporary.unlink(missing_ok=True)
 
 
-def _locked(path: pathlib.Path) -> io.BufferedIOBase:
-    """Open a new file, locked until it is closed or the process dies.
+def _locked(path: pathlib.Path, target: pathlib.Path) -> io.BufferedIOBase:
+    """Open a new file, locked until it is closed or the process dies; errors name the target.
 
     Another process can sweep the file away between its creation and its locking; then it is created
     again. File systems without locks are not swept.
     """
     while True:
-        file = open(path, "xb")  # noqa: SIM115
+        try:
+            file = open(path, "xb")  # noqa: SIM115
+        except OSError as error:  # the folder is not there, or its disk is full
+            error.filename = os.fspath(target)
+            raise
         if fcntl is None:
             return file
         with contextlib.suppress(OSError):

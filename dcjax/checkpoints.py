@@ -134,7 +134,9 @@ class Checkpoints:
                 "writer=jax.process_index() where each has a folder of its own"
             )
         self._writes = writer is None or writer == jax.process_index()
-        self.folder = Path(folder).absolute()
+        if not os.fspath(folder):
+            raise ValueError("expected a folder, got an empty path")
+        self.folder = Path(folder).expanduser().absolute()
         self.keep = keep
         self._on_failure = on_failure or _raise
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None

@@ -350,6 +350,13 @@ def test_so_many_are_kept(keep, tmp_path):
             checkpoints.load(1)
 
 
+def test_the_folder_is_named_and_may_be_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Checkpoints("~/a").folder == tmp_path / "a"
+    with pytest.raises(ValueError, match="empty path"):
+        Checkpoints("")
+
+
 def test_no_checkpoint(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == []

@@ -317,6 +317,17 @@ def test_a_failure_leaves_the_old_file(suffix, step, tmp_path, monkeypatch):
 
 
 @both
+def test_paths_at_home_and_in_no_folder(suffix, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dcjax.save(f"~/a{suffix}", everything())
+    assert_same(dcjax.load(tmp_path / f"a{suffix}"), everything())
+    assert_same(dcjax.load(f"~/a{suffix}"), everything())
+    with pytest.raises(FileNotFoundError) as error:
+        dcjax.save(tmp_path / "none" / f"b{suffix}", everything())
+    assert error.value.filename == str(tmp_path / "none" / f"b{suffix}")
+
+
+@both
 @pytest.mark.parametrize("kind", ["folder", "fifo", "device", "link to a fifo"])
 def test_what_is_not_a_file_is_refused_at_once(suffix, kind, tmp_path):
     path = tmp_path / f"a{suffix}"

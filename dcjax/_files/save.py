@@ -76,7 +76,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> PyTre
     {'params': {'bias': Array([0, 1, 2], dtype=int32)}}
     """
     form = format_of(path)
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(os.path.expanduser(path), "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise FileError(f"{os.fspath(path)} is a folder, a FIFO or a device, not a file")

@@ -113,7 +113,7 @@ def standardise(
       The function; it takes images of any leading shape.
 
     Raises:
-      ValueError: a standard deviation is not positive; or, from the function, images are floats.
+      ValueError: a standard deviation is not positive; or, from the function, images are not uint8.
 
     >>> standardise(mean=0.5, std=0.5)(jnp.array([0, 255], jnp.uint8))
     Array([-1.,  1.], dtype=float32)
@@ -124,12 +124,12 @@ def standardise(
     offset = np.asarray(np.asarray(mean) / np.asarray(std), np.float32)
 
     def normalise(images: Shaped[Array, "*N C"]) -> Float[Array, "*N C"]:
-        # Images that are scaled already would be scaled again, and the network would not learn.
-        if not jnp.issubdtype(images.dtype, jnp.integer):
+        # Scaled images would be scaled again, and other integers reach beyond 255.
+        if images.dtype != jnp.uint8:
             raise ValueError(
-                "dcjax.training.standardise expects integer images from 0 to 255, got "
-                f"{images.dtype}{images.shape}; for scaled images give "
-                "Recipe(normalise=lambda x: x)"
+                "dcjax.training.standardise expects images of uint8, from 0 to 255, got "
+                f"{images.dtype}{images.shape}; images.astype(numpy.uint8) makes them of integers "
+                "in that range; for scaled images give Recipe(normalise=lambda x: x)"
             )
         return images.astype(jnp.float32) * scale - offset
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -76,10 +77,11 @@ def check_recipe(recipe: Any) -> None:
         raise ValueError(
             f"Recipe(batch_size=) must be an int of at least 1, got {shown(recipe.batch_size)}"
         )
-    if not 0 <= recipe.average < 1:
+    # Between float32's last number below 1 and 1, the average would stay at the first variables.
+    if not (isinstance(recipe.average, int | float) and 0 <= np.float32(recipe.average) < 1):
         raise ValueError(
-            f"expected a recipe with 0 <= average < 1, got {recipe.average}; 0.99 averages about "
-            "the last 100 steps"
+            f"expected a recipe with 0 <= average < 1, got {shown(recipe.average)}; 0.99 averages "
+            "about the last 100 steps"
         )
 
 

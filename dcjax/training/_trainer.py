@@ -132,6 +132,11 @@ def check_run(trainer: Any, state: Any, data: Any) -> None:
             raise TypeError(
                 f"expected a {kind.__name__}, from {source}, got {shown(value)}; {order}"
             )
+    if isinstance(state.step, jax.Array) and state.step.is_deleted():
+        raise ValueError(
+            "the state was donated to an earlier fit or step, which took its memory: go on with "
+            "fit(…).state, or start again by trainer.start(variables, key)"
+        )
     ranks = jnp.ndim(state.step), 2 if trainer.lead else 0
     if ranks[0] != ranks[1] or math.prod(trainer.lead) != jnp.size(state.step):
         raise ValueError(

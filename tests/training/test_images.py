@@ -89,6 +89,12 @@ def test_standardise_has_the_mean_and_the_deviation_of_each_channel():
     np.testing.assert_allclose(y, (x / 255 - mean) / std, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int32, np.int16, bool])
+def test_standardise_takes_bytes_alone(dtype):
+    with pytest.raises(ValueError, match=rf"of uint8, from 0 to 255, got {np.dtype(dtype)}\("):
+        standardise()(images(3, 4, 5).astype(dtype))
+
+
 @pytest.mark.parametrize("std", [0.0, [0.2, -1.0, 0.2], float("nan")])
 def test_a_deviation_is_positive(std):
     with pytest.raises(ValueError, match="standard deviations > 0"):

@@ -44,6 +44,16 @@ def test_start_takes_a_key(kind, request, study):
         run.trainer.start(variables, 0)
 
 
+def test_a_donated_state_is_refused():
+    x, labels = np.ones((8, 5), np.float32), np.zeros(8, int)
+    trainer = whole(normalise=lambda x: x, train_kwargs={})
+    variables = Plain().init(jax.random.key(0), x)
+    state, train = trainer.start(variables, jax.random.key(1)), trainer.place(x, labels)
+    training.fit(trainer, state, train, 1)
+    with pytest.raises(ValueError, match="donated to an earlier fit or step"):
+        training.fit(trainer, state, train, 2)
+
+
 def test_arguments_that_the_networks_call_does_not_take_are_named():
     x, labels = np.ones((8, 5), np.float32), np.zeros(8, int)
     variables = Plain().init(jax.random.key(0), x)
@@ -126,6 +136,8 @@ WRONG_PARTS = {
     "a name for the streams": (lambda: whole(rngs="dropout"), r"names, \('dropout',\), got a str"),
     "a batch of floats": (lambda: whole(batch_size=4.0), r"an int of at least 1, got float 4.0"),
     "empty batches": (lambda: whole(batch_size=0), r"an int of at least 1, got int 0"),
+    "an average for ever": (lambda: whole(average=1 - 1e-16), r"average < 1, got float 0\.9"),
+    "an average in words": (lambda: whole(average="0.9"), r"average < 1, got str '0.9'"),
     "a class": (lambda: side(Plain), r"got type .*; make an instance, Plain\(…\)"),
     "NNX": (lambda: side(nnx.Linear(2, 3, rngs=nnx.Rngs(0))), r"dcjax.layout_of_functions"),
     "half a network": (lambda: side(subnets=2.0), r"must be an int, got 2.0"),
