@@ -17,7 +17,7 @@ from experiments.results import summary
 from experiments.results.schema import Results
 from experiments.run import console as progress
 from experiments.run import lock, machines, signals, startup, workdir
-from experiments.settings import help, naming, validate
+from experiments.settings import help, naming, own, validate
 from experiments.settings.flags import Settings
 from experiments.settings.presets import PRESETS
 
@@ -71,7 +71,7 @@ def _code(program: str, body: Callable[[], int]) -> int:
     """Run the body; say what ends it, and return the exit code."""
     try:
         return body()
-    except (workdir.WorkdirError, data.DataError, startup.StartError) as error:
+    except (workdir.WorkdirError, data.DataError, startup.StartError, own.OwnError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except machines.JoinError as error:

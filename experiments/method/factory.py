@@ -14,6 +14,7 @@ import dcjax
 from dcjax import method, training
 from experiments.data import Dataset
 from experiments.run.checkpointing import Keeper
+from experiments.settings import own
 from experiments.settings.flags import Network, Settings, Training
 
 Convolution = Callable[..., Array]
@@ -37,11 +38,16 @@ def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
     chosen, classes = settings.network, len(dataset.classes)
     conv = convolution(chosen, keeper.say)
     keeper.say(treatment(dataset))
+    samples = dcjax.samples.make(chosen.samples, settings.subnets)
+    exact = network(chosen, classes, convolution=conv)
+    if chosen.model not in own.BUILT_IN:
+        few = jnp.zeros((2, *dataset.train.images.shape[1:]))
+        own.check(chosen.model, exact, settings.subnets, samples, few)
     road = method.Road(
         network=network(chosen, classes, precision(chosen), conv),
-        exact=network(chosen, classes, convolution=conv),
+        exact=exact,
         subnets=settings.subnets,
-        samples=dcjax.samples.make(chosen.samples, settings.subnets),
+        samples=samples,
         train=method.Split(*dataset.train),
         test=method.Split(*dataset.test),
         recipe=recipe(settings.training, dataset, Schedule()),
@@ -56,6 +62,9 @@ def network(
 ) -> nn.Module:
     """Return the global network, computing in `dtype`, with JAX's convolutions or the given one."""
     options: dict[str, Any] = {"dtype": dtype, "conv_general_dilated": convolution}
+    if chosen.model not in own.BUILT_IN:
+        sizes = {"width": chosen.width, "depth": chosen.depth}
+        return own.network(chosen.model, classes, **sizes, **options)
     if chosen.model == "resnet":
         return dcjax.models.ResNet(chosen.depth, chosen.width, classes, **options)
     convolutions = (chosen.depth - 2) // 3  # in each of three stages; then two dense layers
@@ -100,9 +109,16 @@ def recipe(
     per_epoch = training.steps_per_epoch(len(dataset.train.labels), chosen.batch_size)
     steps = max(1, schedule.epochs * per_epoch)
     warmup = min(round(schedule.warmup * per_epoch), steps // 2)
-    optimizer = training.sgd(
-        schedule.peak, steps, warmup, chosen.weight_decay, final_rate=schedule.final
-    )
+    if chosen.optimizer == "sgd":
+        optimizer = training.sgd(
+            schedule.peak, steps, warmup, chosen.weight_decay, final_rate=schedule.final
+        )
+    else:
+        start = 0.0 if warmup else schedule.peak
+        rate = optax.schedules.warmup_cosine_decay_schedule(
+            start, schedule.peak, warmup, steps, schedule.final
+        )
+        optimizer = own.optimizer(chosen.optimizer, rate, chosen.weight_decay)
     return training.Recipe(
         optimizer=optax.chain(optimizer, *then),
         batch_size=chosen.batch_size,

@@ -98,7 +98,7 @@ def _finetune(
     slower = [] if head == 1 else [dcjax.training.scale_blocks(params, head=head)]
     recipe = factory.recipe(chosen, this.dataset, schedule, *slower)
     opt_state = None
-    if transfer.carry_momentum:
+    if transfer.carry_momentum and chosen.optimizer == "sgd":
         narrow = factory.recipe(chosen, this.dataset, schedule).optimizer
         past = dcjax.compose_opt_state(narrow, subnets.opt_state, params, weights=subnets.weights)
         opt_state = optax.tree_utils.tree_set(
@@ -172,6 +172,7 @@ def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
         return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
     chosen = this.settings.network
+    native = getattr(this.road.exact, "conv_general_dilated", None) is not None
     return {
         "name": chosen.model,
         "depth": chosen.depth,
@@ -179,7 +180,7 @@ def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
         "classes": len(this.dataset.classes),
         "samples": chosen.samples,
         "precision": factory.precision(chosen),
-        "convolutions": "jax" if this.road.exact.conv_general_dilated is None else "native",
+        "convolutions": "native" if native else "jax",
         "parameters": parameters(variables),
         "subnet_parameters": parameters(stacked[0]),
     }

@@ -31,8 +31,9 @@ Part = Annotated[float, Expected("at least 0 and below 1", lambda x: 0 <= x < 1)
 class Network:
     """The global network, and what its sub-networks see."""
 
-    model: Literal["resnet", "cnn"] = "resnet"
-    """Architecture."""
+    model: str = "resnet"
+    """resnet, cnn or MODULE:CLASS. Your class is a Flax Linen module, found from the current
+    directory; it takes num_classes, and width and depth if it has them; its call takes train."""
     depth: Count = 8
     """Layers with weights: 6n+2 for a resnet (8, 14, 20, …), 3n+2 for a cnn (5, 8, 11, …)."""
     width: Count = 32
@@ -49,7 +50,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The three stages: stochastic gradient descent with momentum, cosine decay."""
+    """The three stages: stochastic gradient descent with momentum by default, cosine decay."""
 
     subnet_epochs: Natural = 8
     """Epochs of the sub-networks."""
@@ -59,6 +60,10 @@ class Training:
     """Epochs of the baseline. It is the global network trained from scratch, for comparison."""
     batch_size: Count = 128
     """Images a step."""
+    optimizer: str = "sgd"
+    """sgd, a name in optax or MODULE:FUNCTION. Your function makes an optimiser from a learning
+    rate. Others than sgd need their own --learning-rate, and do not carry their state into
+    fine-tuning."""
     learning_rate: Positive = 0.8
     """Peak learning rate of sub-networks and baseline. The default suits width 32; at width 64, 0.4
     is better for the sub-networks (docs/results.md)."""

@@ -5,8 +5,10 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
-from experiments.settings.flags import Expected, Settings
+from experiments.settings import own
+from experiments.settings.flags import Expected, Network, Settings
 from experiments.settings.naming import as_flag
+from experiments.settings.presets import PRESETS
 
 ENOUGH_STEPS = 100
 SMALLEST_BATCH = 8
@@ -135,6 +137,27 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             "another --workdir, or give --fresh without --only-subnet"
         )
     yield from _wrong_machines(settings)
+    chosen, usual = settings.training, PRESETS[settings.preset].training
+    if chosen.optimizer != "sgd" and chosen.learning_rate == usual.learning_rate:
+        yield (
+            f"--optimizer {chosen.optimizer} with the learning rate of sgd, {usual.learning_rate}: "
+            "give its own, --learning-rate 0.001 for example"
+        )
+    if ":" in network.model:
+        pass  # its width and depth are checked when it is made
+    elif network.model not in own.BUILT_IN:
+        yield f"--model {network.model}: expected {', '.join(own.BUILT_IN)} or MODULE:CLASS"
+    else:
+        yield from _wrong_sizes(network, subnets)
+    if settings.subnet_final_rate > settings.training.learning_rate:
+        yield (
+            f"--subnet-final-rate {settings.subnet_final_rate}: expected at most the "
+            f"--learning-rate {settings.training.learning_rate}"
+        )
+
+
+def _wrong_sizes(network: Network, subnets: int) -> Iterator[str]:
+    """Find a width or depth that the network cannot have."""
     if network.width % subnets:
         divisors = ", ".join(str(d) for d in range(1, network.width + 1) if network.width % d == 0)
         yield (
@@ -148,9 +171,4 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         yield (
             f"--depth {network.depth}: a {network.model} has {depths.step}n+2 layers, that is "
             f"{', '.join(map(str, depths[:4]))}, …; the nearest is {near}"
-        )
-    if settings.subnet_final_rate > settings.training.learning_rate:
-        yield (
-            f"--subnet-final-rate {settings.subnet_final_rate}: expected at most the "
-            f"--learning-rate {settings.training.learning_rate}"
         )
