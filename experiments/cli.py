@@ -125,8 +125,10 @@ def _empty(args: Sequence[str]) -> Iterator[str]:
 
     >>> [*_empty(["--seed", "1", "--workdir", "", "--data-dir="])]
     ['--workdir', '--data-dir']
+    >>> [*_empty([])]
+    []
     """
-    for flag, value in zip(args, [*args[1:], None], strict=True):
+    for flag, value in zip(args, [*args[1:], None], strict=False):
         if flag.startswith("--") and (value == "" or flag.endswith("=")):
             yield flag.removesuffix("=")
 
