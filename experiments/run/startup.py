@@ -57,7 +57,9 @@ def _why_not(variables: str) -> str:
         errors="replace",
     )
     words = tried.stderr.strip() or f"exit code {tried.returncode}"
-    return words.splitlines()[-1] if tried.returncode else ""
+    last = words.splitlines()[-1] if tried.returncode else ""
+    # JAX checks a platform that it does not have by an assertion without words.
+    return "it does not find such a device" if last == "AssertionError" else last
 
 
 def start_jax(cpu_devices: int) -> list[str]:

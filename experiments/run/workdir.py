@@ -112,8 +112,8 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
         foreign = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
         if foreign:
             raise WorkdirError(
-                f"the workdir {workdir} holds {' and '.join(foreign)} without {SETTINGS}, so they "
-                "are not from a run. Give another --workdir or move them away"
+                f"the workdir {workdir} holds {' and '.join(foreign)} but not the file {SETTINGS}, "
+                "so their run is unknown. Give another --workdir or move them away"
             )
     elif not fresh:
         anew = "Give another --workdir, or --fresh to start again"
@@ -155,6 +155,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 def unwritable(workdir: Path, error: OSError) -> WorkdirError:
     """Return the error for a folder that cannot be written."""
     why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    if error.filename and Path(error.filename) != workdir and workdir.is_dir():
+        why = f"{error.filename}: {why}"
     return WorkdirError(f"the workdir {workdir} cannot be written: {why}. Give another --workdir")
 
 
@@ -248,6 +250,8 @@ def read(path: Path, remedy: str = "Start the run again") -> dict[str, Any] | No
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, PermissionError):
+            remedy = "Make it readable"
         raise WorkdirError(f"{path} cannot be read: {error}. {remedy}") from None
     return values
 

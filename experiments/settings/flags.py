@@ -1,7 +1,6 @@
 """The settings of a run, frozen dataclasses: every field is a flag of the command line."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -20,11 +19,11 @@ class Expected(NamedTuple):
 LARGEST = 2**31 - 1  # JAX counts in 32 bits; larger seeds would repeat smaller ones
 Count = Annotated[int, Expected(f"an integer from 1 to {LARGEST}", lambda x: 1 <= x <= LARGEST)]
 Natural = Annotated[int, Expected(f"an integer from 0 to {LARGEST}", lambda x: 0 <= x <= LARGEST)]
-NotNegative = Annotated[
-    float, Expected("a finite number of at least 0", lambda x: 0 <= x < math.inf)
-]
-Positive = Annotated[float, Expected("a finite number above 0", lambda x: 0 < x < math.inf)]
-Part = Annotated[float, Expected("at least 0 and below 1", lambda x: 0 <= x < 1)]
+Width = Annotated[int, Expected("an integer from 1 to 65536", lambda x: 1 <= x <= 2**16)]
+# In float32 larger ones would be infinite, and smaller ones zero.
+NotNegative = Annotated[float, Expected("a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)]
+Positive = Annotated[float, Expected("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)]
+Part = Annotated[float, Expected("a number from 0 to 0.999999", lambda x: 0 <= x <= 0.999999)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Network:
     directory; it takes num_classes, and width and depth if it has them; its call takes train."""
     depth: Count = 8
     """Layers with weights: 6n+2 for a resnet (8, 14, 20, …), 3n+2 for a cnn (5, 8, 11, …)."""
-    width: Count = 32
+    width: Width = 32
     """Channels of the global network's first stage; each sub-network has width / subnets."""
     samples: Literal["replicate", "channels", "tiles", "phases", "bands"] = "replicate"
     """What each sub-network sees."""

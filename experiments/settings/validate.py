@@ -45,9 +45,10 @@ def data_problems(settings: Settings, images: tuple[int, ...]) -> Iterator[str]:
         return
     height, width = views.shape[2:4]
     if chosen.model == "cnn" and min(height, width) < 8:
+        fewer = "" if chosen.samples == "replicate" else "fewer --subnets or "
         yield (
             f"--model cnn halves images three times, and each sub-network sees only "
-            f"{height}×{width}: take fewer --subnets or --model resnet"
+            f"{height}×{width}: take {fewer}--model resnet"
         )
 
 
@@ -170,5 +171,5 @@ def _wrong_sizes(network: Network, subnets: int) -> Iterator[str]:
         near = min(depths, key=lambda depth: abs(depth - network.depth))
         yield (
             f"--depth {network.depth}: a {network.model} has {depths.step}n+2 layers, that is "
-            f"{', '.join(map(str, depths[:4]))}, …; the nearest is {near}"
+            f"{', '.join(map(str, depths[:4]))}, …, {depths[-1]}; the nearest is {near}"
         )

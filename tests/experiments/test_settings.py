@@ -59,9 +59,9 @@ WRONG = [
     (Settings(subnets=-1), "--subnets -1"),
     (Settings(seed=-1), "--seed -1"),
     (Settings(subnets=3, network=Network(width=64)), "64 is not divisible by 3"),
-    (Settings(network=Network(depth=9)), "8, 14, 20, 26, …; the nearest is 8"),
+    (Settings(network=Network(depth=9)), "8, 14, 20, 26, …, 998; the nearest is 8"),
     (Settings(network=Network(depth=2)), "6n+2"),
-    (Settings(network=Network(model="cnn", depth=2)), "5, 8, 11, 14, …; the nearest is 5"),
+    (Settings(network=Network(model="cnn", depth=2)), "5, 8, 11, 14, …, 998; the nearest is 5"),
     (Settings(network=Network(width=0)), "--width 0"),
     (Settings(training=Training(subnet_epochs=-1)), "--subnet-epochs -1"),
     (Settings(training=Training(batch_size=0)), "--batch-size 0"),
@@ -87,7 +87,7 @@ def test_a_mistake_is_named(settings, said):
 def test_a_rate_is_a_positive_number(name, rate):
     settings = Settings(training=dataclasses.replace(Training(), **{name: rate}))
     assert validate.problems(settings) == [
-        f"{naming.as_flag(name)} {rate}: expected a finite number above 0"
+        f"{naming.as_flag(name)} {rate}: expected a number from 1e-30 to 1e30"
     ]
 
 

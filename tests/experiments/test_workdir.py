@@ -138,7 +138,7 @@ def test_what_is_not_a_file_is_refused_at_once(kind, name, tmp_path):
         (tmp_path / name).symlink_to("/dev/full")
     else:
         (tmp_path / name).mkdir()
-    refusal = pytest.raises(workdir.WorkdirError, match=r"cannot be|without settings\.json")
+    refusal = pytest.raises(workdir.WorkdirError, match=r"cannot be|not the file settings\.json")
     with refusal, contextlib.ExitStack() as stack:
         workdir.finished(tmp_path, HERE)
         stack.enter_context(opened(tmp_path))
@@ -163,7 +163,7 @@ def test_fresh_takes_any_settings_and_clears_only_its_own(tmp_path):
 
 def test_fresh_is_no_leave_to_delete_a_stranger_s_files(tmp_path):
     (tmp_path / workdir.RESULTS).write_text("mine")
-    with pytest.raises(workdir.WorkdirError, match=r"without settings\.json"):
+    with pytest.raises(workdir.WorkdirError, match=r"not the file settings\.json"):
         workdir.finished(tmp_path, HERE, fresh=True)
 
 
@@ -194,7 +194,7 @@ def test_settings_that_one_side_lacks_are_listed():
 @pytest.mark.parametrize("name", [workdir.RESULTS, workdir.METRICS])
 def test_strangers_are_not_written_over(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(workdir.WorkdirError, match=f"holds {name} without settings.json"):
+    with pytest.raises(workdir.WorkdirError, match=f"holds {name} but not the file settings.json"):
         workdir.finished(tmp_path, HERE)
 
 
