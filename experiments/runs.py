@@ -41,12 +41,16 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
     if not found:
         print(f"{program}: error: no runs in {folder}; name another folder", file=sys.stderr)
         return BAD_INPUT
-    table = Table("run", "dataset", "subnets", "state", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for name in ("run", "dataset"):
+        table.add_column(name, overflow="fold")
+    table.add_column("K", justify="right")
+    table.add_column("state", overflow="fold")
     for name in ("sub-networks", "composed", "fine-tuned", "baseline"):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("-", "-\n"), justify="right", no_wrap=True)
     for each in found:
         table.add_row(*map(Text, (str(each.relative_to(folder)), *row(each))))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
 
 
