@@ -51,6 +51,8 @@ def main(program: str, args: Sequence[str] | None = None, **defaults: Any) -> in
     """
     startup.keep_memory()  # before reading the data starts threads
     progress.replace_unknown_characters()
+    if not os.environ.get("COLUMNS", "unset").strip("0"):  # rich would print nothing
+        del os.environ["COLUMNS"]
 
     def start() -> int:
         with signals.listening() as stop:
@@ -100,7 +102,11 @@ def parse(program: str, args: Sequence[str], **defaults: Any) -> Settings:
     preset = PRESETS.get(first.parse_known_args(args)[0].preset, usual)
     preset = naming.changed(preset, defaults | {"preset": preset.preset})
     if {"-h", "--help", "--help-all"} & {*args}:
-        help.show(program, preset, everything="--help-all" in args)
+        try:
+            help.show(program, preset, everything="--help-all" in args)
+            sys.stdout.flush()
+        except OSError:  # such as a pipe that nobody reads any longer
+            _drop_stdout()
         raise SystemExit(OK)
     try:
         with help.one_line():
@@ -211,6 +217,8 @@ def _train(
     stop: signals.Stop,
 ) -> int:
     """Do the part that needs JAX's devices."""
+    import jax
+
     from experiments.method import pipeline
     from experiments.method.divergence import Diverged
     from experiments.run import checkpointing
@@ -232,6 +240,14 @@ def _train(
             return OK
     except Diverged as error:
         raise Ended(DIVERGED, f"diverged: {error}") from None
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if "RESOURCE_EXHAUSTED" not in (words := str(error)) and isinstance(error, RuntimeError):
+            raise
+        raise Ended(
+            BAD_INPUT,
+            "error: there is not enough memory: take a smaller --width or --batch-size, or fewer "
+            f"images (--train-size): {words.splitlines()[0][:200] if words else 'out of memory'}",
+        ) from None
     code = OK
     try:
         workdir.finish(folder, results, naming.flat(settings))
@@ -261,13 +277,15 @@ def _refuse_other_run(settings: Settings, fingerprint: Mapping[str, Any]) -> Non
 
 def _show(results: Results, settings: Settings, folder: Path, voice: progress.Voice) -> int:
     """Print the results; return the exit code."""
+    if sys.stdout is None:
+        voice.say(f"the results cannot be printed: stdout is closed; they are in {folder}")
+        return LOST
     try:
         summary.show(results, Console(), asked=settings.data.dataset)
         sys.stdout.flush()
     except OSError as error:  # a full disk, or a pipe that nobody reads any longer
         voice.say(f"the results cannot be printed: {error.strerror}; they are in {folder}")
-        # Python flushes the stream once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return LOST
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         file = folder / workdir.RESULTS
@@ -276,6 +294,11 @@ def _show(results: Results, settings: Settings, folder: Path, voice: progress.Vo
             "it again from the checkpoints"
         ) from error
     return OK
+
+
+def _drop_stdout() -> None:
+    """Let stdout lead nowhere: Python flushes it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(problems: Iterable[str]) -> None:

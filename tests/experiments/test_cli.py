@@ -339,6 +339,28 @@ def test_results_that_cannot_be_printed_are_in_the_workdir(finished):
     assert str(finished) in ended.stderr
 
 
+def test_a_closed_stdout_is_said(finished, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(PROGRAM, [*TINY, "--workdir", str(finished)]) == cli.LOST
+    assert "stdout is closed" in capsys.readouterr().err
+
+
+def test_a_terminal_without_columns_shows_everything(finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert cli.main(PROGRAM, [*TINY, "--workdir", str(finished)]) == cli.OK
+    out, err = capsys.readouterr()
+    assert "fine-tuned" in out
+    assert "this run is finished" in err
+
+
+def test_a_help_that_nobody_reads_is_no_error(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(PROGRAM, ["--help"])
+        assert ended.value.code == cli.OK
+
+
 @pytest.mark.parametrize("content", [{}, {"dataset": 3}])
 def test_results_of_something_else_are_refused(finished, capsys, tmp_path, content):
     shutil.copy(finished / "settings.json", tmp_path)
