@@ -122,7 +122,7 @@ def ran(small, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         values = naming.flat(trial.settings)
         (folder / workdir.SETTINGS).write_text(json.dumps(values))
-        workdir.finish(folder, results(trial.settings))
+        workdir.finish(folder, results(trial.settings), values)
         commands.append(args)
 
     # Not subprocess.run itself: matplotlib calls it too.
