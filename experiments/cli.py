@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,13 +17,21 @@ from experiments.report import write
 from experiments.results import summary
 from experiments.results.schema import Results
 from experiments.run import console as progress
-from experiments.run import lock, machines, signals, startup, workdir
+from experiments.run import lock, machines, signals, startup, trackers, workdir
 from experiments.settings import help, naming, own, validate
 from experiments.settings.flags import Settings
 from experiments.settings.presets import PRESETS
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 STOPPED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
+USERS = (
+    workdir.WorkdirError,
+    data.DataError,
+    startup.StartError,
+    trackers.TrackerError,
+    own.OwnError,
+)
+"""Errors that the person at the command line can mend; each is one message."""
 COLLECT = "; the command without --only-subnet collects it from the same workdir"
 NO_ROOM = ", but could not be saved: make room in the workdir; the same command continues"
 
@@ -73,7 +82,7 @@ def _code(program: str, body: Callable[[], int]) -> int:
     """Run the body; say what ends it, and return the exit code."""
     try:
         return body()
-    except (workdir.WorkdirError, data.DataError, startup.StartError, own.OwnError) as error:
+    except USERS as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except machines.JoinError as error:
@@ -152,7 +161,7 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     values, how = naming.flat(settings), settings.keeping
     number = machines.number(settings.machines)
     first = number == 0
-    voice = progress.voice(Console(stderr=True, quiet=not first))
+    voice = progress.Voice(Console(stderr=True, quiet=not first))
 
     def finished() -> Results | None:
         return workdir.finished(folder, values, fresh=how.fresh)
@@ -171,6 +180,9 @@ def run(settings: Settings, stop: signals.Stop) -> int:
             pass
     startup.check_environment()
     dataset = load(settings, voice)
+    voice.say("starting JAX")
+    if how.dry_run:
+        return _dry_run(settings, dataset, folder, voice, stop)
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(lock.locked(folder, how.only_subnet))
@@ -182,7 +194,31 @@ def run(settings: Settings, stop: signals.Stop) -> int:
         if how.only_subnet is not None:
             part = f"-subnet-{how.only_subnet}"
         metrics = stack.enter_context(workdir.opened(folder, values, voice.say, part))
+        tracker = how.tracker if first else "none"
+        tracked = trackers.listening(tracker, folder, values, voice.say)
+        metrics.listeners += [voice.entry, *stack.enter_context(tracked)]
         return _train(settings, dataset, folder, voice, metrics, stop)
+
+
+def _dry_run(
+    settings: Settings,
+    dataset: data.Dataset,
+    folder: Path,
+    voice: progress.Voice,
+    stop: signals.Stop,
+) -> int:
+    """Print the plan of a run; leave nothing in its folder."""
+    startup.start_jax(settings.subnets)
+    from experiments.method import factory, plan
+    from experiments.run import checkpointing
+
+    metrics = workdir.Metrics(folder / workdir.METRICS, io.BytesIO(), voice.say)
+    keeper = checkpointing.Keeper(folder, settings.keeping, {}, {}, voice, metrics, stop)
+    voice.say("dry run: compiling both networks, and measuring a few steps of each")
+    for line in plan.dry_run(factory.setup(settings, dataset, keeper)):
+        if machines.number(settings.machines) == 0:
+            print(line)
+    return OK
 
 
 def load(settings: Settings, voice: progress.Voice) -> data.Dataset:
@@ -223,13 +259,11 @@ def _train(
     from experiments.method.divergence import Diverged
     from experiments.run import checkpointing
 
-    how = settings.keeping
+    how, values = settings.keeping, naming.flat(settings)
     fingerprint = checkpointing.fingerprint(dataset)
     if settings.machines.several:
         _refuse_other_run(settings, fingerprint)
-    keeper = checkpointing.Keeper(
-        folder, how, naming.flat(settings), fingerprint, voice, metrics, stop
-    )
+    keeper = checkpointing.Keeper(folder, how, values, fingerprint, voice, metrics, stop)
     try:
         if how.only_subnet is not None:
             kept = pipeline.run_one(settings, dataset, keeper, how.only_subnet)

@@ -41,6 +41,7 @@ class Journal(Protocol):
 
     * `opened(name)`: open the checkpoints of a stage; the context's end waits for saves.
     * `say(line)`: tell people; `warn(line)`: tell them of something wrong.
+    * `progress(line)`: tell them how far a stage is, as a line of metrics does.
     * `log(**fields)`: write a line of metrics.
     * `bar(title, steps)`: show a bar; the context gives a function of the steps done.
     * `stopping()`: a context in which a request to stop waits for the end of the step.
@@ -49,6 +50,7 @@ class Journal(Protocol):
     def opened(self, name: str) -> contextlib.AbstractContextManager[Kept]: ...
     def warn(self, line: str) -> None: ...
     def say(self, line: str) -> None: ...
+    def progress(self, line: str) -> None: ...
     def log(self, **fields: Any) -> None: ...
     def bar(
         self, title: str, steps: int
@@ -103,6 +105,8 @@ class Folder:
         """Print a line, if there is to be progress."""
         if self._progress:
             print(line, file=sys.stderr, flush=True)
+
+    progress = say
 
     def warn(self, line: str) -> None:
         """Give a `RuntimeWarning`."""

@@ -75,6 +75,7 @@ class Road(NamedTuple):
 
     def initial_subnets(self) -> Stacked:
         """Return the K sub-networks as they are initialised."""
+        self.journal.say("sub-networks: finding the layout, initialising")
         key = self.keys("subnets")[0]
         how: Mapping[str, Any] = {"samples": self.samples, "fields": self.fields, **self.call}
         return init(self.exact, self.subnets, key, self.images(2), **how)
@@ -94,6 +95,7 @@ class Road(NamedTuple):
         Returns:
           The results of their training, and the logits of those that the head weighs.
         """
+        self.journal.say("sub-networks: evaluating")
         exact = self.narrow(self.exact)
         trainer = training.side_by_side(exact, self.samples, self.recipe, self.subnets)
         logits = exact_logits(trainer, self.test)(trainer.start(stacked, self.key))
@@ -122,6 +124,7 @@ class Road(NamedTuple):
             if kept.found is not None:
                 variables = kept.into(jax.eval_shape(_compose, stacked))
                 return variables, kept.found.record["composition"], None
+            self.journal.say("composing, and comparing the feature maps of all layers")
             started = time.perf_counter()
             composed = jax.jit(_compose).lower(stacked, weights=weights).compile()
             compiled = time.perf_counter()

@@ -169,6 +169,7 @@ class _Stage:
             if plan.opt_state is not None:
                 state = state._replace(opt_state=trainer.to_devices(plan.opt_state))
             if plan.evaluate:
+                self._journal.say(f"{plan.title}: evaluating before the first step")
                 self._report(0, 0, state, None)
             return state
         saved = self._kept.into(trainer.to_host(state))
@@ -282,7 +283,7 @@ class _Stage:
             self.progress = progress._replace(curve=[*progress.curve, entry])
         losses = None if loss is None else loss.tolist()
         self._journal.log(phase=plan.name, step=step, loss=losses, **entry)
-        self._journal.say(_line(plan, entry, loss))
+        self._journal.progress(_line(plan, entry, loss))
 
 
 def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
@@ -294,6 +295,20 @@ def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
     if plan.evaluate:
         parts.append(f"test accuracy {100 * entry['accuracy']:.2f} %, loss {entry['cost']:.4f}")
     if epoch:
-        left = round(entry["seconds"] / epoch * (plan.epochs - epoch))
-        parts.append(f"{entry['seconds']:.1f} s" + (f", {left} s to go" if left else ""))
+        left = entry["seconds"] / epoch * (plan.epochs - epoch)
+        parts.append(_clock(entry["seconds"]) + (f", {_clock(left)} to go" if left else ""))
     return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration.
+
+    >>> _clock(8.84), _clock(83), _clock(7500)
+    ('8.8 s', '1m 23s', '2h 05m')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return "{}h {:02d}m".format(*divmod(round(seconds / 60), 60))

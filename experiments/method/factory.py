@@ -37,7 +37,6 @@ def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
     """Make what the stages share."""
     chosen, classes = settings.network, len(dataset.classes)
     conv = convolution(chosen, keeper.say)
-    keeper.say(treatment(dataset))
     samples = dcjax.samples.make(chosen.samples, settings.subnets)
     exact = network(chosen, classes, convolution=conv)
     if chosen.model not in own.BUILT_IN:

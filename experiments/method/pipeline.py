@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 import dcjax
 from dcjax import method
 from experiments.data import Dataset
-from experiments.method import factory, reporting, subnetworks
+from experiments.method import factory, plan, reporting, subnetworks
 from experiments.method.factory import Schedule, Setup
 from experiments.report import write
 from experiments.results.schema import Model, Results
@@ -36,15 +36,20 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
       Diverged: a sub-network diverged, and may not be restarted (again) or dropped.
     """
     this = factory.setup(settings, dataset, keeper)
-    road, subnets = this.road, subnetworks.train_all(this)
-    kept = subnets.stacked, subnets.weights
-    subnets_phase, logits = road.score_subnets(kept[0], subnets.progress, kept[1])
+    sizes = plan.sizes(this)
+    for line in plan.opening(this, sizes):
+        keeper.say(line)
+    road = this.road
+    with keeper.voice.living(plan.stages(this, sizes), provenance.memory):
+        subnets = subnetworks.train_all(this)
+        kept = subnets.stacked, subnets.weights
+        subnets_phase, logits = road.score_subnets(kept[0], subnets.progress, kept[1])
+        variables, composition, _ = road.compose(*kept)
+        evaluate = road.evaluation()
+        tuned, finetuned = _finetune(this, variables, subnets, evaluate)
+        whole, trained = _train_baseline(this, evaluate)
     if subnets.diverged:
         subnets_phase["diverged"] = subnets.diverged
-    variables, composition, _ = road.compose(*kept)
-    evaluate = road.evaluation()
-    tuned, finetuned = _finetune(this, variables, subnets, evaluate)
-    whole, trained = _train_baseline(this, evaluate)
     finetune, baseline = finetuned.phase(), trained.phase()
     composed = road.composed_phase(logits, composition, finetune["curve"][0])
     stages = {"subnets": subnets.progress, "finetune": finetuned, "baseline": trained}
@@ -54,11 +59,11 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
         "dataset": dataset.name,
         "subnets": settings.subnets,
         "seed": settings.seed,
-        "model": _model(this, subnets.stacked, variables),
+        "model": _model(this, sizes),
         "versions": method.versions(),
         "devices": provenance.devices(used | {"compose": 1}),
         "compile_seconds": compiled | {"compose": composition["compile_seconds"]},
-        "operations_per_epoch": reporting.operations_per_epoch(this),
+        "operations_per_epoch": sizes.operations,
         "subnets_phase": subnets_phase,
         "composed": composed,
         "finetune": finetune,
@@ -77,13 +82,18 @@ def run(settings: Settings, dataset: Dataset, keeper: Keeper) -> Results:
         weights["baseline"] = whole
     if jax.process_index() == 0:
         _save(this, weights, results)
+        keeper.say("gathering what the report shows")
         write.keep(keeper.workdir, lambda: reporting.gather(this, weights), keeper.say)
     return results
 
 
 def run_one(settings: Settings, dataset: Dataset, keeper: Keeper, member: int) -> bool:
     """Train one sub-network by itself, as beside the others; return whether it is kept."""
-    return subnetworks.train_one(factory.setup(settings, dataset, keeper), member)
+    this = factory.setup(settings, dataset, keeper)
+    for line in plan.opening(this, plan.sizes(this)):
+        keeper.say(line)
+    with keeper.voice.living({}, provenance.memory):
+        return subnetworks.train_one(this, member)
 
 
 def _finetune(
@@ -167,10 +177,7 @@ def _save(this: Setup, weights: dict[str, PyTree], results: Results) -> None:
         this.keeper.say(f"the model cannot be written to {folder}: {error.strerror}")
 
 
-def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
-    def parameters(variables: PyTree) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
+def _model(this: Setup, sizes: plan.Sizes) -> Model:
     chosen = this.settings.network
     native = getattr(this.road.exact, "conv_general_dilated", None) is not None
     return {
@@ -181,6 +188,6 @@ def _model(this: Setup, stacked: dcjax.Stacked, variables: PyTree) -> Model:
         "samples": chosen.samples,
         "precision": factory.precision(chosen),
         "convolutions": "native" if native else "jax",
-        "parameters": parameters(variables),
-        "subnet_parameters": parameters(stacked[0]),
+        "parameters": sizes.parameters,
+        "subnet_parameters": sizes.subnet_parameters,
     }

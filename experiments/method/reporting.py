@@ -8,32 +8,9 @@ from jaxtyping import PyTree
 
 import dcjax
 from dcjax import training
-from experiments.method import factory, operations
 from experiments.method.factory import Setup
 from experiments.report import evidence
 from experiments.report.evidence import Evidence
-from experiments.results.schema import Operations
-
-PASSES = 3
-"""Forward, and the gradients by the activations and by the parameters."""
-
-
-def operations_per_epoch(this: Setup) -> Operations:
-    """Return the operations of an epoch of all sub-networks, and of the global network."""
-    network = factory.network(this.settings.network, len(this.dataset.classes))
-    samples = this.road.samples
-    image = jax.ShapeDtypeStruct((1, *this.dataset.train.images.shape[1:]), "float32")
-    own = jax.eval_shape(lambda x: samples.split(x)[0], image)
-    joined = jax.eval_shape(samples.join, image)
-    size = this.settings.training.batch_size
-    steps = training.steps_per_epoch(len(this.dataset.train.labels), size)
-    subnets = this.settings.subnets
-    narrow = dcjax.decompose(network, subnets)
-    images = PASSES * size * steps
-    return {
-        "subnets": images * subnets * operations.forward(narrow, own),
-        "global": images * operations.forward(network, joined),
-    }
 
 
 def gather(this: Setup, weights: Mapping[str, PyTree]) -> Evidence:

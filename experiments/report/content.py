@@ -82,10 +82,11 @@ def of_runs(runs: Sequence[Run]) -> list[Section]:
 def heading(run: Run) -> str:
     """Return the run in one line: data, networks."""
     model, subnets = run.results["model"], run.results["subnets"]
-    kind = {"resnet": "ResNet", "cnn": "CNN"}.get(model["name"], model["name"])
+    kinds = {"resnet": f"ResNet-{model['depth']}", "cnn": f"CNN-{model['depth']}"}
+    kind = kinds.get(model["name"], model["name"])
     return (
         f"{run.results['dataset']}: {subnets} sub-networks of width {model['width'] // subnets} in "
-        f"a {kind}-{model['depth']} of width {model['width']}"
+        f"a {kind} of width {model['width']}"
     )
 
 

@@ -1,9 +1,7 @@
 """The closing table: what a run measured, for a person to read, on a terminal or in a file."""
 
 import math
-import re
 import statistics
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +12,7 @@ from rich.text import Text
 
 from experiments.results.schema import Results
 from experiments.results.speedup import blew_up, learned, standard_error
-from experiments.results.units import clock, nats, operations, percent, unit_of
+from experiments.results.units import clock, nats, operations, percent, unit_of, wrapped
 
 STAND_IN = (
     "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits. The figures show that everything "
@@ -64,18 +62,6 @@ def show(results: Results, console: Console, *, asked: str = "auto") -> None:
     console.print(shown)
     for line in conclusions(results):
         console.print(Text(wrapped(line, console.width)), soft_wrap=True)
-
-
-def wrapped(text: str, width: int) -> str:
-    """Return a text in lines of at most this width; a number stays beside its unit.
-
-    >>> print(wrapped("accuracy 12.50 % after 3.0 s", 15))
-    accuracy
-    12.50 % after
-    3.0 s
-    """
-    joined = re.sub(r"(?<=\d) (?=%|s\b|[kMGTPE]?FLOP)", "\N{NO-BREAK SPACE}", text)
-    return textwrap.fill(joined, width).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def title(results: Results) -> str:

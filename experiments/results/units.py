@@ -1,6 +1,8 @@
-"""Numbers as people read them: seconds, operations, percentages, losses."""
+"""Numbers as people read them, with their units; lines that keep the two together."""
 
 import math
+import re
+import textwrap
 
 
 def percent(fraction: float) -> str:
@@ -54,3 +56,17 @@ def operations(count: float) -> str:
     """
     unit, size = unit_of(count)
     return f"{count / size:.3g} {unit}"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of at most this width; a number stays beside its unit.
+
+    >>> print(wrapped("accuracy 12.50 % after 3.0 s", 15))
+    accuracy
+    12.50 % after
+    3.0 s
+    """
+    joined = re.sub(r"(?<=\d) (?=%|s\b|[kMGTPE]?FLOP)", "\N{NO-BREAK SPACE}", text)
+    return textwrap.fill(joined, width, break_long_words=False, break_on_hyphens=False).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )

@@ -50,6 +50,10 @@ class Keeper:
 
     warn = say
 
+    def progress(self, line: str) -> None:
+        """Print a line where no table shows the same."""
+        self.voice.progress(line)
+
     def bar(
         self, title: str, steps: int
     ) -> contextlib.AbstractContextManager[Callable[[int], None]]:

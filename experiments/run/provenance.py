@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,3 +65,22 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip() + "+" * bool(same.returncode)
+
+
+def memory() -> int:
+    """Return the bytes in use: of the first accelerator, or of this process on the CPU.
+
+    Where the system does not know the present size, it is the largest that the process had.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "cpu" and (stats := device.memory_stats()):
+        return stats["bytes_in_use"]
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

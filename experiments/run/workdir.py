@@ -30,6 +30,7 @@ class Metrics:
 
     * `name`: the file's name.
     * `lines`: the number of lines of each stage, which a line has as its `phase`.
+    * `listeners`: functions that are called with the fields of each line.
     """
 
     def __init__(self, path: Path, file: IO[bytes], say: Callable[[str], None]):
@@ -39,13 +40,16 @@ class Metrics:
         deleted. `say` gets a message if the file cannot be written.
         """
         self.name = path.name
+        self.listeners: list[Callable[..., None]] = []
         self._file = file
         self._say = say
         self._failed = False
         self._keep([line for line in self._read() if line.endswith(b"\n")])
 
     def __call__(self, **fields: Any) -> None:
-        """Write a line."""
+        """Write a line, and tell the listeners."""
+        for listen in self.listeners:
+            listen(**fields)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = (_dumps({"time": now} | fields) + "\n").encode()
         end = self._file.seek(0, os.SEEK_END)

@@ -138,6 +138,11 @@ class Keeping:
     on_diverged: Literal["stop", "restart", "drop"] = "stop"
     """If a sub-network's loss becomes NaN or infinite: stop; restart it from its last good
     checkpoint with another random key and half the learning rate; or drop it from the head."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Send the metrics to a tracker too; metrics.jsonl in the workdir always has them."""
+    dry_run: bool = False
+    """Train nothing: print the plan, that is parameters, operations, steps, memory, the layout, and
+    times estimated from a few steps."""
     fresh: bool = False
     """Start again. What an earlier run left in the workdir is deleted."""
 

@@ -23,7 +23,8 @@ def keeper(tmp_path):
     with workdir.opened(tmp_path, {}, said.append) as metrics:
 
         def made(how=None, dataset=None, settings=None):
-            voice = progress.voice(Console(quiet=True))._replace(say=said.append)
+            voice = progress.Voice(Console(quiet=True))
+            voice.say = said.append
             return checkpointing.Keeper(
                 tmp_path,
                 how or Keeping(),

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+import dcjax
 from experiments import cli, data
 from experiments.method import pipeline
 from experiments.run import console as progress
@@ -205,7 +208,7 @@ def test_no_backend_starts_for_samples_that_do_not_fit():
 @pytest.mark.parametrize(("asked", "got"), [("64", 64), ("100000", 1400), ("None", 1400)])
 def test_train_size_is_the_most_that_is_taken(asked, got):
     settings = cli.parse(PROGRAM, [*TINY, "--train-size", asked])
-    dataset = cli.load(settings, progress.voice(Console(quiet=True)))
+    dataset = cli.load(settings, progress.Voice(Console(quiet=True)))
     assert len(dataset.train.labels) == len(dataset.train.images) == got
     assert len(dataset.test.labels) == 340
 
@@ -256,6 +259,7 @@ KEYS = {
     "finetune": TIMES | SCORE | {"curve"},
     "baseline": TIMES | SCORE | {"curve"},
     "speedup": {"target_accuracy", "test_images", "seconds", "baseline_seconds", "wall", "device"},
+    "settings": set(),
 }
 
 
@@ -316,6 +320,32 @@ def test_metrics_were_written_as_it_went(finished):
     assert lines[-1]["step"] == 8
     curve = read(finished)["baseline"]["curve"]
     assert lines[-1]["accuracy"] == curve[-1]["accuracy"]
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(capsys, tmp_path):
+    folder = tmp_path / "run"
+    assert cli.main(PROGRAM, [*TINY, "--workdir", str(folder), "--dry-run"]) == cli.OK
+    out = capsys.readouterr().out
+    assert "data: digits, 10 classes; 64 training" in out
+    key, image = jax.random.key(0), jnp.ones((1, 32, 32, 3))
+    leaves = jax.tree.leaves(dcjax.models.ResNet(8, 4, 10).init(key, image)["params"])
+    count = sum(leaf.size for leaf in leaves)
+    assert f"2 sub-networks of width 4, {count:,} parameters each" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("baseline")]
+    assert row[1:3] == ["2", "8"]  # epochs, steps
+    assert "in all about" in out
+    assert "memory after these steps" in out
+    assert "params/head/kernel" in out  # the layout
+    assert not folder.exists()
+
+
+def test_a_missing_tracker_is_one_message(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    args = [*TINY, "--workdir", str(tmp_path / "run"), "--tracker", "wandb"]
+    assert cli.main(PROGRAM, args) == cli.BAD_INPUT
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{PROGRAM}: error: --tracker wandb needs wandb: pip install wandb"
+    )
 
 
 def test_a_finished_run_is_printed_again_without_training(finished, capsys, monkeypatch):
