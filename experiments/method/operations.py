@@ -10,8 +10,9 @@ from flax import linen as nn
 def forward(network: nn.Module, x: jax.ShapeDtypeStruct, **kwargs: Any) -> float:
     """Return the operations of a network's forward pass over a batch of that shape.
 
-    `kwargs` is what else the network's call needs. Nothing is computed. A training step takes about three times as many: the gradients by the
-    activations and by the parameters take about as much as the forward pass each.
+    `kwargs` is what else the network's call needs. Nothing is computed. A training step takes about
+    three times as many: the gradients by the activations and by the parameters take about as much
+    as the forward pass each.
 
     >>> import flax.linen as nn
     >>> forward(nn.Dense(3, use_bias=False), jax.ShapeDtypeStruct((1, 5), "float32"))
