@@ -41,7 +41,8 @@ class Voice:
     def say(self, line: str) -> None:
         """Print a line, above the table if there is one; a terminal's width cuts no number."""
         text = wrapped(line, self._console.width) if self._terminal else line
-        self._console.print(Text(text), soft_wrap=True)
+        with contextlib.suppress(OSError):  # a log on a full disk, which must not end a training
+            self._console.print(Text(text), soft_wrap=True)
 
     def progress(self, line: str) -> None:
         """Print a line where no table shows the same."""

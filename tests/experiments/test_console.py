@@ -1,5 +1,6 @@
 """A table that lives on a terminal, lines elsewhere, nothing where it is to be quiet."""
 
+import errno
 import io
 import sys
 
@@ -35,6 +36,18 @@ def spoken(losses=(0.5, 0.25), width=60, **options):
         voice.say("within")
         advance(8)
     return console.file.getvalue()
+
+
+def test_a_log_on_a_full_disk_ends_nothing():
+    tried = []
+
+    class Full(io.StringIO):
+        def write(self, text):
+            tried.append(text)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    progress.Voice(Console(file=Full())).say("a line")
+    assert tried
 
 
 def test_lines_only_without_a_terminal():
