@@ -186,8 +186,10 @@ def run(settings: Settings, stop: signals.Stop) -> int:
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(lock.locked(folder, how.only_subnet))
+        machines.agreed(settings.machines, lambda: None)  # nobody goes on without the lock
         if how.fresh:
             workdir.clear(folder)
+            machines.agreed(settings.machines, lambda: None)  # nor writes what another clears
         for name in startup.start_jax(settings.subnets):
             voice.say(f"note: {name} is set, and is not followed here")
         part = "" if first else f"-process-{number}"
