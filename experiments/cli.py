@@ -66,14 +66,7 @@ def main(program: str, args: Sequence[str] | None = None, **defaults: Any) -> in
     def start() -> int:
         with signals.listening() as stop:
             given = sys.argv[1:] if args is None else args
-            settings = parse(program, given, **defaults)
-
-            def say(line: str) -> None:
-                print(f"{program}: {line}", file=sys.stderr, flush=True)
-
-            if not machines.join(settings, say):
-                return run(settings, stop)
-            return machines.together(lambda: _code(program, lambda: run(settings, stop)), say)
+            return run(parse(program, given, **defaults), stop, program)
 
     return _code(program, start)
 
@@ -148,7 +141,18 @@ def _empty(args: Sequence[str]) -> Iterator[str]:
             yield flag.removesuffix("=")
 
 
-def run(settings: Settings, stop: signals.Stop) -> int:
+def run(settings: Settings, stop: signals.Stop, program: str = "experiments") -> int:
+    """Run the method, with the other processes if there are any; return the exit code."""
+
+    def say(line: str) -> None:
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
+
+    if not machines.join(settings, say):
+        return _run(settings, stop)
+    return machines.together(lambda: _code(program, lambda: _run(settings, stop)), say)
+
+
+def _run(settings: Settings, stop: signals.Stop) -> int:
     """Run the method with these settings, write its results into the workdir, and print them.
 
     The results of a finished run are printed again, and an unfinished run continues. Mistakes are
