@@ -4,6 +4,7 @@ Flags are read by each program's own parser, which then stops. `.ci/run` itself 
 the tests and the tools, and the doctests run all other code.
 """
 
+import argparse
 import dataclasses
 import functools
 import inspect
@@ -70,21 +71,27 @@ class Parsed(Exception):
 @pytest.fixture
 def stopping(monkeypatch):
     """Programs stop when they have read and checked their flags."""
-    read = tyro.cli
 
-    def stop(*args, **kwargs):
-        raise Parsed
+    def stopping_after(read):
+        def read_and_stop(*args, **kwargs):
+            read(*args, **kwargs)
+            raise Parsed
+
+        return read_and_stop
 
     def read_and_stop(program, **kwargs):
         if inspect.isfunction(program):
-            program = functools.wraps(program)(stop)
+            program = functools.wraps(program)(lambda *args, **kwargs: None)
         settings = read(program, **kwargs)
-        if sys._getframe(1).f_globals["__name__"] != cli.__name__:  # which checks more, and runs
+        if sys._getframe(1).f_globals["__name__"] != cli.__name__:  # which checks more
             raise Parsed
         return settings
 
-    monkeypatch.setattr(cli, "run", stop)
+    read = tyro.cli
     monkeypatch.setattr(tyro, "cli", read_and_stop)
+    monkeypatch.setattr(cli, "parse", stopping_after(cli.parse))
+    of_examples = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping_after(of_examples))
 
 
 def run(module, args, monkeypatch):
