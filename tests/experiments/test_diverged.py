@@ -134,7 +134,7 @@ def test_without_a_good_state_it_starts_from_the_beginning(alone, poisoned, tmp_
 def test_drop_composes_the_others(poisoned, alone, tmp_path, capsys):
     args = [*TINY, "--workdir", str(tmp_path), "--on-diverged", "drop"]
     assert cli.main(PROGRAM, args) == cli.OK
-    assert f"sub-network {BAD} diverged at step {STEP}: dropped" in capsys.readouterr().out
+    assert f"Sub-network {BAD} diverged at step {STEP}: dropped" in capsys.readouterr().out
     assert_others_are_untouched(tmp_path, alone)
     there = results(tmp_path)
     composed, phase = there["composed"], there["subnets_phase"]

@@ -197,7 +197,7 @@ def test_several_runs_side_by_side(folder, tmp_path, capsys):
     shutil.copytree(folder, other)
     (other / "settings.json").write_text(json.dumps({"seed": 4, "subnets": 2}))
     output = tmp_path / "both.html"
-    assert command.main([str(folder), str(other), "--output", str(output)]) == 0
+    assert command.main(command.PROGRAM, [str(folder), str(other), "--output", str(output)]) == 0
     text = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "| run & one | cifar10 | 2 | 32 |" in text
     assert "| seed | 3 | 4 |" in text
@@ -218,7 +218,7 @@ def test_runs_of_different_size_share_the_unit_of_the_axis(folder):
 
 
 def test_a_folder_without_a_finished_run_is_one_message(tmp_path, capsys):
-    assert command.main([str(tmp_path)]) == 2
+    assert command.main(command.PROGRAM, [str(tmp_path)]) == 2
     assert "holds no finished run: results.json is missing" in capsys.readouterr().err
 
 
