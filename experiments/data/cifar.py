@@ -49,7 +49,9 @@ def load(archive: Archive, place: str | Path | None, notify: Notify) -> Source:
     if version := prepared.newest(root / archive.name):
         return prepared.read(version, notify)._replace(whole=True)
     if place is not None and not root.is_dir():
-        raise DataError(f"{root} is not a folder: make it, or name another with --data-dir")
+        raise NotAtHandError(
+            f"{root} is not a folder: make it, name another by --data-dir, or use --dataset digits"
+        )
     path = root / "downloads" / archive.url.rpartition("/")[2]
     _download(archive, path)
     notify(f"reading {archive.name} from {path}")

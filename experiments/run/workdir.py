@@ -159,7 +159,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 def unwritable(workdir: Path, error: OSError) -> WorkdirError:
     """Return the error for a folder that cannot be written."""
     why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-    if error.filename and Path(error.filename) != workdir and workdir.is_dir():
+    if error.filename and Path(error.filename) != workdir and os.path.isdir(workdir):
         why = f"{error.filename}: {why}"
     return WorkdirError(f"the workdir {workdir} cannot be written: {why}. Give another --workdir")
 

@@ -73,7 +73,7 @@ def test_without_the_programs_the_command_says_how_to_get_them(tmp_path):
 def test_each_experiment_has_its_data(name, dataset, monkeypatch):
     """Flags still win over it."""
     asked = []
-    monkeypatch.setattr(cli, "run", lambda settings, stop: asked.append(settings) or 0)
+    monkeypatch.setattr(cli, "run", lambda settings, *_: asked.append(settings) or 0)
     for flags in ([], ["--dataset", "folder:here", "--seed", "3"]):
         monkeypatch.setattr(sys, "argv", ["it", *flags])
         with pytest.raises(SystemExit):

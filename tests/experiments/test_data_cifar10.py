@@ -293,6 +293,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, host, monkeypatch):
 
 
 def test_without_network_cifar10_is_refused(tmp_path):
+    (tmp_path / "new").mkdir()
     with pytest.raises(NotAtHandError) as error:
         load(tmp_path / "new")
     for words in (tmp_path / "new", "refused", "--data-dir", "--dataset digits"):
@@ -307,6 +308,7 @@ def test_without_network_auto_gives_the_digits(tmp_path, monkeypatch):
 def test_a_directory_that_was_named_is_meant(tmp_path):
     with pytest.raises(NotAtHandError, match="--dataset digits"):
         load(tmp_path / "misspelt", "auto")
+    assert not (tmp_path / "misspelt").exists()
 
 
 def truncate(path):
