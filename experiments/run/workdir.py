@@ -209,8 +209,9 @@ def clear(workdir: Path) -> None:
 
 
 def finish(workdir: Path, results: Results, settings: Mapping[str, Any]) -> None:
-    """Write a run's results into its folder, and the settings that they are of."""
-    _write(workdir / RESULTS, {**results, OF: settings})
+    """Write a run's results into its folder, and the settings that they are of, but for places."""
+    of = {name: value for name, value in settings.items() if name not in PLACES}
+    _write(workdir / RESULTS, {**results, OF: of})
 
 
 def plain(results: Results) -> Results:
