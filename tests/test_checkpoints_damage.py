@@ -166,7 +166,7 @@ def test_other_values(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
         monkeypatch.setattr(v1, "load", other)
-        with pytest.raises(CheckpointError, match=r"is damaged: .* does not match its CRC-32"):
+        with pytest.raises(CheckpointError, match=r"is damaged: Bad CRC-32"):
             checkpoints.load()
         monkeypatch.setattr(v1, "load", fail)
         with pytest.raises(CheckpointError, match=r"is damaged: No space.* none"):
