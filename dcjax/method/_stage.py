@@ -119,7 +119,7 @@ def run_stage(plan: Plan, split: Split, journal: Journal) -> tuple[training.Trai
     >>> split = Split(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int))
     >>> variables = network.init(jax.random.key(0), split.images)
     >>> plan = Plan("mine", "my stage", trainer, variables, jax.random.key(1), epochs=2)
-    >>> state, progress = run_stage(plan, split, Folder())
+    >>> state, progress = run_stage(plan, split, dcjax.method.Folder())
     >>> progress.epochs
     2
     """
