@@ -74,6 +74,7 @@ def test_each_experiment_has_its_data(name, dataset, monkeypatch):
     """Flags still win over it."""
     asked = []
     monkeypatch.setattr(cli, "run", lambda settings, *_: asked.append(settings) or 0)
+    monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)  # runpy would warn
     for flags in ([], ["--dataset", "folder:here", "--seed", "3"]):
         monkeypatch.setattr(sys, "argv", ["it", *flags])
         with pytest.raises(SystemExit):

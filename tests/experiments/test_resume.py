@@ -152,7 +152,7 @@ def test_stopped_in_every_phase_it_ends_as_if_left_alone(begin, finish, alone, t
             assert said.splitlines()[-1].endswith(f"stopped by {name}; the same command continues")
     said = finish(folder)
     assert "baseline: continues from step" in said
-    assert "sub-networks: " not in said  # neither trained nor composed again
+    assert "sub-networks: epoch" not in said  # not trained again
     assert_same(folder, alone)
     assert metrics(folder) == metrics(alone)
 
