@@ -48,7 +48,8 @@ def load(archive: Archive, place: str | Path | None, notify: Notify) -> Source:
     root = prepared.root(place)
     if version := prepared.newest(root / archive.name):
         return prepared.read(version, notify)._replace(whole=True)
-    if place is not None and not root.is_dir():
+    there = next((path for path in (root, *root.parents) if path.exists()), root)
+    if place is not None and there != root and there.is_dir():  # it may be mistyped
         raise NotAtHandError(
             f"{root} is not a folder: make it, name another by --data-dir, or use --dataset digits"
         )
