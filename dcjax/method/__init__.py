@@ -9,9 +9,11 @@ from dcjax.method._history import CurveEntry as CurveEntry
 from dcjax.method._history import Divergence as Divergence
 from dcjax.method._history import GlobalPhase as GlobalPhase
 from dcjax.method._history import SubnetsPhase as SubnetsPhase
+from dcjax.method._history import json_values as json_values
 from dcjax.method._journal import Folder as Folder
 from dcjax.method._journal import Journal as Journal
 from dcjax.method._journal import Kept as Kept
+from dcjax.method._journal import digest as digest
 from dcjax.method._model import versions as versions
 from dcjax.method._road import STAGES as STAGES
 from dcjax.method._road import Road as Road

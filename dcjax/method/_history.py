@@ -1,6 +1,21 @@
 """The plain numbers of a run, stage by stage: of `Result.history` and the experiments' results."""
 
-from typing import NotRequired, TypedDict
+import math
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+
+def json_values(value: Any) -> Any:
+    """Return nested dicts and lists with None for NaN and infinity, which JSON does not have.
+
+    >>> json_values({"cost": [1.5, float("nan")]})
+    {'cost': [1.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: json_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class CurveEntry(TypedDict):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +23,17 @@ from dcjax._linen.under import how_of
 from dcjax.atomic import replacing
 from dcjax.method._card import card
 from dcjax.method._defaults import Moments, normaliser
+from dcjax.method._history import json_values
 from dcjax.samples import Samples
 
 FOLDER, CONFIG, CARD = "model", "config.json", "README.md"
 FORMAT = "dcjax run, version 1"
-STAGES = {"subnets": "subnets", "composed": "composed", "finetuned": "finetune"}
-STAGES |= {"baseline": "baseline"}
+STAGES = {
+    "subnets": "subnets",
+    "composed": "composed",
+    "finetuned": "finetune",
+    "baseline": "baseline",
+}
 """The stage at whose end each network was measured."""
 
 
@@ -155,7 +159,7 @@ class Model:
         history = self.about.get("history", {})
         kind = "measured" if self.moments else "none"
         mean, std = self.moments or (None, None)
-        return _strict(
+        return json_values(
             {
                 "format": FORMAT,
                 "network": _described(self.network),
@@ -229,12 +233,3 @@ def _described(network: nn.Module) -> dict[str, Any]:
         settings["conv_general_dilated"] = "jax" if is_jax else "native"
         return {"class": f"dcjax.models.{kind.__name__}", "settings": settings}
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": None}
-
-
-def _strict(value: Any) -> Any:
-    """Return JSON values; NaN and infinity, which JSON does not have, become None."""
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,8 +8,6 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Key, PyTree
 
-from dcjax._checks import check_key
-from dcjax._compose.stacked import Stacked
 from dcjax._linen.network import samples_or_replicate
 from dcjax._linen.under import check_module
 from dcjax._pytrees import copy_tree
@@ -29,7 +27,7 @@ from dcjax.training._learner import learner
 from dcjax.training._processes import plain, put
 from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer, outside_mesh
+from dcjax.training._trainer import Trainer, check_start, outside_mesh
 
 _TAKES = (
     "data_parallel takes the global network, and start its variables: dcjax.compose(stacked), or "
@@ -99,12 +97,7 @@ def data_parallel(
         return copy_tree(on_one(plain(tree), here))
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
-        if isinstance(variables, Stacked):
-            raise ValueError(
-                f"expected the global network's variables, got those of {len(variables)} stacked "
-                "sub-networks; compose them first: dcjax.compose(stacked)"
-            )
-        check_key(key, "the order of arguments is start(variables, key)")
+        check_start(variables, key)
         return to_devices(jax.jit(one.init)(variables, key))
 
     def compiled(function: Any) -> Any:

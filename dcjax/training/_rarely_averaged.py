@@ -12,8 +12,6 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Key, PyTree
 
-from dcjax._checks import check_key
-from dcjax._compose.stacked import Stacked
 from dcjax._linen.network import samples_or_replicate
 from dcjax._linen.under import check_module
 from dcjax._pytrees import copy_tree
@@ -25,7 +23,7 @@ from dcjax.training._pmap import members_on
 from dcjax.training._processes import check_same, meet
 from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer, outside_mesh
+from dcjax.training._trainer import Trainer, check_start, outside_mesh
 
 _TAKES = "rarely_averaged takes the global network, and start its variables, as data_parallel does."
 
@@ -111,12 +109,7 @@ def rarely_averaged(
     one = learner(network, recipe, lambda x, _: samples.join(x), _TAKES)
 
     def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
-        if isinstance(variables, Stacked):
-            raise ValueError(
-                f"expected the global network's variables, got those of {len(variables)} stacked "
-                "sub-networks; compose them first: dcjax.compose(stacked)"
-            )
-        check_key(key, "the order of arguments is start(variables, key)")
+        check_start(variables, key)
         check_same((variables, key), devices, "variables and key")
         state = jax.jit(one.init)(variables, key)
         shared = Outer(state.opt_state)

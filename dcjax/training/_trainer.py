@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from dcjax._checks import shown
+from dcjax._checks import check_key, shown
+from dcjax._compose.stacked import Stacked
 from dcjax.training._data import Data
 from dcjax.training._devices import Device, OutsideMesh
 from dcjax.training._processes import meet
@@ -118,6 +119,16 @@ def compile(
         trainer = trainer._replace(forward=_compiled(trainer.forward, state.result, batch))
     meet(trainer.devices)
     return trainer, time.perf_counter() - started
+
+
+def check_start(variables: Any, key: Any) -> None:
+    """Refuse what a trainer of the global network cannot start from."""
+    if isinstance(variables, Stacked):
+        raise ValueError(
+            f"expected the global network's variables, got those of {len(variables)} stacked "
+            "sub-networks; compose them first: dcjax.compose(stacked)"
+        )
+    check_key(key, "the order of arguments is start(variables, key)")
 
 
 def check_run(trainer: Any, state: Any, data: Any) -> None:

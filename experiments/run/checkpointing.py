@@ -2,15 +2,14 @@
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
+from dcjax import method
 from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from dcjax.training import from_first
 from experiments.data import Dataset
@@ -215,8 +214,6 @@ class Kept:
 
 def fingerprint(dataset: Dataset) -> Record:
     """Return the name, the sizes and the SHA-256 of the images and labels of a data set."""
-    digest = hashlib.sha256()
-    for array in (*dataset.train, *dataset.test):
-        digest.update(np.ascontiguousarray(array).data)
     sizes = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
-    return {"name": dataset.name, **sizes, "sha256": digest.hexdigest()}
+    sha256 = method.digest(*dataset.train, *dataset.test)
+    return {"name": dataset.name, **sizes, "sha256": sha256}

@@ -5,7 +5,6 @@ import contextlib
 import datetime
 import errno
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -229,16 +228,9 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _dumps(values: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(_strict(values), indent=indent, allow_nan=False)
+    from dcjax import method  # imports JAX
 
-
-def _strict(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(method.json_values(values), indent=indent, allow_nan=False)
 
 
 def read(path: Path, remedy: str = "Start the run again") -> dict[str, Any] | None:
