@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -136,8 +137,8 @@ def _empty(args: Sequence[str]) -> Iterator[str]:
     >>> [*_empty([])]
     []
     """
-    for flag, value in zip(args, [*args[1:], None], strict=False):
-        if flag.startswith("--") and (value == "" or flag.endswith("=")):
+    for flag, value in itertools.pairwise([*args, None]):
+        if flag and flag.startswith("--") and (value == "" or flag.endswith("=")):
             yield flag.removesuffix("=")
 
 
@@ -281,12 +282,13 @@ def _train(
     except Diverged as error:
         raise Ended(DIVERGED, f"diverged: {error}") from None
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if "RESOURCE_EXHAUSTED" not in (words := str(error)) and isinstance(error, RuntimeError):
+        first, *_ = str(error).splitlines() or ["out of memory"]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in first:
             raise
         raise Ended(
             BAD_INPUT,
-            "error: there is not enough memory: take a smaller --width or --batch-size, or fewer "
-            f"images (--train-size): {words.splitlines()[0][:200] if words else 'out of memory'}",
+            "error: the memory does not suffice: take a smaller --width or --batch-size, or fewer "
+            f"images (--train-size): {first[:200]}",
         ) from None
     code = OK
     try:

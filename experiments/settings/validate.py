@@ -79,9 +79,13 @@ def too_few_steps(settings: Settings, images: int) -> str:
         better = math.ceil(ENOUGH_STEPS / (images // size))
         flags += [f"--subnet-epochs {better} --baseline-epochs {better}"]
     return (
-        f"note: {images} images make {steps} steps of {chosen.batch_size} in {epochs} epochs, too "
-        f"few to learn well: {' '.join(flags)} makes {better * (images // size)}"
+        f"note: {images} images make {steps} steps of {chosen.batch_size} in {_epochs(epochs)}, "
+        f"too few to learn well: {' '.join(flags)} makes {better * (images // size)}"
     )
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _wrong_numbers(group: Any) -> Iterator[str]:

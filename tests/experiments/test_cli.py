@@ -369,6 +369,27 @@ def test_results_that_cannot_be_printed_are_in_the_workdir(finished):
     assert str(finished) in ended.stderr
 
 
+@pytest.mark.parametrize("kind", ["MemoryError", "XLA's"])
+def test_too_little_memory_is_one_message(capsys, monkeypatch, tmp_path, kind):
+    def fail(*_):
+        if kind == "MemoryError":
+            raise MemoryError
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    message = refused(capsys, *TINY, "--workdir", str(tmp_path / "run"))
+    assert "the memory does not suffice: take a smaller --width or --batch-size" in message
+
+
+def test_another_error_of_xla_s_is_no_lack_of_memory(monkeypatch, tmp_path):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        cli.main(PROGRAM, [*TINY, "--workdir", str(tmp_path / "run")])
+
+
 def test_a_closed_stdout_is_said(finished, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(PROGRAM, [*TINY, "--workdir", str(finished)]) == cli.LOST
