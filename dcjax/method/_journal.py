@@ -1,4 +1,4 @@
-"""What the stages of a run ask of those who keep it: checkpoints, messages, a way to stop."""
+"""The journal of a run: its stages write checkpoints, messages and metrics into it."""
 
 import contextlib
 import hashlib

@@ -220,7 +220,7 @@ class Road(NamedTuple):
 
         Args:
           logits: of the sub-networks that are composed.
-          composition: from `compose_subnets`.
+          composition: from `compose`.
           first: the evaluation before fine-tuning.
         """
         labels = self.test.labels

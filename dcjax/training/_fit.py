@@ -267,7 +267,7 @@ def predict(
       Probabilities (N, C), or (K, N, C) side by side, in double precision.
 
     Raises:
-      ValueError: there is no image, or the state is of another trainer.
+      ValueError: the images are empty, or the state is of another trainer.
       TypeError: an argument has another type.
 
     >>> import dcjax, flax.linen as nn, numpy as np, optax

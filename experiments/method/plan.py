@@ -1,4 +1,4 @@
-"""What a run is going to do, before anything is trained: sizes, operations, times."""
+"""The plan of a run, before it trains: sizes, operations, times."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial

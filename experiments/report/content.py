@@ -1,4 +1,4 @@
-"""What a report holds, in order: sections of text, tables and pictures."""
+"""The sections of a report, in order: text, tables and pictures."""
 
 import base64
 import io
@@ -219,7 +219,7 @@ def _samples(found: Evidence) -> Section:
         ]
         seen = zip(_shown(views), answers, strict=True)
         rows.append([f"sub-network {k}", *itertools.starmap(_picture, seen)])
-    text = ["What each sub-network sees of an image, and its answer."]
+    text = ["Each sub-network's part of an image, and its answer."]
     head = ["", *(f"image {n}" for n in range(len(named)))]
     return Section("Samples", text, [Table(head, rows)])
 

@@ -1,4 +1,4 @@
-"""What a report shows beside the results: small arrays that a run leaves in `DIR/report.npz`."""
+"""The small arrays that a run leaves in `DIR/report.npz`, and a report shows beside the results."""
 
 import functools
 import operator

@@ -1,4 +1,4 @@
-"""What a run says: a table that lives on a terminal, and lines anywhere."""
+"""The voice of a run: a table that lives on a terminal, and lines anywhere."""
 
 import contextlib
 import io

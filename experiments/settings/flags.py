@@ -38,7 +38,7 @@ class Network:
     width: Width = 32
     """Channels of the global network's first stage; each sub-network has width / subnets."""
     samples: Literal["replicate", "channels", "tiles", "phases", "bands"] = "replicate"
-    """What each sub-network sees."""
+    """The part of an image that each sub-network sees."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of training; auto is float32 on the CPU, else bfloat16. Parameters and evaluation
     are always float32."""

@@ -1,4 +1,4 @@
-"""What a run leaves in DIR/model predicts as the run was measured, and the command says so."""
+"""The networks in DIR/model predict as the run was measured, and the command says so."""
 
 import dataclasses
 import json

@@ -121,7 +121,7 @@ def test_the_page_is_well_formed_and_has_no_outside_resource(folder):
     assert page.wrong == []
     assert page.open == []
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    # Names of XML namespaces are no addresses.
+    # An XML namespace has a name like an address, which nobody opens.
     assert set(re.findall(r"https?://[^\s\"')]+", text)) <= {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
