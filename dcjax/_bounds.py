@@ -110,7 +110,8 @@ def bounds(
     lower bound is its largest number.
 
     Args:
-      logits: (K, N, C), K sub-networks' logits of N samples and C classes.
+      logits: (K, N, C), K sub-networks' logits of N samples and C classes, of a network with a head
+        (`Layout.has_head`): without one the composed network does not average them.
       labels: (N,), integers in [0, C). Under `jit` they are not checked: a label out of range makes
         the costs NaN and counts as classified wrongly.
       weights: (K,), non-negative with sum 1, the weights of the head; 1/K each by default. A

@@ -41,6 +41,9 @@ def compose(
     with a factor in the layout is multiplied by it. Integer leaves that do not grow and that the
     logits do not depend on (counters) are sub-network 0's.
 
+    A network without a head, such as a feature extractor, composes too: its output is the
+    concatenation of the sub-networks' outputs. `Layout.has_head` tells, and `verify` reports it.
+
     A pure function of its arrays: it jits, differentiates, vmaps, and keeps dtypes.
 
     Args:

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from dcjax._checks import array_of, shown
+from dcjax._layout.layout import Layout
 
 
 def head_weights_of(
@@ -36,6 +37,18 @@ def head_weights_of(
             f"the head of a sub-network with weight 0 cannot be extracted, got {values.tolist()}"
         )
     return weights
+
+
+def check_head(layout: Layout) -> None:
+    """Refuse a network without a head where its output is taken for logits."""
+    if layout.subnets > 1 and not layout.has_head:
+        raise ValueError(
+            "expected a network that gives logits, got one without a head: no leaf merges the "
+            "sub-networks (kind 1/K in its layout), so the composed network's output is their "
+            f"{layout.subnets} outputs side by side. End it with a layer that does not grow with "
+            "the width, such as nn.Dense(classes); of a network that dcjax.narrowable made, name "
+            "that layer in keep. Features can be trained with a loss of your own, Recipe(loss=…)"
+        )
 
 
 def divided(part: Array, weight: Float[Array | np.ndarray, ""]) -> Array:

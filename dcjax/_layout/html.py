@@ -22,12 +22,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
 
 
-def layout_html(leaves: Sequence[tuple[str, str, tuple[Order, ...]]], subnets: int) -> str:
+def layout_html(
+    leaves: Sequence[tuple[str, str, tuple[Order, ...]]], subnets: int, note: str = ""
+) -> str:
     """Return a layout as a table, with a picture of every leaf's blocks.
 
     Args:
       leaves: the path, the kind and the axes of each.
       subnets: K.
+      note: a line below the table.
 
     >>> from dcjax._layout.order import Run
     >>> channels = Order((Run(2),))
@@ -46,7 +49,7 @@ def layout_html(leaves: Sequence[tuple[str, str, tuple[Order, ...]]], subnets: i
     )
     legend = f'sub-networks {colours} <span style="color:{_SHARED}">■</span>&nbsp;shared'
     head = ["leaf", "sub-network", "global", "kind", f"axes (K = {subnets})", "blocks"]
-    return f"<div>{legend}{table(head, rows)}</div>"
+    return f"<div>{legend}{table(head, rows)}{escape(note)}</div>"
 
 
 def _blocks(axes: tuple[Order, ...], subnets: int) -> str:

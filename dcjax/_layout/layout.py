@@ -11,6 +11,7 @@ from dcjax._layout.html import layout_html
 from dcjax._layout.order import Order
 
 Path = tuple[str, ...]
+_NO_HEAD = "no head (1/K) among these leaves: without one, outputs are concatenated (K × C)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Layout:
     Static and hashable. `layout["params"]` is the part below one key; `print(layout)` is a table:
     path, shape in a sub-network, shape in the global network, kind (`block`: block-diagonal or
     concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the calls
-    that were traced), and the runs of every axis.
+    that were traced), and the runs of every axis. A last line says so if there is no head.
     """
 
     subnets: int
@@ -102,6 +103,22 @@ class Layout:
         """The leaves' shapes in the global network."""
         return {path: leaf.global_shape(self.subnets) for path, leaf in self.leaves}
 
+    @property
+    def has_head(self) -> bool:
+        """True unless leaves grow and none of them merges the sub-networks (kind `1/K`).
+
+        Without a head the composed network's output is the sub-networks' outputs side by side.
+
+        >>> whole, channels = Order((Run(3, shared=True),)), Order((Run(2),))
+        >>> stem, head = LeafLayout((whole, channels)), LeafLayout((channels, whole), head=True)
+        >>> Layout(4, ((("stem",), stem), (("head",), head))).has_head
+        True
+        >>> Layout(4, ((("stem",), stem),)).has_head
+        False
+        """
+        leaves = [leaf for _, leaf in self.leaves]
+        return any(leaf.head for leaf in leaves) or all(leaf.is_mean for leaf in leaves)
+
     def __getitem__(self, key: str) -> "Layout":
         below = tuple((path[1:], leaf) for path, leaf in self.leaves if path[:1] == (key,))
         if not below:
@@ -122,11 +139,11 @@ class Layout:
         for path, leaf in self.leaves:
             wide = leaf.global_shape(self.subnets)
             rows.append(("/".join(path), str(leaf.narrow_shape), str(wide), str(leaf)))
-        return table(rows)
+        return table(rows) + ("" if self.has_head else f"\n{_NO_HEAD}")
 
     def _repr_html_(self) -> str:
         leaves = [("/".join(path), leaf.kind, leaf.axes) for path, leaf in self.leaves]
-        return layout_html(leaves, self.subnets)
+        return layout_html(leaves, self.subnets, "" if self.has_head else _NO_HEAD)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -314,7 +314,7 @@ def separation(both: Networks, inputs: Sequence[Any]) -> Separation:
                 "paths in dcjax.grouped(network, K, keep=(…))."
             )
         raise
-    narrow_results, wide_results = (_computed(both, tree) for tree in found.results)
+    narrow_results, wide_results = (computed(both, tree) for tree in found.results)
     check_results(both.network, narrow_results, wide_results)
     return found
 
@@ -409,7 +409,7 @@ def _apply(network: Any, calls: Sequence[dict[str, Any]]) -> Callable[..., Any]:
     return lambda variables, *inputs: [f(variables, x) for f, x in zip(each, inputs, strict=True)]
 
 
-def _computed(both: Networks, results: PyTree) -> list[Any]:
+def computed(both: Networks, results: PyTree) -> list[Any]:
     """Return what the calls compute, without the variables that they renew (`mutable=`)."""
     each = [results] if len(both.calls) == 1 else results
     renews = [call.get("mutable", False) is not False for call in both.calls]

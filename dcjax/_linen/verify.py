@@ -19,7 +19,7 @@ from dcjax._layout.layout import Layout, table
 from dcjax._layout.order import Order
 from dcjax._linen.decompose import DEFAULT_FIELDS
 from dcjax._linen.intermediates import Place, evaluate
-from dcjax._linen.network import input_of, networks, separation, traced_layout
+from dcjax._linen.network import computed, input_of, networks, separation, traced_layout
 from dcjax._tracing.functions import arguments_of
 from dcjax._tracing.jaxprs import located
 from dcjax._tracing.solve import Separation, identity_layout, separate
@@ -46,19 +46,19 @@ class Report(NamedTuple):
       error: the largest difference over the largest magnitude, over all layers.
       unseen: paths of layers inside `lax.cond` or `lax.while_loop`, which cannot be compared; the
         layers behind them are.
+      concatenated: the shapes of the outputs that no head merges, such as `(2, 4 × 8)`: in the
+        composed network they hold the sub-networks' outputs side by side.
     """
 
     layers: tuple[LayerError, ...]
     error: float
     unseen: tuple[str, ...] = ()
+    concatenated: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("layer", "shape", "absolute", "relative")]
         rows += [(e.layer, str(e.shape), f"{e.absolute:.1e}", f"{e.relative:.1e}") for e in self[0]]
-        text = f"{table(rows)}\nlargest relative error {self.error:.1e}"
-        if self.unseen:
-            text += f"\nnot compared, within cond or while: {', '.join(self.unseen)}"
-        return text
+        return "\n".join([table(rows), *self._lines()])
 
     def _repr_html_(self) -> str:
         head = ["layer", "shape", "absolute", "relative"]
@@ -66,10 +66,16 @@ class Report(NamedTuple):
             [escape(e.layer), str(e.shape), f"{e.absolute:.1e}", _shaded(e.relative)]
             for e in self.layers
         ]
-        said = f"largest relative error {self.error:.1e}"
+        return f"<div>{html.table(head, rows)}{'<br>'.join(map(escape, self._lines()))}</div>"
+
+    def _lines(self) -> list[str]:
+        """Return the lines below the table."""
+        lines = [f"largest relative error {self.error:.1e}"]
         if self.unseen:
-            said += f"<br>not compared, within cond or while: {escape(', '.join(self.unseen))}"
-        return f"<div>{html.table(head, rows)}{said}</div>"
+            lines.append(f"not compared, within cond or while: {', '.join(self.unseen)}")
+        if self.concatenated:
+            lines.append(f"output: concatenated {', '.join(self.concatenated)}, without a head")
+        return lines
 
 
 def _shaded(error: float) -> str:
@@ -96,6 +102,7 @@ def verify(
     map is the last array it computes. Layers inside `nn.scan` are compared in every round. Layers
     inside `nn.cond` and `nn.while_loop` are not compared; the report names them. Behind the merge
     the composed network's arrays are compared with the sub-networks' mean, weighted by `weights`.
+    Outputs that no head merges are concatenated; the report's last line names them.
 
     Args:
       network: the global network, a Flax Linen module.
@@ -138,7 +145,8 @@ def verify(
     own = [(tree, *xs) for tree, xs in zip(stacked, split, strict=True)]
     composed = (variables, *map(both.join, inputs))
     layers = _layers(found, several=len(inputs) > 1)
-    return _compared(found, layers, own, composed, weights, tolerance)
+    outputs = _concatenated(*(computed(both, tree) for tree in found.results))
+    return _compared(found, layers, own, composed, weights, tolerance, outputs)
 
 
 def verify_functions(
@@ -209,7 +217,8 @@ def verify_functions(
         for k, tree in enumerate(stacked)
     ]
     layers = dict(sorted((_layers(found, several=False) | _results(found)).items()))
-    return _compared(found, layers, own, (variables, inputs), weights, tolerance)
+    outputs = _concatenated(*map(jax.tree.leaves, found.results))
+    return _compared(found, layers, own, (variables, inputs), weights, tolerance, outputs)
 
 
 def _in_order_of(like: PyTree, tree: PyTree) -> list[Array]:
@@ -233,6 +242,7 @@ def _compared(
     composed_args: PyTree,
     weights: Any,
     tolerance: float | None,
+    concatenated: tuple[str, ...],
 ) -> Report:
     """Run all networks, compare the layers, and raise if an error is above the tolerance."""
     if not isinstance(tolerance, (int, float, np.integer, np.floating, type(None))):
@@ -250,6 +260,7 @@ def _compared(
     composed = features(found.wide)(composed_args)
     head_weights = np.asarray(head_weights_of(weights, len(own)), np.float64)
     report = _report(found, layers, own, composed, head_weights)
+    report = report._replace(concatenated=concatenated)
     half = any(a.dtype.itemsize < 4 for maps in composed.values() for a in maps)
     limit = tolerance if tolerance is not None else 0.1 if half else ROUNDING
     if not report.error <= limit:
@@ -258,6 +269,16 @@ def _compared(
             f"{limit:.1e}:\n{report}"
         )
     return report
+
+
+def _concatenated(narrow: Sequence[Any], wide: Sequence[Any]) -> tuple[str, ...]:
+    """Return the shapes of the outputs that grow, such as `(2, 4 × 8)`."""
+    sizes = [list(zip(n.shape, w.shape, strict=True)) for n, w in zip(narrow, wide, strict=True)]
+    return tuple(
+        f"({', '.join(str(w) if n == w else f'{w // n} × {n}' for n, w in axes)})"
+        for axes in sizes
+        if any(n != w for n, w in axes)
+    )
 
 
 def _check_layout(expected: Layout, got: Layout) -> None:

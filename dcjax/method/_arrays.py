@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dcjax._compose.head_weights import check_head
 from dcjax._compose.stacked import Stacked
 from dcjax.method._road import Road
 from dcjax.method._stage import Split
@@ -41,6 +42,7 @@ def check_alike(train: Split, test: Split) -> None:
 
 def check_labels(road: Road, start: Stacked) -> None:
     """Refuse a network that does not give logits of all classes of both splits."""
+    check_head(start.layout)
     view = road.samples.split(road.images(1))[0]
     narrow = road.narrow(road.network)
     logits = jax.eval_shape(lambda x: narrow.apply(start[0], x, **road.call), view)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dcjax._checks import shown
 from dcjax._compose.stacked import Stacked
 from dcjax.training._data import Data
-from dcjax.training._recipe import Recipe, steps_per_epoch
+from dcjax.training._recipe import Recipe, of_classes, steps_per_epoch
 from dcjax.training._state import TrainState
 
 # Each use of random numbers folds a number into the key, so that no two share a stream.
@@ -120,8 +120,7 @@ def learner(
         return call(_collections(variables), x, **recipe.eval_kwargs)
 
     def classes() -> int | None:
-        of_classes = recipe.loss is Recipe._field_defaults["loss"]
-        return max(logits_seen, default=None) if of_classes else None
+        return max(logits_seen, default=None) if of_classes(recipe) else None
 
     return Learner(init, shuffle, step, epoch, forward, classes)
 

@@ -44,6 +44,11 @@ class Recipe(NamedTuple):
     average: float = 0.0
 
 
+def of_classes(recipe: Recipe) -> bool:
+    """Return whether the loss is the default one, of logits of classes."""
+    return recipe.loss is Recipe._field_defaults["loss"]
+
+
 _FUNCTIONS = {
     "augment": "dcjax.training.no_augment leaves images as they are",
     "normalise": "lambda x: x leaves images as they are",

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from dcjax._checks import check_key, check_subnets, leaves_of, path_name, raise_listed
+from dcjax._compose.head_weights import check_head
+from dcjax._compose.stacked import Stacked
 from dcjax._linen.network import samples_or_replicate
 from dcjax._linen.under import check_module
 from dcjax.samples import Samples
@@ -17,7 +19,7 @@ from dcjax.training._data import Data, batcher, place
 from dcjax.training._devices import Device, Engine, choose_devices, engine_for, sharding
 from dcjax.training._learner import learner
 from dcjax.training._pmap import members_on
-from dcjax.training._recipe import Recipe, check_recipe
+from dcjax.training._recipe import Recipe, check_recipe, of_classes
 from dcjax.training._state import TrainState
 from dcjax.training._trainer import Trainer, outside_mesh
 
@@ -61,7 +63,8 @@ def side_by_side(
 
     Raises:
       ValueError: `members` are not distinct numbers of sub-networks. Later, from the trainer's
-        functions: the variables' leading axis or the samples do not fit.
+        functions: the variables' leading axis or the samples do not fit, or the network has no
+        head and the loss is the recipe's own, of logits.
 
     >>> import dcjax, optax
     >>> subnet = dcjax.models.CNN(width=2, num_classes=10)
@@ -112,6 +115,8 @@ def side_by_side(
             ],
             "dcjax.extract(variables, like=layout) cuts the variables of a global network",
         )
+        if isinstance(variables, Stacked) and of_classes(recipe):
+            check_head(variables.layout)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
         return placed.put(jax.jit(jax.vmap(one.init))(variables, keys))
 

@@ -64,9 +64,15 @@ def check(spec: str, made: Any, subnets: int, samples: Any, x: Any) -> None:
     import dcjax
 
     try:
-        dcjax.layout(made, subnets, x, samples=samples)
+        layout = dcjax.layout(made, subnets, x, samples=samples)
     except Exception as error:  # the user's code, too
         raise OwnError(f"--model {spec}: {error}") from error
+    if subnets > 1 and not layout.has_head:
+        raise OwnError(
+            f"--model {spec} has no head: no leaf merges the sub-networks, so its output grows "
+            "with the width. End it with nn.Dense(num_classes); where dcjax.narrowable makes its "
+            "sub-networks, name that layer in keep"
+        )
 
 
 def optimizer(spec: str, rate: Any, weight_decay: float) -> Any:
