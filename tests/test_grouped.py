@@ -357,3 +357,5 @@ def test_wrong_use():
         dcjax.grouped(Normed(nn.GroupNorm(16)), K).init(jax.random.key(0), VECTORS)
     with pytest.raises(ValueError, match="norm normalises 30 channels, which 4 groups"):
         dcjax.grouped(Normed(nn.LayerNorm(), width=30), K).init(jax.random.key(0), VECTORS)
+    with pytest.raises(ValueError, match=r"keep names nor, but the modules with norms are norm\n"):
+        dcjax.layout(dcjax.grouped(Normed(nn.LayerNorm()), K, keep=("norm", "nor")), K, VECTORS)

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dcjax._checks import check_subnets
-from dcjax._linen.under import Call, bare, check_module, checked_keep, how_of, keeps, under
+from dcjax._linen.under import (
+    Call,
+    bare,
+    check_known,
+    check_module,
+    checked_keep,
+    how_of,
+    keeps,
+    trace_call,
+    under,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,7 +50,8 @@ def grouped(network: M, subnets: int, *, keep: Sequence[str] = ()) -> M:
 
     Raises:
       ValueError: K is below 1. When the network is called: K does not divide the channels of a
-        norm, or a norm has no axis of channels; names the norm's path.
+        norm, or a norm has no axis of channels; names the norm's path. When it is initialised:
+        `keep` names no module with a norm.
       TypeError: the network is not a Flax Linen module, or another argument has another type.
 
     >>> import dcjax, flax.linen as nn, jax
@@ -87,6 +98,9 @@ class Groups:
 
     def interceptor(self, call: Call) -> Callable[..., Any]:
         """Return the interceptor that normalises within groups."""
+        network = call.network
+        if self.keep and call.method == "__call__" and network.scope and network.is_initializing():
+            check_known(self.keep, _norms(call), "with norms")
 
         def intercept(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
             # The method itself, which a subclass's own __call__ may call: Flax's, or another's.
@@ -124,6 +138,21 @@ def in_one_group(network: Any, subnet: Any) -> Any:
     if groups is None or groups_of(subnet) is not None:
         return subnet
     return under(subnet, Groups(1, groups.keep))
+
+
+def _norms(call: Call) -> list[str]:
+    """Return the paths of the network's norms, which `nn.jit` would hide from a single trace."""
+    network, paths = call.network, {}
+    while how_of(network) is not None:
+        network = bare(network)
+
+    def intercept(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.orig_method.func in _NORMS:
+            paths["/".join(context.module.path)] = None
+        return run(*args, **kwargs)
+
+    trace_call(network, call, intercept)
+    return list(paths)
 
 
 def _layer_norm(

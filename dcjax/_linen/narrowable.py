@@ -1,7 +1,6 @@
 """Networks whose widths are numbers in their code, made narrow module by module."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,11 +11,12 @@ from dcjax._linen.grouped import Groups, groups_of, regrouped
 from dcjax._linen.under import (
     Call,
     bare,
+    check_known,
     check_module,
     checked_keep,
     how_of,
     keeps,
-    traced_apart,
+    trace_call,
     under,
 )
 
@@ -136,12 +136,8 @@ class Narrowed:
 
     def _narrow(self, recorded: dict[str, Widths], method: str) -> dict[str, Widths]:
         """Return the widths that the sub-network's modules have instead of the recorded ones."""
-        unknown = [name for name in self.keep if not any(keeps([name], p) for p in recorded)]
-        if unknown and method == "__call__":
-            raise ValueError(
-                f"keep names {', '.join(unknown)}, but the modules with widths are "
-                f"{', '.join(recorded)}"
-            )
+        if method == "__call__":
+            check_known(self.keep, recorded, "with widths")
         divided = {
             path: {
                 name: _divided(width, self.subnets)
@@ -176,12 +172,9 @@ class Narrowed:
             )
 
 
-_recordings = itertools.count()
-
-
 def _recorded(call: Call) -> dict[str, Widths]:
     """Return the widths in the global network, by the paths of its modules."""
-    network, recorded, whole = bare(call.network), {}, []
+    recorded, whole = {}, []
 
     def intercept(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -191,13 +184,7 @@ def _recorded(call: Call) -> dict[str, Widths]:
         recorded.setdefault(path, _widths(module))
         return run(*args, **kwargs)
 
-    def initialise() -> Any:
-        names = ("params", *getattr(call.network.scope, "rngs", ()))
-        keys = {name: jax.random.key(0) for name in names}
-        return network.init(keys, *call.args, method=call.method, **call.kwargs)
-
-    with nn.intercept_methods(traced_apart(intercept, f"recording {next(_recordings)}")):
-        jax.eval_shape(initialise)
+    trace_call(bare(call.network), call, intercept)
     return {
         path: widths
         for path, widths in recorded.items()

@@ -9,10 +9,12 @@ import contextvars
 import dataclasses
 import fnmatch
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
+import jax
 
 from dcjax._checks import shown
 
@@ -114,6 +116,32 @@ def keeps(keep: Iterable[str], path: str) -> bool:
     parts = path.split("/")
     above = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
     return any(fnmatch.fnmatchcase(p, name) for p in above for name in keep)
+
+
+def check_known(keep: Iterable[str], paths: Iterable[str], kind: str) -> None:
+    """Refuse names in `keep` that name none of the modules at these paths; list both."""
+    known = list(paths)
+    unknown = [name for name in keep if not any(keeps([name], path) for path in known)]
+    if unknown:
+        raise ValueError(
+            f"keep names {', '.join(unknown)}, but the modules {kind} are "
+            f"{', '.join(known) or 'none'}"
+        )
+
+
+_tracings = itertools.count()
+
+
+def trace_call(network: nn.Module, call: Call, interceptor: Interceptor) -> None:
+    """Trace a call of another network with the same arguments, under an interceptor."""
+
+    def initialise() -> Any:
+        names = ("params", *getattr(call.network.scope, "rngs", ()))
+        keys = {name: jax.random.key(0) for name in names}
+        return network.init(keys, *call.args, method=call.method, **call.kwargs)
+
+    with nn.intercept_methods(traced_apart(interceptor, f"tracing {next(_tracings)}")):
+        jax.eval_shape(initialise)
 
 
 def check_module(network: Any) -> None:
