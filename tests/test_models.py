@@ -117,8 +117,10 @@ def test_kernels_of_convolutions_are_he_normal():
     [
         (lambda: ResNet(depth=31), "depth = 31, expected 6n [+] 2: 8, 14"),
         (lambda: ResNet(depth=2), "depth = 2, expected"),
+        (lambda: ResNet(depth="8"), "depth = '8', expected"),  # pyright: ignore
         (lambda: ResNet(depth=-4), "depth = -4, expected"),
-        (lambda: ResNet(width=0), "ResNet: width = 0; these must be at least 1"),
+        (lambda: ResNet(width=0), "ResNet: width = 0; these must be integers of at least 1"),
+        (lambda: CNN(width="8", stages=None), r"CNN: width = '8', stages = None; .*rs"),  # pyright: ignore
         (lambda: ResNet(num_classes=-1), "ResNet: num_classes = -1"),
         (lambda: CNN(stages=0, convolutions=0), "CNN: stages = 0, convolutions = 0; these must"),
         (lambda: shapes(CNN(stages=6)), "32, 32, 3.*at least 64"),

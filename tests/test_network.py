@@ -129,6 +129,10 @@ def test_narrow_may_call_narrow():
             LeNet(4), 2, jax.random.split(jax.random.key(0)), images((1, 8, 8, 3)))),
         (TypeError, "such as dcjax.samples.replicate", lambda: dcjax.layout(
             LeNet(4), 1, images((1, 8, 8, 3)), samples=3)),
+        (ValueError, r"empty axis of x, here of shape \(0, 8, 8, 3\)", lambda: dcjax.layout(
+            dcjax.models.CNN(width=4, stages=1), 2, images((0, 8, 8, 3)))),
+        (ValueError, "empty axis of x.*, or a layer of width 0", lambda: dcjax.init(
+            dcjax.models.CNN(width=4, stages=1), 1, jax.random.key(0), np.ones((1, 8, 8, 0)))),
         (ValueError, "samples are for 2", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=dcjax.samples.replicate(2))),
     ],

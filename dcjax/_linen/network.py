@@ -417,7 +417,7 @@ def computed(both: Networks, results: PyTree) -> list[Any]:
 
 
 def _call(function: Callable[..., Any], *args: Any, further: bool, **kwargs: Any) -> Any:
-    """Call the network; explain Flax's error if the call is one of training."""
+    """Call the network; explain the errors of calls in training and of empty axes."""
     try:
         with nn.intercept_methods(_pass_dropout) if further else contextlib.nullcontext():
             return function(*args, **kwargs)
@@ -427,6 +427,12 @@ def _call(function: Callable[..., Any], *args: Any, further: bool, **kwargs: Any
             "training; trace it in evaluation mode (train=False, deterministic=True, "
             "use_running_average=True, or your network's flag), or as one of the further calls, "
             f'such as calls=[{{"train": True, "mutable": ["batch_stats"]}}]. Flax says: {error}'
+        ) from error
+    except ZeroDivisionError as error:
+        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args[-1]))
+        raise ValueError(
+            "the network divides by zero in this call. The usual cause is an empty axis of x, here "
+            f"of shape {shapes}, or a layer of width 0; expected at least 1"
         ) from error
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
@@ -39,10 +40,14 @@ class ConvNorm(nn.Module):
 
 
 def check_positive(module: nn.Module, *fields: str) -> None:
-    """Raise a ValueError that names the module's fields that are not at least 1."""
-    bad = [f"{field} = {getattr(module, field)}" for field in fields if getattr(module, field) < 1]
+    """Raise a ValueError that names the module's fields that are not integers of at least 1."""
+    values = {field: getattr(module, field) for field in fields}
+    whole = {field for field, value in values.items() if isinstance(value, (int, np.integer))}
+    bad = [f"{k} = {v!r}" for k, v in values.items() if k not in whole or v < 1]
     if bad:
-        raise ValueError(f"{type(module).__name__}: {', '.join(bad)}; these must be at least 1")
+        raise ValueError(
+            f"{type(module).__name__}: {', '.join(bad)}; these must be integers of at least 1"
+        )
 
 
 def check_images(module: nn.Module, x: Array, side: int = 1) -> None:

@@ -49,8 +49,8 @@ class ResNet(nn.Module):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_positive(self, "width", "num_classes")
-        if self.depth < 8 or self.depth % 6 != 2:
-            raise ValueError(f"ResNet: depth = {self.depth}, expected 6n + 2: 8, 14, 20, 26, …")
+        if not isinstance(self.depth, int) or self.depth < 8 or self.depth % 6 != 2:
+            raise ValueError(f"ResNet: depth = {self.depth!r}, expected 6n + 2: 8, 14, 20, 26, …")
         super().__post_init__()
 
     @nn.compact

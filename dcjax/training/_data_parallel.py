@@ -27,7 +27,7 @@ from dcjax.training._learner import learner
 from dcjax.training._processes import plain, put
 from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer, check_start, outside_mesh
+from dcjax.training._trainer import Trainer, check_start, guarded
 
 _TAKES = (
     "data_parallel takes the global network, and start its variables: dcjax.compose(stacked), or "
@@ -120,4 +120,4 @@ def data_parallel(
         devices=devices,
         classes=one.classes,
     )
-    return outside_mesh(trainer)
+    return guarded(trainer)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from dcjax._checks import leaves_of, path_name, raise_listed
 from dcjax._pytrees import reshape_lead
 from dcjax.training._devices import DEVICES, Device, on_one, sharding
 
@@ -31,9 +32,11 @@ def members_on(devices: Sequence[Device], members: int, form: str) -> Members:
     shape = (len(devices), members // len(devices))
 
     def put(tree: PyTree) -> PyTree:
+        _check_lead(tree, (members,))
         return jax.device_put(reshape_lead(tree, shape, axes=1), sharding(devices, DEVICES))
 
     def get(tree: PyTree) -> PyTree:
+        _check_lead(tree, shape)
         return reshape_lead(on_one(tree, devices[0]), (members,), axes=2)
 
     def over_devices(function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
@@ -52,6 +55,17 @@ def members_on(devices: Sequence[Device], members: int, form: str) -> Members:
         return jax.pmap(on_device, DEVICES, in_axes=in_axes, devices=devices, **options)
 
     return Members(put, get, over_devices)
+
+
+def _check_lead(tree: PyTree, lead: tuple[int, ...]) -> None:
+    """Refuse a tree of another trainer, or in the form of the host in place of the devices'."""
+    leaves = leaves_of(tree, "tree").items()
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaves}
+    raise_listed(
+        f"expected a tree of this trainer, whose leaves have the leading axes {lead}, got",
+        [f"{path_name(p)}: shape {s}" for p, s in shapes.items() if s[: len(lead)] != lead][:5],
+        "to_devices takes a tree on the host, to_host one on the devices, each of its own trainer",
+    )
 
 
 def _member(args: Any, in_axes: Any, member: Any) -> Any:

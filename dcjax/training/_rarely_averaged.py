@@ -23,7 +23,7 @@ from dcjax.training._pmap import members_on
 from dcjax.training._processes import check_same, meet
 from dcjax.training._recipe import Recipe, check_recipe
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer, check_start, outside_mesh
+from dcjax.training._trainer import Trainer, check_start, guarded
 
 _TAKES = "rarely_averaged takes the global network, and start its variables, as data_parallel does."
 
@@ -176,7 +176,7 @@ def rarely_averaged(
         classes=one.classes,
         average=average,
     )
-    return outside_mesh(trainer)
+    return guarded(trainer)
 
 
 def _mean_over(devices: Sequence[Device], mine: Sequence[Device]) -> Callable[[PyTree], PyTree]:

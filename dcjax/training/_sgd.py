@@ -1,5 +1,7 @@
 """The usual optimiser of residual networks on small images."""
 
+import math
+
 import jax
 import optax
 
@@ -32,7 +34,8 @@ def sgd(
       An optax transformation.
 
     Raises:
-      ValueError: not 0 ≤ `warmup` < `steps`, or not 0 ≤ ε ≤ η.
+      ValueError: not 0 ≤ `warmup` < `steps`, 0 ≤ ε ≤ η, 0 ≤ λ and 0 ≤ μ < 1, or an argument is not
+        a finite number.
 
     >>> optimizer = sgd(0.1, steps=100, warmup=10)
     >>> len(optimizer.init({"kernel": jax.numpy.ones((3, 3))}))
@@ -42,10 +45,17 @@ def sgd(
       T. He et al., *Bag of tricks for image classification with convolutional neural networks*,
       CVPR 2019 (warm-up, cosine, no decay of biases).
     """
-    if not (0 <= warmup < steps and 0 <= final_rate <= learning_rate):
+    try:
+        rates = 0 <= final_rate <= learning_rate < math.inf
+        fits = rates and 0 <= warmup < steps < math.inf
+        fits = fits and 0 <= weight_decay < math.inf and 0 <= momentum < 1
+    except TypeError:  # not numbers
+        fits = False
+    if not fits:
         raise ValueError(
-            "expected 0 <= warmup < steps and 0 <= final_rate <= learning_rate, got "
-            f"{warmup=}, {steps=}, {final_rate=} and {learning_rate=}"
+            "expected numbers with 0 <= warmup < steps, 0 <= final_rate <= learning_rate, "
+            "0 <= weight_decay and 0 <= momentum < 1, all finite, got "
+            f"{warmup=}, {steps=}, {final_rate=}, {learning_rate=}, {weight_decay=}, {momentum=}"
         )
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else learning_rate,

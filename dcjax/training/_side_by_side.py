@@ -21,7 +21,7 @@ from dcjax.training._learner import learner
 from dcjax.training._pmap import members_on
 from dcjax.training._recipe import Recipe, check_recipe, of_classes
 from dcjax.training._state import TrainState
-from dcjax.training._trainer import Trainer, outside_mesh
+from dcjax.training._trainer import Trainer, guarded
 
 _TAKES = (
     "side_by_side takes the sub-network, dcjax.decompose(network, K), and start the variables of "
@@ -138,4 +138,4 @@ def side_by_side(
         devices=devices,
         classes=one.classes,
     )
-    return outside_mesh(trainer)
+    return guarded(trainer)

@@ -60,8 +60,14 @@ class Trainer(NamedTuple):
     average: Callable[[int, TrainState], TrainState] | None = None
 
 
-def outside_mesh(trainer: Trainer) -> Trainer:
-    """Let the trainer's functions run as without the mesh that a caller may have set."""
+def guarded(trainer: Trainer) -> Trainer:
+    """Let `finish` check its state, and all functions run outside a mesh that a caller has set."""
+
+    def finish(state: TrainState) -> PyTree:
+        check_state(state, trainer.lead, "finish takes the state alone")
+        return finish_checked(state)
+
+    finish_checked, trainer = trainer.finish, trainer._replace(finish=finish)
     functions = {name: part for name, part in trainer._asdict().items() if callable(part)}
     return trainer._replace(**{name: OutsideMesh(part) for name, part in functions.items()})
 
@@ -134,32 +140,36 @@ def check_start(variables: Any, key: Any) -> None:
 def check_run(trainer: Any, state: Any, data: Any) -> None:
     """Refuse a state or data that is not of this trainer."""
     order = "the order of arguments is trainer, state, data"
-    for value, kind, source in (
-        (trainer, Trainer, "side_by_side or data_parallel"),
-        (state, TrainState, "trainer.start or fit(…).state"),
-        (data, Data, "trainer.place(images, labels)"),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"expected a {kind.__name__}, from {source}, got {shown(value)}; {order}"
-            )
-    if isinstance(state.step, jax.Array) and state.step.is_deleted():
-        raise ValueError(
-            "the state was donated to an earlier fit or step, which took its memory: go on with "
-            "fit(…).state, or start again by trainer.start(variables, key)"
-        )
-    ranks = jnp.ndim(state.step), 2 if trainer.lead else 0
-    if ranks[0] != ranks[1] or math.prod(trainer.lead) != jnp.size(state.step):
-        raise ValueError(
-            f"expected a state of this trainer, of {_networks(trainer.lead)}, got one whose step "
-            f"has shape {jnp.shape(state.step)}: make one by its trainer.start(variables, key), or "
-            "trainer.to_devices(state) of one on the host"
-        )
+    _check_kind(trainer, Trainer, "side_by_side or data_parallel", order)
+    check_state(state, trainer.lead, order)
+    _check_kind(data, Data, "trainer.place(images, labels)", order)
     if (data.members is None) == bool(trainer.lead):
         raise ValueError(
             f"expected data of this trainer, of {_networks(trainer.lead)}, got data of another: "
             "place them with its trainer.place(images, labels)"
         )
+
+
+def check_state(state: Any, lead: tuple[int, ...], order: str) -> None:
+    """Refuse a state that is not of the trainer with this `lead`, in the devices' form."""
+    _check_kind(state, TrainState, "trainer.start or fit(…).state", order)
+    if isinstance(state.step, jax.Array) and state.step.is_deleted():
+        raise ValueError(
+            "the state was donated to an earlier fit or step, which took its memory: go on with "
+            "fit(…).state, or start again by trainer.start(variables, key)"
+        )
+    ranks = jnp.ndim(state.step), 2 if lead else 0
+    if ranks[0] != ranks[1] or math.prod(lead) != jnp.size(state.step):
+        raise ValueError(
+            f"expected a state of this trainer, of {_networks(lead)}, got one whose step "
+            f"has shape {jnp.shape(state.step)}: make one by its trainer.start(variables, key), or "
+            "trainer.to_devices(state) of one on the host"
+        )
+
+
+def _check_kind(value: Any, kind: type, source: str, order: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected a {kind.__name__}, from {source}, got {shown(value)}; {order}")
 
 
 def _networks(lead: tuple[int, ...]) -> str:

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,35 @@ def test_the_rate_may_end_above_zero():
 def test_the_rate_does_not_rise_to_its_end(final):
     with pytest.raises(ValueError, match="0 <= final_rate <= learning_rate"):
         sgd(0.5, steps=5, final_rate=final)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"learning_rate": -1},
+        {"learning_rate": math.nan},
+        {"learning_rate": math.inf},
+        {"learning_rate": "0.1"},
+        {"learning_rate": lambda step: 0.1},
+        {"steps": 0},
+        {"steps": math.nan},
+        {"steps": "10"},
+        {"weight_decay": -1},
+        {"weight_decay": math.nan},
+        {"weight_decay": None},
+        {"momentum": 1},
+        {"momentum": -0.1},
+        {"momentum": math.nan},
+        {"momentum": "0.9"},
+        {"final_rate": math.nan},
+        {"warmup": "1"},
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_odd_arguments_are_named(odd):
+    (name,) = odd
+    with pytest.raises(ValueError, match=f"expected numbers with .* got .*{name}="):
+        sgd(**{"learning_rate": 0.1, "steps": 5} | odd)
 
 
 def test_only_kernels_decay():

@@ -205,6 +205,23 @@ def test_state_and_data_are_those_of_the_trainer(two, own, run):
         run(trainer, state, others)
 
 
+@pytest.mark.parametrize("own", [0, 1])
+def test_finish_takes_a_state_of_its_trainer(two, own):
+    (trainer, state, _), (_, other, _) = two[own], two[1 - own]
+    with pytest.raises(ValueError, match=r"a state of this trainer, of (one |2 sub-)network"):
+        trainer.finish(other)
+    with pytest.raises(TypeError, match=r"expected a TrainState, .*got Fit.*the state alone"):
+        trainer.finish(training.Fit(state, [], 0.0))
+
+
+def test_states_are_moved_by_their_own_trainer(two):
+    (_, one, _), (side_by_side, both, _) = two
+    with pytest.raises(ValueError, match=r"(?s)leading axes \(\d.*step: shape \(\)"):
+        side_by_side.to_host(one)
+    with pytest.raises(ValueError, match=r"leading axes \(2,\), got\n  step: shape \(1, 2\)"):
+        side_by_side.to_devices(both._replace(step=np.zeros((1, 2), int)))
+
+
 def test_variables_are_those_of_the_trainers_network(two):
     """Flax names the leaf; a note says which network and variables the trainer takes."""
     x, labels = np.ones((8, 5), np.float32), np.zeros(8, int)
