@@ -109,6 +109,7 @@ class Layout:
 
         Without a head the composed network's output is the sub-networks' outputs side by side.
 
+        >>> from dcjax._layout.order import Run
         >>> whole, channels = Order((Run(3, shared=True),)), Order((Run(2),))
         >>> stem, head = LeafLayout((whole, channels)), LeafLayout((channels, whole), head=True)
         >>> Layout(4, ((("stem",), stem), (("head",), head))).has_head
