@@ -39,7 +39,8 @@ class Kept(Protocol):
 class Journal(Protocol):
     """Keeps a run's checkpoints and metrics, and speaks.
 
-    * `opened(name)`: open the checkpoints of a stage; the context's end waits for saves.
+    * `opened(name, apart)`: open the checkpoints of a stage; the context's end waits for saves.
+      `apart` says that each process has a state of its own in this stage.
     * `say(line)`: tell people; `warn(line)`: tell them of something wrong.
     * `progress(line)`: tell them how far a stage is, as a line of metrics does.
     * `log(**fields)`: write a line of metrics.
@@ -47,7 +48,9 @@ class Journal(Protocol):
     * `stopping()`: a context in which a request to stop waits for the end of the step.
     """
 
-    def opened(self, name: str) -> contextlib.AbstractContextManager[Kept]: ...
+    def opened(
+        self, name: str, *, apart: bool = False
+    ) -> contextlib.AbstractContextManager[Kept]: ...
     def warn(self, line: str) -> None: ...
     def say(self, line: str) -> None: ...
     def progress(self, line: str) -> None: ...
@@ -76,8 +79,9 @@ class Folder:
         self._progress = progress and jax.process_index() == 0
 
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[Kept]:
+    def opened(self, name: str, *, apart: bool = False) -> Iterator[Kept]:
         """Open the checkpoints of a stage."""
+        del apart  # of one process
         if self._folder is None:
             yield _Forgotten()
             return

@@ -1,6 +1,7 @@
 """The stages of the method, from the sub-networks to the fine-tuned network and the baseline."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from dcjax import training
@@ -183,17 +185,33 @@ class Road(NamedTuple):
         recipe: training.Recipe,
         epochs: int,
         evaluate: Evaluate,
+        *,
+        average_every: int | None = None,
+        outer: optax.GradientTransformation | None = None,
         **plan: Any,
     ) -> tuple[PyTree, Progress]:
         """Train the global network from these variables: the stage `finetune`, or `baseline`.
 
         Args:
+          average_every: train a copy on each device, and average the copies every so many steps
+            (`training.rarely_averaged`) and for each evaluation; 0 at the end only. None shares
+            each step among the devices.
+          outer: the outer optimiser of the averages.
           **plan: further fields of the `Plan`.
 
         Returns:
           The trained variables, and the progress.
         """
-        trainer = training.data_parallel(self.network, self.samples, recipe)
+        trainer = whole = training.data_parallel(self.network, self.samples, recipe)
+        if average_every is not None:
+            every = average_every or sys.maxsize
+            trainer = training.rarely_averaged(
+                self.network, self.samples, recipe, every, outer=outer
+            )
+
+        def of_average(state: training.TrainState) -> Score:
+            return evaluate(whole.start(trainer.finish(state), self.key))
+
         state, progress = run_stage(
             Plan(
                 name,
@@ -202,7 +220,7 @@ class Road(NamedTuple):
                 variables,
                 self.keys(name)[1],
                 epochs,
-                evaluate,
+                evaluate if average_every is None else of_average,
                 **plan,
             ),
             self.train,

@@ -123,7 +123,7 @@ def run_stage(plan: Plan, split: Split, journal: Journal) -> tuple[training.Trai
     >>> progress.epochs
     2
     """
-    with journal.opened(plan.name) as kept:
+    with journal.opened(plan.name, apart=plan.trainer.average is not None) as kept:
         stage = _Stage(plan, len(split.labels), kept, journal)
         state = stage.begin()
         if training.steps_done(state) < stage.last:
@@ -164,10 +164,8 @@ class _Stage:
     def begin(self) -> training.TrainState:
         """Return the state to continue from."""
         plan, trainer, found = self.plan, self.plan.trainer, self._kept.found
-        state = trainer.start(plan.variables, plan.key)
+        state = trainer.start(plan.variables, plan.key, plan.opt_state)
         if found is None:
-            if plan.opt_state is not None:
-                state = state._replace(opt_state=trainer.to_devices(plan.opt_state))
             if plan.evaluate:
                 self._journal.say(f"{plan.title}: evaluating before the first step")
                 self._report(0, 0, state, None)
@@ -197,7 +195,9 @@ class _Stage:
             # A state that is to be evaluated is saved after that, or a run that continues from it
             # would leave the evaluation out.
             evaluated = step % self.steps == 0 or (plan.every and step % plan.every == 0)
-            if not evaluated and self._kept.due(step, epoch_ends=False):
+            # Copies of several processes are saved where they have met: at an average.
+            met = step % trainer.every == 0
+            if met and not evaluated and self._kept.due(step, epoch_ends=False):
                 self._tick()
                 self.save(step, state)
 
@@ -233,6 +233,8 @@ class _Stage:
     def _on_epoch(self, done: training.Epoch, state: training.TrainState) -> None:
         """Evaluate, report and save at the end of an epoch, or of a part of it (`every`)."""
         self._tick()
+        if self.plan.trainer.average is not None:
+            done = done._replace(losses=done.losses.mean(axis=1))  # over the copies here
         step, ends = done.step, done.step % self.steps == 0
         self.progress = self.progress._replace(epochs=step // self.steps)
         epoch = self.progress.epochs if ends else step / self.steps

@@ -96,9 +96,9 @@ def data_parallel(
     def to_host(tree: PyTree) -> PyTree:
         return copy_tree(on_one(plain(tree), here))
 
-    def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+    def start(variables: PyTree, key: Key[Array, ""], opt_state: PyTree = None) -> TrainState:
         check_start(variables, key)
-        return to_devices(jax.jit(one.init)(variables, key))
+        return to_devices(jax.jit(one.init)(variables, key, opt_state))
 
     def compiled(function: Any) -> Any:
         return jax.jit(on_mesh(function, devices), out_shardings=replicated, donate_argnums=0)

@@ -28,7 +28,7 @@ _ORDER, _AUGMENT, _NETWORK = range(3)
 class Learner(NamedTuple):
     """The functions of one network; `Trainer` documents them."""
 
-    init: Callable[[PyTree, Key[Array, ""]], TrainState]
+    init: Callable[..., TrainState]
     shuffle: Callable[[TrainState, Data], Int[Array, "steps batch"]]
     step: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
     epoch: Callable[[TrainState, Data, Int[Array, "steps batch"]], tuple[TrainState, Array]]
@@ -56,7 +56,7 @@ def learner(
 
     logits_seen: set[int] = set()
 
-    def init(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+    def init(variables: PyTree, key: Key[Array, ""], opt_state: PyTree = None) -> TrainState:
         variables = nn.meta.unbox(variables)  # of nn.with_partitioning
         collections = _collections(variables)
         if not isinstance(collections, Mapping) or "params" not in collections:
@@ -65,7 +65,8 @@ def learner(
                 "expected all of a network's variables, as from network.init: {'params': …, …}, "
                 f"got {got}"
             )
-        opt_state = recipe.optimizer.init(collections["params"])
+        if opt_state is None:
+            opt_state = recipe.optimizer.init(collections["params"])
         averaged = jax.tree.map(_widest, variables) if recipe.average else None
         return TrainState(jnp.int32(0), key, variables, opt_state, averaged)
 

@@ -151,12 +151,22 @@ def from_first(data: bytes) -> bytes:
     >>> from_first(b"mine")
     b'mine'
     """
+    return from_all(data if jax.process_index() == 0 else b"")[0]
+
+
+def from_all(data: bytes) -> list[bytes]:
+    """Return the bytes of all processes, in the order of their numbers, in every process.
+
+    >>> from_all(b"mine")
+    [b'mine']
+    """
     if jax.process_count() == 1:
-        return data
+        return [data]
     firsts = _first_devices()
-    size = int(gather(np.int32(len(data)), firsts)[0])
-    filled = data if jax.process_index() == 0 else bytes(size)
-    return np.asarray(gather(np.frombuffer(filled, np.uint8), firsts)[0]).tobytes()
+    sizes = np.asarray(gather(np.int32(len(data)), firsts)).tolist()
+    filled = np.frombuffer(data.ljust(max(sizes), b"\0"), np.uint8)
+    rows = np.asarray(gather(filled, firsts))
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 def _first_devices() -> list[Device]:

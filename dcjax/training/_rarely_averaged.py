@@ -108,10 +108,10 @@ def rarely_averaged(
     placed = members_on(mine, len(mine), engine_for(mine[0].platform).members)
     one = learner(network, recipe, lambda x, _: samples.join(x), _TAKES)
 
-    def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+    def start(variables: PyTree, key: Key[Array, ""], opt_state: PyTree = None) -> TrainState:
         check_start(variables, key)
-        check_same((variables, key), devices, "variables and key")
-        state = jax.jit(one.init)(variables, key)
+        check_same((variables, key, opt_state), devices, "variables and key")
+        state = jax.jit(one.init)(variables, key, opt_state)
         shared = Outer(state.opt_state)
         if outer is not None:
             params = state.variables["params"]
@@ -172,9 +172,10 @@ def rarely_averaged(
         forward=placed.map(one.forward, (0, shared)),
         batch_size=recipe.batch_size,
         lead=(len(mine),),
-        devices=mine,
+        devices=devices,
         classes=one.classes,
         average=average,
+        every=every,
     )
     return guarded(trainer)
 

@@ -102,7 +102,7 @@ def side_by_side(
 
     one = learner(subnet, recipe, view, _TAKES)
 
-    def start(variables: PyTree, key: Key[Array, ""]) -> TrainState:
+    def start(variables: PyTree, key: Key[Array, ""], opt_state: PyTree = None) -> TrainState:
         check_key(key, "the order of arguments is start(variables, key)")
         leaves = leaves_of(nn.meta.unbox(variables), "variables")
         raise_listed(
@@ -118,7 +118,7 @@ def side_by_side(
         if isinstance(variables, Stacked) and of_classes(recipe):
             check_head(variables.layout)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
-        return placed.put(jax.jit(jax.vmap(one.init))(variables, keys))
+        return placed.put(jax.jit(jax.vmap(one.init))(variables, keys, opt_state))
 
     shared = Data(None, None, 0)  # pyright: ignore[reportArgumentType] – axes in the place of arrays
     train = functools.partial(placed.map, in_axes=(0, shared, 0), donate_argnums=0)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, PyTree
 
 from dcjax._checks import check_key, shown
 from dcjax._compose.stacked import Stacked
@@ -25,7 +25,8 @@ class Trainer(NamedTuple):
     `lead`. On the devices it has a form that only the trainer knows.
 
     * `place(images, labels)`: put a split, training or test, on the devices as `Data`.
-    * `start(variables, key)`: make the state before the first step; copies.
+    * `start(variables, key, opt_state=None)`: make the state before the first step; copies. The
+      optimiser goes on from `opt_state`, of the form of `variables`; None starts it anew.
     * `finish(state)`: return the plain variables, on one device; copies.
     * `to_devices(tree)`, `to_host(tree)`: convert any plain pytree to the devices' form and back;
       both copy, so the result outlives the next step. A checkpoint is `to_host(state)`.
@@ -41,10 +42,12 @@ class Trainer(NamedTuple):
       with a loss of your own.
     * `average(step, state)`: called by `fit` after each step, with the steps done; return the state
       to go on with. None where nothing is to be averaged.
+    * `every`: the steps between two averages. Within them the states of the copies, and so the
+      checkpoints of several processes, need not be of the same step.
     """
 
     place: Callable[[Any, Any], Data]
-    start: Callable[[PyTree, Key[Array, ""]], TrainState]
+    start: Callable[..., TrainState]
     finish: Callable[[TrainState], PyTree]
     to_devices: Callable[[PyTree], PyTree]
     to_host: Callable[[PyTree], PyTree]
@@ -58,6 +61,7 @@ class Trainer(NamedTuple):
     devices: tuple[Device, ...]
     classes: Callable[[], int | None]
     average: Callable[[int, TrainState], TrainState] | None = None
+    every: int = 1
 
 
 def guarded(trainer: Trainer) -> Trainer:
@@ -124,6 +128,8 @@ def compile(
         batch = trainer.batch(test, 0)
         trainer = trainer._replace(forward=_compiled(trainer.forward, state.result, batch))
     meet(trainer.devices)
+    if trainer.average is not None:  # of a copy, because it donates the state
+        trainer.average(0, trainer.to_devices(trainer.to_host(state)))
     return trainer, time.perf_counter() - started
 
 

@@ -128,6 +128,13 @@ def recipe(
     )
 
 
+def outer(chosen: Training) -> optax.GradientTransformation | None:
+    """Return the optimiser of the steps after averages; None takes the averages themselves."""
+    if chosen.outer_rate is None:
+        return None
+    return optax.sgd(chosen.outer_rate, momentum=0.9, nesterov=True)
+
+
 def smoothed(part: float) -> Callable[[Array, Array], Array]:
     """Return the cross entropy to labels of which `part` is spread evenly over all classes.
 

@@ -122,6 +122,8 @@ def _finetune(
         schedule.epochs,
         evaluate,
         every=chosen.evaluate_every,
+        average_every=chosen.average_every,
+        outer=factory.outer(chosen),
         opt_state=opt_state,
         remedy="a lower --finetune-rate",
     )
@@ -138,6 +140,8 @@ def _train_baseline(this: Setup, evaluate: method.Evaluate) -> tuple[PyTree, met
         schedule.epochs,
         evaluate,
         every=chosen.evaluate_every,
+        average_every=chosen.baseline_average_every,
+        outer=factory.outer(chosen),
         remedy="a lower --learning-rate",
     )
 

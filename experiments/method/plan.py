@@ -17,6 +17,7 @@ from experiments.results.units import clock
 from experiments.results.units import operations as shown
 from experiments.run import provenance
 from experiments.run.console import Expected
+from experiments.settings.flags import Training
 
 PASSES = 3
 """Forward, and the gradients by the activations and by the parameters."""
@@ -83,7 +84,20 @@ def opening(this: Setup, sizes: Sizes) -> Iterator[str]:
     threads = f" on {here['cpu_threads']} threads" if here["platform"] == "cpu" else ""
     name = here["processor"] if here["platform"] == "cpu" else here["kind"]
     yield f"devices: {here['count']} of {here['platform']}{threads} ({name})"
+    yield from _averages(settings.training)
     yield f"workdir: {this.keeper.workdir}"
+
+
+def _averages(chosen: Training) -> Iterator[str]:
+    """Yield the stages that train a copy on each device."""
+    outer = f", then an outer step at rate {chosen.outer_rate:g}" if chosen.outer_rate else ""
+    for stage, every in (
+        ("finetune", chosen.average_every),
+        ("baseline", chosen.baseline_average_every),
+    ):
+        if every is not None:
+            when = f"every {every} steps{outer}" if every else "at the end"
+            yield f"{method.STAGES[stage]}: a copy on each device, averaged {when}"
 
 
 def dry_run(this: Setup) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import PyTree
 
 from dcjax import method
 from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from dcjax.training import from_first
+from dcjax.training import from_all, from_first
 from experiments.data import Dataset
 from experiments.run.console import Voice
 from experiments.run.provenance import cpu_threads
@@ -63,10 +64,10 @@ class Keeper:
         """Let a signal wait for the end of the step while the context lasts."""
         return self.stop.after_this_step()
 
-    def record(self, name: str) -> Record:
-        """Return what every checkpoint of the stage of that name records."""
+    def record(self, stage: str) -> Record:
+        """Return what every checkpoint of a stage records."""
         return {
-            "stage": name,
+            "stage": stage,
             "settings": self.settings,
             "dataset": self.dataset,
             "cpu_threads": cpu_threads(),
@@ -78,14 +79,17 @@ class Keeper:
         return folder.is_dir() and bool(Checkpoints(folder, writer=jax.process_index()).steps())
 
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator["Kept"]:
+    def opened(self, name: str, *, apart: bool = False) -> Iterator["Kept"]:
         """Open the checkpoints of the stage of that name; the context's end waits for saves.
 
-        Of several processes each has the checkpoints of its sub-networks. Those of the global
-        network are process 0's, and the others get what it has found.
+        Of several processes each has the checkpoints of its sub-networks, and of its copies of the
+        global network if these train apart. Others of the global network are process 0's, and the
+        others get what it has found.
         """
-        common = jax.process_count() > 1 and not name.startswith("subnet")
-        if common and jax.process_index():
+        number, several = jax.process_index(), jax.process_count() > 1
+        apart = apart and several
+        common = several and not apart and not name.startswith("subnet")
+        if common and number:
             there = from_first(b"")
             yield Kept(self, name, None, Checkpoint.from_bytes(there) if there else None)
             return
@@ -96,27 +100,29 @@ class Keeper:
         def on_failure(step: int, error: Exception) -> None:
             self.voice.say(f"{name}: step {step} is not saved, training continues: {error}")
 
-        folder = self.workdir / FOLDER / name
+        folder = self.workdir / FOLDER / (f"{name}-process-{number}" if apart and number else name)
+        # A process may be one save ahead of another one, and two after a kill.
+        keep = max(self.how.keep, 3) if apart else self.how.keep
         try:
-            checkpoints = Checkpoints(
-                folder, keep=self.how.keep, on_failure=on_failure, writer=jax.process_index()
-            )
+            checkpoints = Checkpoints(folder, keep=keep, on_failure=on_failure, writer=number)
         except OSError as error:
             raise unwritable(self.workdir, error) from None
         with checkpoints:
             try:
-                found = checkpoints.newest(on_damage)
+                newest = _newest_of_all if apart else Checkpoints.newest
+                found = newest(checkpoints, on_damage)
             except CheckpointError as error:
                 raise WorkdirError(f"{error}. Start the run again with --fresh") from None
+            stage = f"{name} in {jax.process_count()} processes" if apart else name
             if found is not None:
-                self._check(name, folder, found.record)
+                self._check(stage, folder, found.record)
             self.log.cut(name, -1 if found is None else found.step)
             file, lines = found.record["metrics"] if found else ("", 0)
             if file == self.log.name and self.log.lines[name] < lines:
                 self.note(f"{file} was deleted or cut; its lost lines are not written again")
             if common:
                 from_first(found.to_bytes() if found else b"")
-            yield Kept(self, name, checkpoints, found)
+            yield Kept(self, name, checkpoints, found, stage)
 
     def note(self, line: str) -> None:
         """Say a line, but once only in this run."""
@@ -124,12 +130,12 @@ class Keeper:
             self._said.add(line)
             self.voice.say(f"note: {line}")
 
-    def _check(self, name: str, folder: Path, record: Record) -> None:
+    def _check(self, stage: str, folder: Path, record: Record) -> None:
         """Refuse a checkpoint of another stage or run, and note other numbers of threads."""
-        here, remedy = self.record(name), "Take that folder away, or start again with --fresh"
-        if record.get("stage") != name:
+        here, remedy = self.record(stage), "Take that folder away, or start again with --fresh"
+        if record.get("stage") != stage:
             raise WorkdirError(
-                f"{folder} holds checkpoints of the stage {record.get('stage')}, expected {name}. "
+                f"{folder} holds checkpoints of the stage {record.get('stage')}, expected {stage}. "
                 f"{remedy}"
             )
         # The data are compared by what they are: on another machine they may lie elsewhere.
@@ -163,11 +169,17 @@ class Kept:
     """
 
     def __init__(
-        self, keeper: Keeper, name: str, checkpoints: Checkpoints | None, found: Checkpoint | None
+        self,
+        keeper: Keeper,
+        name: str,
+        checkpoints: Checkpoints | None,
+        found: Checkpoint | None,
+        stage: str = "",
     ):
         self.found = found
         self._keeper = keeper
         self._name = name
+        self._stage = stage or name
         self._checkpoints = checkpoints
         self._last = found.step if found else 0
 
@@ -195,7 +207,7 @@ class Kept:
         """Save in the background; raise `Stopped` after the save if the run was asked to stop."""
         keeper = self._keeper
         lines = [keeper.log.name, keeper.log.lines[self._name]]
-        common = keeper.record(self._name) | {"metrics": lines, "finished": finished}
+        common = keeper.record(self._stage) | {"metrics": lines, "finished": finished}
         if self._checkpoints is not None:
             self._checkpoints.save(step, tree, common | record)
         self._last = step
@@ -210,6 +222,21 @@ class Kept:
             return None
         self._checkpoints.wait()
         return self._checkpoints.newest(lambda error: None)
+
+
+def _newest_of_all(
+    checkpoints: Checkpoints, on_damage: Callable[[CheckpointError], None]
+) -> Checkpoint | None:
+    """Return the newest checkpoint of a step that every process can read, None if there is none."""
+    readable: dict[int, Checkpoint] = {}
+    for step in checkpoints.steps():
+        try:
+            readable[step] = checkpoints.load(step)
+        except CheckpointError as error:
+            on_damage(error)
+    everyone = [json.loads(steps) for steps in from_all(json.dumps([*readable]).encode())]
+    common = set(readable).intersection(*everyone)
+    return readable[max(common)] if common else None
 
 
 def fingerprint(dataset: Dataset) -> Record:

@@ -83,6 +83,15 @@ class Training:
     average: Part = 0.95
     """Evaluate and hand on an average of the weights over about 1 / (1 - this) steps, in all
     stages: 0.95 for about 20 steps; 0 for the last weights."""
+    average_every: Natural | None = None
+    """Fine-tune a copy of the network on each device, with its part of each batch, and average the
+    copies every so many steps, for evaluations, and at the end; 0 leaves out the first. By default
+    the devices share each step. For slow links between machines (docs/scaling.md)."""
+    baseline_average_every: Natural | None = None
+    """The same for the baseline."""
+    outer_rate: Positive | None = None
+    """Rate of an outer step with Nesterov momentum 0.9 after each of these averages, as in DiLoCo,
+    which takes 0.7; by default the average itself is taken."""
 
 
 @dataclasses.dataclass(frozen=True)

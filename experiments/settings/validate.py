@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
 from experiments.settings import own
-from experiments.settings.flags import Expected, Network, Settings
+from experiments.settings.flags import Expected, Network, Settings, Training
 from experiments.settings.naming import as_flag
 from experiments.settings.presets import PRESETS
 
@@ -32,6 +32,7 @@ def data_problems(settings: Settings, images: tuple[int, ...]) -> Iterator[str]:
     import dcjax
 
     size, chosen = settings.training.batch_size, settings.network
+    yield from _too_rare(settings.training, images[0])
     if size > images[0]:
         yield (
             f"--batch-size {size} is more than the {images[0]} training images; "
@@ -50,6 +51,20 @@ def data_problems(settings: Settings, images: tuple[int, ...]) -> Iterator[str]:
             f"--model cnn halves images three times, and each sub-network sees only "
             f"{height}×{width}: take {fewer}--model resnet"
         )
+
+
+def _too_rare(chosen: Training, images: int) -> Iterator[str]:
+    """Find averages that would never be taken."""
+    for name, every, epochs in (
+        ("average_every", chosen.average_every, chosen.finetune_epochs),
+        ("baseline_average_every", chosen.baseline_average_every, chosen.baseline_epochs),
+    ):
+        steps = epochs * (images // chosen.batch_size)
+        if epochs and every and every > steps:
+            yield (
+                f"{as_flag(name)} {every}: the stage has {steps} steps; give at most {steps}, or 0 "
+                "for an average at the end only"
+            )
 
 
 def too_few_steps(settings: Settings, images: int) -> str:
@@ -143,6 +158,11 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         )
     yield from _wrong_machines(settings)
     chosen, usual = settings.training, PRESETS[settings.preset].training
+    if chosen.outer_rate and not (chosen.average_every or chosen.baseline_average_every):
+        yield (
+            f"--outer-rate {chosen.outer_rate}: a step after averages, so it needs --average-every "
+            "or --baseline-average-every of at least 1"
+        )
     if chosen.optimizer != "sgd" and chosen.learning_rate == usual.learning_rate:
         yield (
             f"--optimizer {chosen.optimizer} with the learning rate of sgd, {usual.learning_rate}: "

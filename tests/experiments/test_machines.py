@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from experiments import cli
 from experiments.run import machines
-from experiments.settings import validate
+from experiments.settings import naming, validate
 from experiments.settings.flags import Keeping, Machines, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ ARGS = [
     *("--subnet-epochs", "2", "--finetune-epochs", "2", "--baseline-epochs", "1"),
     *("--learning-rate", "0.05"),
 ]
+RARELY = ["--average-every", "3", "--outer-rate", "0.7"]
 
 
 def start(folder, count, *args, each=lambda number: ()):
@@ -70,15 +72,26 @@ def said(folder, number):
     return Path(f"{folder}.{number}").read_text()
 
 
+def finish(folder, count, *args):
+    codes = end(start(folder, count, *args))
+    assert not any(codes), "\n\n".join(said(folder, number) for number in range(count))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same run in one process and in two."""
     root = tmp_path_factory.mktemp("runs")
     for count in (1, 2):
-        codes = end(start(root / str(count), count))
-        texts = [said(root / str(count), number) for number in range(count)]
-        assert not any(codes), "\n\n".join(texts)
+        finish(root / str(count), count)
     return root
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run in two processes whose copies are averaged every three steps."""
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    finish(folder, 2, *RARELY)
+    return folder
 
 
 def test_two_processes_end_in_the_results_of_one(runs):
@@ -88,6 +101,13 @@ def test_two_processes_end_in_the_results_of_one(runs):
         assert two[stage]["cost"] == pytest.approx(one[stage]["cost"], rel=1e-3)
     assert two["devices"]["used"]["subnets"] == 2
     assert two["composed"]["feature_error"] < 1e-5
+
+
+@pytest.mark.long
+def test_copies_in_two_processes_end_in_the_results_of_those_in_one(averaged, tmp_path):
+    finish(tmp_path / "run", 1, *RARELY)
+    one, two = results(tmp_path / "run"), results(averaged)
+    assert two["finetune"]["cost"] == pytest.approx(one["finetune"]["cost"], rel=1e-3)
 
 
 def test_process_0_alone_speaks_and_writes(runs):
@@ -106,23 +126,55 @@ def test_a_finished_run_is_shown_again(runs):
     assert "this run is finished" in said(runs / "2", 0)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(runs, tmp_path, victim):
-    folder = tmp_path / "run"
-    started = start(folder, 2, "--checkpoint-every", "1")
+def undisturbed(folder, reference):
+    """Compare all numbers of a run but its times with those of an undisturbed one."""
+    there, here = results(reference), results(folder)
+    for stage in ("finetune", "baseline"):
+        curves = [
+            [(entry["epoch"], entry["accuracy"], entry["cost"]) for entry in each[stage]["curve"]]
+            for each in (here, there)
+        ]
+        assert curves[0] == curves[1]
+    for name in ("accuracy", "cost"):
+        assert here["subnets_phase"][name] == there["subnets_phase"][name]
+
+
+def kill(folder, started, victim, file):
+    """Kill one of two processes once a file is there; the other has to end by itself."""
     other = started[1 - victim]
-    while not [*(folder / "checkpoints").glob("finetune/0*")]:
+    while not [*(folder / "checkpoints").glob(file)]:
         assert other.poll() is None, said(folder, 1 - victim)
         time.sleep(0.05)
     started[victim].kill()
     assert end([other], 60) == [machines.LOST_PEER], said(folder, 1 - victim)
     assert said(folder, 1 - victim).count("because another one has died") == 1
     end(started)
-    assert end(start(folder, 2, "--checkpoint-every", "1")) == [0, 0], said(folder, 0)
-    there, here = results(runs / "2"), results(folder)
-    for stage in ("finetune", "baseline"):
-        assert here[stage]["cost"] == there[stage]["cost"]
-    assert here["subnets_phase"]["accuracy"] == there["subnets_phase"]["accuracy"]
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(runs, tmp_path, victim):
+    folder = tmp_path / "run"
+    kill(folder, start(folder, 2, "--checkpoint-every", "1"), victim, "finetune/0*")
+    finish(folder, 2, "--checkpoint-every", "1")
+    undisturbed(folder, runs / "2")
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_copies_go_on_from_a_step_that_all_have_saved(averaged, tmp_path, victim):
+    folder = tmp_path / "run"
+    kill(folder, start(folder, 2, *RARELY, "--checkpoint-every", "1"), victim, "finetune/0*")
+    finish(folder, 2, *RARELY)
+    assert "fine-tuning: continues from step" in said(folder, 0)
+    undisturbed(folder, averaged)
+
+
+@pytest.mark.long
+def test_copies_do_not_go_on_in_another_number_of_processes(averaged, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(averaged, folder)
+    (folder / "results.json").unlink()
+    assert end(start(folder, 1, *RARELY)) == [cli.BAD_INPUT]
+    assert "the stage finetune in 2 processes, expected finetune" in said(folder, 0)
 
 
 @pytest.mark.long
@@ -168,6 +220,27 @@ def test_a_process_that_does_not_come_is_said(tmp_path):
 )
 def test_flags_that_do_not_fit_are_refused(chosen, words):
     assert words in "\n".join(validate.problems(Settings(machines=chosen)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"average_every": 200}, "--average-every 200: the stage has 156 steps; give at most 156"),
+        ({"average_every": 156}, ""),
+        ({"average_every": 0}, ""),
+        ({"average_every": 200, "finetune_epochs": 0}, ""),
+        ({"baseline_average_every": 500}, "--baseline-average-every 500: the stage has 468 steps"),
+    ],
+)
+def test_averages_that_would_never_be_taken_are_refused(flags, words):
+    chosen = naming.changed(Settings(), flags)
+    found = "\n".join(validate.data_problems(chosen, (10_000, 32, 32, 3)))
+    assert words in found if words else not found
+
+
+def test_an_outer_step_needs_averages():
+    chosen = naming.changed(Settings(), {"outer_rate": 0.7})
+    assert "--outer-rate 0.7: a step after averages" in "\n".join(validate.problems(chosen))
 
 
 def test_only_subnet_joins_nobody():
