@@ -20,6 +20,27 @@ def on_return(function):
     return _check(function) if has_result else function
 
 
+# Not _tracing: its functions run for every operation of every network, and their checks take more
+# time than all others.
+_CHECKED = (
+    "_bounds",
+    "_checks",
+    "_compose",
+    "_files",
+    "_layout",
+    "_linen",
+    "_pytrees",
+    "checkpoints",
+    "method",
+    "models",
+    "native",
+    "samples",
+    "training",
+)
+
+
 def install() -> None:
     """Check the modules of dcjax that are imported from now on."""
-    jaxtyping.install_import_hook("dcjax", "tests.annotations.on_return")
+    jaxtyping.install_import_hook(
+        [f"dcjax.{module}" for module in _CHECKED], "tests.annotations.on_return"
+    )

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from dcjax.checkpoints import Checkpoint, Checkpoints
 
 
+@runtime_checkable
 class Kept(Protocol):
     """The checkpoints of one stage; `found` is the newest at its start, None if it had none."""
 
@@ -36,6 +37,7 @@ class Kept(Protocol):
         ...
 
 
+@runtime_checkable
 class Journal(Protocol):
     """Keeps a run's checkpoints and metrics, and speaks.
 

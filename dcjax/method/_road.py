@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from dcjax import training
 from dcjax._bounds import BoundsSums, bounds_finish, bounds_update
@@ -62,7 +62,7 @@ class Road(NamedTuple):
         """Return two random keys of a stage: for its initialisation, and for its training."""
         return jax.random.split(jax.random.fold_in(self.key, list(STAGES).index(stage)))
 
-    def images(self, count: int = VERIFIED) -> Float[Array, "n ..."]:
+    def images(self, count: int = VERIFIED) -> Shaped[Array, "n ..."]:
         """Return the first test images, normalised."""
         return self.recipe.normalise(jnp.asarray(self.test.images[:count]))
 

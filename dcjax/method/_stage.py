@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ class Split(NamedTuple):
     labels: Int[np.ndarray, " N"]
 
 
+@runtime_checkable
 class Watch(Protocol):
     """A watch on sub-networks that may diverge.
 
@@ -288,7 +289,7 @@ class _Stage:
         self._journal.progress(_line(plan, entry, loss))
 
 
-def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | None) -> str:
+def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | np.floating | None) -> str:
     """Return how far the stage is in one line, for people."""
     epoch = entry["epoch"]
     parts = [f"{plan.title}: " + (f"epoch {epoch:.4g}/{plan.epochs}" if epoch else "start")]

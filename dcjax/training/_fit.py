@@ -121,20 +121,26 @@ def fit(
         history.append(Epoch(epoch, span.stop, seconds, device_seconds, losses, *scores))
         if progress:
             print(_line(history[-1], span.stop / steps, epochs), file=sys.stderr, flush=True)
-        diverged |= _warn_of_divergence(losses, span, train, diverged)
+        new = _diverged(losses, span.start, but=diverged)
+        if new:
+            warnings.warn(_divergence(new, train), RuntimeWarning, stacklevel=2)
+        diverged |= new.keys()
         if on_epoch is not None:
             on_epoch(history[-1], state)
     return Fit(state, history, compile_seconds)
 
 
-def _scores(trainer: Trainer, state: TrainState, data: Data) -> tuple[np.ndarray, np.ndarray]:
+def _scores(
+    trainer: Trainer, state: TrainState, data: Data
+) -> tuple[Float[np.ndarray, "*K"], Float[np.ndarray, "*K"]]:
     """Return the accuracy and the mean cross entropy on a split."""
     logits, labels = evaluate(trainer, state, data), jax.device_get(data.labels)
     largest = logits.max(axis=-1, keepdims=True)
     shifted = logits.astype(np.float64) - largest
     true = shifted[..., np.arange(len(labels)), labels]
     losses = np.log(np.exp(shifted).sum(axis=-1)) - true
-    return (logits.argmax(axis=-1) == labels).mean(axis=-1), losses.mean(axis=-1)
+    right = logits.argmax(axis=-1) == labels
+    return np.asarray(right.mean(axis=-1)), np.asarray(losses.mean(axis=-1))
 
 
 def _line(done: Epoch, epoch: float, epochs: int) -> str:
@@ -147,7 +153,7 @@ def _line(done: Epoch, epoch: float, epochs: int) -> str:
     return "  ".join([*parts, f"{done.seconds:.1f} s"])
 
 
-def several(values: Float[np.ndarray, "*K"], form: str) -> str:
+def several(values: Float[np.ndarray, "*K"] | np.floating, form: str) -> str:
     """Return the numbers of one network, or of K: above four their mean and range.
 
     >>> several(np.array([0.5, 0.25]), ".2f"), several(np.arange(6.0), ".1f")
@@ -197,26 +203,26 @@ def _train(
     return state, np.moveaxis(steps_last, -1, 0).reshape(len(span), *trainer.lead)
 
 
-def _warn_of_divergence(
-    losses: Float[np.ndarray, "steps *K"], span: range, train: Data, known: set[int]
-) -> set[int]:
-    """Warn of the networks whose losses ceased to be finite in this span; return their places."""
-    bad = ~np.isfinite(losses.reshape(len(span), -1))
-    new = {int(place) for place in np.flatnonzero(bad.any(axis=0))} - known
-    if new:
-        steps = {place: span[int(bad[:, place].argmax())] + 1 for place in sorted(new)}
-        numbers = None if train.members is None else np.ravel(jax.device_get(train.members))
-        where = [
-            f"step {step}" if numbers is None else f"sub-network {numbers[place]} at step {step}"
-            for place, step in steps.items()
-        ]
-        warnings.warn(
-            f"the loss became NaN or infinite: {', '.join(where)}; a lower learning rate or a "
-            "longer warm-up may help",
-            RuntimeWarning,
-            stacklevel=3,  # the caller of fit
-        )
-    return new
+def _diverged(
+    losses: Float[np.ndarray, "steps *K"], start: int, *, but: set[int]
+) -> dict[int, int]:
+    """Return the first step with a loss that is not finite, by the network's place, for others."""
+    bad = ~np.isfinite(losses.reshape(len(losses), -1))
+    places = [int(place) for place in np.flatnonzero(bad.any(axis=0))]
+    return {place: start + int(bad[:, place].argmax()) + 1 for place in places if place not in but}
+
+
+def _divergence(steps: dict[int, int], train: Data) -> str:
+    """Return the warning of losses that ceased to be finite at these steps."""
+    numbers = None if train.members is None else np.ravel(jax.device_get(train.members))
+    where = [
+        f"step {step}" if numbers is None else f"sub-network {numbers[place]} at step {step}"
+        for place, step in steps.items()
+    ]
+    return (
+        f"the loss became NaN or infinite: {', '.join(where)}; a lower learning rate or a longer "
+        "warm-up may help"
+    )
 
 
 def evaluate(trainer: Trainer, state: TrainState, data: Data) -> Float[np.ndarray, "*K N C"]:
