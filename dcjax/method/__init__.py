@@ -8,6 +8,7 @@ from dcjax.method._history import Composed as Composed
 from dcjax.method._history import CurveEntry as CurveEntry
 from dcjax.method._history import Divergence as Divergence
 from dcjax.method._history import GlobalPhase as GlobalPhase
+from dcjax.method._history import SubnetsEntry as SubnetsEntry
 from dcjax.method._history import SubnetsPhase as SubnetsPhase
 from dcjax.method._history import json_values as json_values
 from dcjax.method._journal import Folder as Folder

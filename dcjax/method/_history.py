@@ -36,14 +36,28 @@ class Divergence(TypedDict):
     then: str
 
 
+class SubnetsEntry(TypedDict):
+    """An evaluation of each sub-network on the test split, after some training time."""
+
+    epoch: float
+    seconds: float
+    device_seconds: float
+    accuracy: list[float]
+    cost: list[float | None]
+
+
 class SubnetsPhase(TypedDict):
-    """The training of the sub-networks; accuracies and costs of each."""
+    """The training of the sub-networks; accuracies and costs of each.
+
+    The curve is empty if they were not trained all at once.
+    """
 
     epochs: int
     seconds: float
     device_seconds: float
     accuracy: list[float]
     cost: list[float | None]
+    curve: list[SubnetsEntry]
     diverged: NotRequired[list[Divergence]]
 
 

@@ -22,7 +22,7 @@ from dcjax._linen.network import init
 from dcjax._linen.verify import Report, verify
 from dcjax.method._history import Composed, CurveEntry, SubnetsPhase
 from dcjax.method._journal import Journal
-from dcjax.method._score import Score, score
+from dcjax.method._score import score
 from dcjax.method._stage import Evaluate, Plan, Progress, Split, exact_logits, run_stage
 from dcjax.samples import Samples
 from dcjax.training._fit import several
@@ -98,8 +98,7 @@ class Road(NamedTuple):
           The results of their training, and the logits of those that the head weighs.
         """
         self.journal.say("sub-networks: evaluating")
-        exact = self.narrow(self.exact)
-        trainer = training.side_by_side(exact, self.samples, self.recipe, self.subnets)
+        trainer = self._exact_subnets()
         logits = exact_logits(trainer, self.test)(trainer.start(stacked, self.key))
         scores = [score(z, self.test.labels) for z in logits]
         each = several(np.array([100 * one.accuracy for one in scores]), ".2f")
@@ -110,6 +109,7 @@ class Road(NamedTuple):
             "device_seconds": progress.device_seconds,
             "accuracy": [each.accuracy for each in scores],
             "cost": [each.cost for each in scores],
+            "curve": list(progress.curve),
         }
         return phase, logits if weights is None else logits[np.asarray(weights) > 0]
 
@@ -158,13 +158,35 @@ class Road(NamedTuple):
             except ValueError:
                 return None
 
+    def _exact_subnets(self, members: Sequence[int] | None = None) -> training.Trainer:
+        exact = self.narrow(self.exact)
+        return training.side_by_side(
+            exact, self.samples, self.recipe, self.subnets, members=members
+        )
+
+    def subnets_evaluation(self, members: Sequence[int] | None = None) -> Evaluate:
+        """Return the function that scores sub-networks on the test split, each by itself.
+
+        Args:
+          members: those that the state holds; None for all.
+        """
+        logits = exact_logits(self._exact_subnets(members), self.test)
+
+        def evaluate(state: training.TrainState) -> dict[str, list[float]]:
+            accuracies, costs = zip(
+                *(score(each, self.test.labels) for each in logits(state)), strict=True
+            )
+            return {"accuracy": list(accuracies), "cost": list(costs)}
+
+        return evaluate
+
     def evaluation(self) -> Evaluate:
         """Return the function that scores the global network on the test split."""
         exact = training.data_parallel(self.exact, self.samples, self.recipe)
         logits = exact_logits(exact, self.test)
 
-        def evaluate(state: training.TrainState) -> Score:
-            return score(logits(state), self.test.labels)
+        def evaluate(state: training.TrainState) -> dict[str, float]:
+            return score(logits(state), self.test.labels)._asdict()
 
         return evaluate
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from dcjax import training
 from dcjax.method._history import GlobalPhase
 from dcjax.method._journal import Journal, Kept
-from dcjax.method._score import Score
 from dcjax.training._fit import several
 
 Logits = Callable[[training.TrainState], Float[np.ndarray, "*K N C"]]
-Evaluate = Callable[[training.TrainState], Score]
+Evaluate = Callable[[training.TrainState], Mapping[str, Any]]
+"""Returns `accuracy` and `cost` of a state: numbers, or side by side lists of them."""
 
 
 class Split(NamedTuple):
@@ -282,7 +282,7 @@ class _Stage:
         entry: dict[str, Any] = {"epoch": epoch, "seconds": progress.seconds}
         entry["device_seconds"] = progress.device_seconds
         if plan.evaluate:
-            entry |= plan.evaluate(state)._asdict()
+            entry |= plan.evaluate(state)
             self.progress = progress._replace(curve=[*progress.curve, entry])
         losses = None if loss is None else loss.tolist()
         self._journal.log(phase=plan.name, step=step, loss=losses, **entry)
@@ -296,7 +296,10 @@ def _line(plan: Plan, entry: dict[str, Any], losses: np.ndarray | np.floating | 
     if losses is not None:
         parts.append(f"training loss {several(losses, '.3f')}")
     if plan.evaluate:
-        parts.append(f"test accuracy {100 * entry['accuracy']:.2f} %, loss {entry['cost']:.4f}")
+        accuracy = 100 * np.asarray(entry["accuracy"])
+        parts.append(f"test accuracy {several(accuracy, '.2f')} %")
+        if not accuracy.ndim:  # of K networks, K losses would make the line too long
+            parts[-1] += f", loss {entry['cost']:.4f}"
     if epoch:
         left = entry["seconds"] / epoch * (plan.epochs - epoch)
         parts.append(_clock(entry["seconds"]) + (f", {_clock(left)} to go" if left else ""))

@@ -277,6 +277,7 @@ def _subnets(road: Road, start: Stacked, epochs: int) -> tuple[Stacked, PyTree, 
         start,
         road.keys("subnets")[1],
         epochs,
+        road.subnets_evaluation(),
         watch=_Stop(),
     )
     state, progress = run_stage(plan, road.train, road.journal)

@@ -156,6 +156,8 @@ _stack = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *
 def _sum(groups: Sequence[_Group]) -> method.Progress:
     """Return the progress of groups that were trained one after another."""
     each = [group.progress for group in groups]
+    if len(each) == 1:
+        return each[0]
     return method.Progress(
         epochs=max(progress.epochs for progress in each),
         seconds=sum(progress.seconds for progress in each),
@@ -222,6 +224,7 @@ def _train(
         entries(start, jnp.array(members)),
         jax.random.fold_in(key, attempt) if attempt else key,
         this.settings.training.subnet_epochs,
+        this.road.subnets_evaluation(members),
         watch=watcher,
         fresh_key=attempt > 0,
     )

@@ -5,6 +5,8 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rich import box
@@ -105,7 +107,7 @@ class _Stage:
         self.steps = self.step = self._first = 0
         self.epoch = 0.0
         self.losses: Sequence[float] = ()
-        self.accuracy: float | None = None
+        self.accuracies: Sequence[float] = ()
         self.finished = expected.epochs == 0
         self._before = self._began = 0.0  # seconds until the last entry, and when it was
         self._now = 0.0
@@ -123,10 +125,8 @@ class _Stage:
     def entry(self, fields: Mapping[str, Any]) -> None:
         self.epoch, self._before = fields["epoch"], fields["seconds"]
         self.step = fields.get("step", self.step)
-        loss = fields.get("loss")
-        if loss is not None:
-            self.losses = loss if isinstance(loss, list) else [loss]
-        self.accuracy = fields.get("accuracy")
+        self.losses = _listed(fields.get("loss")) or self.losses
+        self.accuracies = _listed(fields.get("accuracy"))
         self._began = self._now = time.perf_counter()
 
     @property
@@ -202,20 +202,29 @@ class _Stages:
 
 
 def _rows(stage: _Stage) -> Iterator[tuple[str, ...]]:
-    left = stage.left
-    many = len(stage.losses)
-    mean = f"{sum(stage.losses) / many:.3f}" if many else ""
+    losses, accuracies = stage.losses, stage.accuracies
+
+    def cells(of: Callable[[Sequence[float]], float]) -> tuple[str, str]:
+        loss = f"{of(losses):.3f}" if losses else ""
+        return loss, percent(of(accuracies)) if accuracies else ""
+
     yield (
         stage.title,
         f"{stage.epoch:.4g}/{stage.epochs}",
-        mean,
-        "" if stage.accuracy is None else percent(stage.accuracy),
+        *cells(fmean),
         clock(stage.seconds) if stage.steps else "",
-        clock(left) if left else "",
+        clock(stage.left) if stage.left else "",
     )
-    if 1 < many <= LISTED:
-        for k, loss in enumerate(stage.losses):
-            yield f"  sub-network {k}", "", f"{loss:.3f}", "", "", ""
-    elif many > LISTED:
-        yield "  lowest", "", f"{min(stage.losses):.3f}", "", "", ""
-        yield "  highest", "", f"{max(stage.losses):.3f}", "", "", ""
+    many = max(len(losses), len(accuracies))
+    parts: dict[str, Callable[[Sequence[float]], float]] = {"lowest": min, "highest": max}
+    if many <= LISTED:
+        parts = {f"sub-network {k}": itemgetter(k) for k in range(many)} if many > 1 else {}
+    for name, of in parts.items():
+        yield f"  {name}", "", *cells(of), "", ""
+
+
+def _listed(value: float | list[float] | None) -> list[float]:
+    """Return the values of one network, or of several, as a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

@@ -252,7 +252,7 @@ KEYS = {
     "devices": set(),
     "compile_seconds": {"subnets", "compose", "finetune", "baseline"},
     "operations_per_epoch": {"subnets", "global"},
-    "subnets_phase": TIMES | SCORE,
+    "subnets_phase": TIMES | SCORE | {"curve"},
     "composed": SCORE
     | {"seconds", "feature_error"}
     | {"accuracy_lower", "accuracy_upper", "cost_lower", "cost_upper"},
@@ -269,7 +269,7 @@ def test_results_have_exactly_the_agreed_keys(finished):
     for name, keys in KEYS.items():
         if keys:
             assert set(results[name]) == keys, name
-    for phase in ("finetune", "baseline"):
+    for phase in ("subnets_phase", "finetune", "baseline"):
         for entry in results[phase]["curve"]:
             assert set(entry) == {"epoch", "seconds", "device_seconds", "accuracy", "cost"}
 
@@ -293,7 +293,7 @@ def test_results_agree_with_each_other(finished):
     results = read(finished)
     assert (results["dataset"], results["subnets"], results["seed"]) == ("digits", 2, 0)
     assert len(results["subnets_phase"]["accuracy"]) == len(results["subnets_phase"]["cost"]) == 2
-    for phase, epochs in (("finetune", 1), ("baseline", 2)):
+    for phase, epochs in (("subnets_phase", 1), ("finetune", 1), ("baseline", 2)):
         measured = results[phase]
         assert [entry["epoch"] for entry in measured["curve"]] == list(range(epochs + 1))
         last = measured["curve"][-1]

@@ -82,14 +82,14 @@ def test_the_table_fits_60_columns(clock):
     table = progress._Stages(STAGES, lambda: 2**30)
     stage = table.begin("sub-networks", 8)
     entry = {"phase": "subnets", "step": 4, "epoch": 1.0, "seconds": 5000.0}
-    table.entry(entry | {"loss": [10.123] * 3, "accuracy": 0.5})
+    table.entry(entry | {"loss": [10.123] * 3, "accuracy": [0.4, 0.5, 0.6]})
     clock[0] += 1
     stage.advance(5)
     found = lines(table)
     assert max(map(len, found)) < 60
     assert not any("…" in line for line in found)
     assert row(found, "sub-networks")[:4] == ["1/2", "10.123", "50.00", "%"]
-    assert row(found, "  sub-network 2") == ["10.123"]
+    assert row(found, "  sub-network 2") == ["10.123", "60.00", "%"]
 
 
 def test_of_many_losses_the_mean_and_the_range_are_shown(clock):
