@@ -112,16 +112,11 @@ def parse(program: str, args: Sequence[str], **defaults: Any) -> Settings:
             _drop_stdout()
         raise SystemExit(OK)
     try:
-        with help.one_line():
-            settings = tyro.cli(
-                Settings,
-                prog=program,
-                args=args,
-                default=preset,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+        settings = help.read(
+            Settings, program, args, default=preset, config=(tyro.conf.OmitArgPrefixes,)
+        )
     except ValueError as error:
-        raise Ended(BAD_INPUT, f"error: {error}; see {program} --help") from None
+        raise Ended(BAD_INPUT, f"error: {error}") from None
     _refuse(validate.problems(settings))
     try:
         return naming.expanded(settings)

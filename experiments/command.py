@@ -18,7 +18,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "train": Program(
-        "decompose, train, compose and fine-tune a network; compare with training from scratch",
+        "decompose, train, compose and fine-tune a network, beside a baseline",
         "experiments.cli",
         "experiments",
     ),
@@ -43,8 +43,8 @@ USAGE = "\n".join(
         "",
         *(f"  {name:<9} {program.does}" for name, program in PROGRAMS.items()),
         "",
-        "`dcjax COMMAND --help` lists its flags; `dcjax completion bash` (or zsh, tcsh) prints a",
-        "script that completes them in the shell.",
+        "`dcjax COMMAND --help` lists its flags; `dcjax completion bash` (or zsh, tcsh)",
+        "prints a script that completes them in the shell.",
     ]
 )
 

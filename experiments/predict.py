@@ -17,18 +17,22 @@ with needed(PROGRAM, "experiments"):
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     import dcjax
+    from experiments.data.pixels import check_depth
+    from experiments.settings import help
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Name what is on images, with the networks that a run has left."""
+    """Name what is on images, with the networks of a run."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The workdir of a finished run."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Image files, of any size; they are resized to the run's, and what sticks out is cut off."""
-    which: Literal["finetuned", "composed", "baseline"] = "finetuned"
-    """The network that is asked."""
+    which: Annotated[
+        Literal["finetuned", "composed", "baseline"], tyro.conf.arg(metavar="NAME")
+    ] = "finetuned"
+    """The network that is asked: finetuned, composed or baseline."""
     top: int = 3
     """Classes to print, the most probable first."""
 
@@ -39,8 +43,8 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 done; 2 the run or an image cannot be read (one line on stderr).
     """
-    options = tyro.cli(Options, prog=program, args=args)
     try:
+        options: Options = help.read(Options, program, args)
         if not options.images:
             raise ValueError("no images given: name one or more files after the workdir")
         model = dcjax.load_run(options.run)
@@ -81,6 +85,7 @@ def pixels(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode} has more than 8 bits a channel; convert it")
+        check_depth(image, path)
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:
             layer = upright.convert("RGBA")

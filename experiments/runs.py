@@ -21,6 +21,7 @@ with needed(PROGRAM, "experiments"):
 
     from experiments.results.summary import percent
     from experiments.run.workdir import RESULTS, SETTINGS
+    from experiments.settings import help
 
 STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning"}
 
@@ -36,10 +37,13 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
         """
         return folder
 
-    folder = tyro.cli(runs, prog=program, args=args)
-    found = sorted(path.parent for path in folder.rglob(SETTINGS))
-    if not found:
-        print(f"{program}: error: no runs in {folder}; name another folder", file=sys.stderr)
+    try:
+        folder: Path = help.read(runs, program, args)
+        found = sorted(path.parent for path in folder.rglob(SETTINGS))
+        if not found:
+            raise ValueError(f"no runs in {folder}; name another folder")
+    except ValueError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
     table = Table(box=None, header_style="bold")
     for name in ("run", "dataset"):

@@ -182,8 +182,9 @@ def transfer(
         network, network, subnets, samples, *splits, recipe, jax.random.key(seed), journal, fields
     )
     journal.say(
-        f"{len(images)} training and {len(splits[1].images)} test images; {subnets} sub-networks, "
-        f"{epochs[0]} epochs of {steps} steps of {batch_size} images; fine-tuning, {epochs[1]}"
+        f"training images: {len(images)}, test images: {len(splits[1].images)}, sub-networks: "
+        f"{subnets}, epochs: {epochs[0]} and then {epochs[1]} of fine-tuning, steps an epoch: "
+        f"{steps}, images a step: {batch_size}"
     )
 
     start = road.initial_subnets()

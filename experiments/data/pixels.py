@@ -47,8 +47,7 @@ def pixels(path: Path, side: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
         mode = image.mode
         if mode not in _LOSSLESS:
             raise Refused(f"its mode {mode} cannot become RGB without loss; convert it to RGB")
-        if _is_deep(image, path):
-            raise Refused(f"mode {mode} of more than 8 bits a channel; convert it to 8 bits")
+        check_depth(image, path)
         if getattr(image, "is_animated", False) and image.format not in _ONE_PICTURE:
             frames = getattr(image, "n_frames", "several")
             raise Refused(f"it has {frames} frames or pages; keep one")
@@ -69,6 +68,15 @@ def size(path: Path) -> tuple[int, int]:
         width, height = image.size
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (width, height) if turned else (height, width)
+
+
+def check_depth(image: Any, path: Path) -> None:
+    """Raise `Refused` if the file's numbers are not those from 0 to 255 that its mode tells."""
+    if _is_deep(image, path):
+        raise Refused(f"mode {image.mode} of more than 8 bits a channel; convert it to 8 bits")
+    # Pillow opens signed grey as grey, and takes -1 for 255.
+    if image.format == "TIFF" and {*image.tag_v2.get(339, (1,))} & {2, 3}:
+        raise Refused(f"mode {image.mode} with signed numbers; convert it to 0 to 255")
 
 
 def _is_deep(image: Any, path: Path) -> bool:

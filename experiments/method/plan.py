@@ -13,7 +13,7 @@ from dcjax import method, training
 from experiments.method import factory, operations
 from experiments.method.factory import Schedule, Setup
 from experiments.results.schema import Operations
-from experiments.results.units import clock
+from experiments.results.units import clock, counted
 from experiments.results.units import operations as shown
 from experiments.run import provenance
 from experiments.run.console import Expected
@@ -77,11 +77,12 @@ def opening(this: Setup, sizes: Sizes) -> Iterator[str]:
     yield f"data: {this.dataset.name}, {len(classes)} classes; {factory.treatment(this.dataset)}"
     yield (
         f"networks: {chosen.model} of depth {chosen.depth} and width {chosen.width}, "
-        f"{sizes.parameters:,} parameters; {count} sub-networks of width {chosen.width // count}, "
-        f"{sizes.subnet_parameters:,} parameters each; training in {factory.precision(chosen)}"
+        f"{sizes.parameters:,} parameters; {counted(count, 'sub-network')} of width "
+        f"{chosen.width // count}, {sizes.subnet_parameters:,} parameters each; training in "
+        f"{factory.precision(chosen)}"
     )
     here = provenance.devices({})
-    threads = f" on {here['cpu_threads']} threads" if here["platform"] == "cpu" else ""
+    threads = f" on {counted(here['cpu_threads'], 'thread')}" if here["platform"] == "cpu" else ""
     name = here["processor"] if here["platform"] == "cpu" else here["kind"]
     yield f"devices: {here['count']} of {here['platform']}{threads} ({name})"
     yield from _averages(settings.training)

@@ -16,29 +16,33 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
 
     from experiments.report import write
     from experiments.run.workdir import WorkdirError
+    from experiments.settings import help
 
     def report(
         folders: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("comparison.html")
-    ) -> int:
-        """Write the reports of runs into their folders; of several, compare them too.
+    ) -> tuple[tuple[Path, ...], Path]:
+        """Write the reports of runs; of several, compare them too.
 
         Args:
           folders: workdirs of finished runs.
           output: the page that compares several runs; the same in Markdown is beside it.
         """
+        return folders, output
+
+    try:
+        folders, output = help.read(report, program, args)
+        if not folders:
+            raise ValueError("no runs given: name one or more workdirs")
         for folder in folders:
             write.of_run(folder)
             print(folder / "report.html")
         if len(folders) > 1:
             write.of_runs(folders, output)
             print(output)
-        return OK
-
-    try:
-        return tyro.cli(report, prog=program, args=args)
     except (WorkdirError, ValueError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
+    return OK
 
 
 if __name__ == "__main__":

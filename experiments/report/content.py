@@ -13,7 +13,7 @@ from experiments.report import figures
 from experiments.report.evidence import Evidence
 from experiments.report.runs import Curve, Run, curves
 from experiments.results import summary
-from experiments.results.units import nats, operations, percent
+from experiments.results.units import counted, nats, operations, percent
 
 SHOWN_KERNELS = 12
 SHOWN_SUBNETS = 8
@@ -85,8 +85,8 @@ def heading(run: Run) -> str:
     kinds = {"resnet": f"ResNet-{model['depth']}", "cnn": f"CNN-{model['depth']}"}
     kind = kinds.get(model["name"], model["name"])
     return (
-        f"{run.results['dataset']}: {subnets} sub-networks of width {model['width'] // subnets} in "
-        f"a {kind} of width {model['width']}"
+        f"{run.results['dataset']}: {counted(subnets, 'sub-network')} of width "
+        f"{model['width'] // subnets} in a {kind} of width {model['width']}"
     )
 
 

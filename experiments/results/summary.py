@@ -12,7 +12,7 @@ from rich.text import Text
 
 from experiments.results.schema import Results
 from experiments.results.speedup import blew_up, learned, standard_error
-from experiments.results.units import clock, nats, operations, percent, unit_of, wrapped
+from experiments.results.units import clock, counted, nats, operations, percent, unit_of, wrapped
 
 STAND_IN = (
     "THIS IS NOT CIFAR-10 but scikit-learn's handwritten digits. The figures show that everything "
@@ -66,7 +66,8 @@ def show(results: Results, console: Console, *, asked: str = "auto") -> None:
 
 def title(results: Results) -> str:
     """Return the run's data, number of sub-networks and seed."""
-    return f"{results['dataset']}, {results['subnets']} sub-networks, seed {results['seed']}"
+    subnets = counted(results["subnets"], "sub-network")
+    return f"{results['dataset']}, {subnets}, seed {results['seed']}"
 
 
 def rows(results: Results) -> Iterator[Row]:

@@ -5,6 +5,15 @@ import re
 import textwrap
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "epoch"), counted(1_000, "image")
+    ('1 epoch', '1,000 images')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage.
 

@@ -150,7 +150,7 @@ class Keeping:
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Send the metrics to a tracker too; metrics.jsonl in the workdir always has them."""
     dry_run: bool = False
-    """Train nothing: print the plan, that is parameters, operations, steps, memory, the layout, and
+    """Print the plan and train nothing: parameters, operations, steps, memory, the layout, and
     times estimated from a few steps."""
     fresh: bool = False
     """Start again. What an earlier run left in the workdir is deleted."""
@@ -181,7 +181,7 @@ class Machines:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Train K sub-networks side by side, compose them, fine-tune; compare with a baseline."""
+    """Train K sub-networks, compose them, fine-tune the whole."""
 
     subnets: Count = 4
     """K, the number of sub-networks; it divides the width."""

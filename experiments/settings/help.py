@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,7 @@ COMMON = (
     *("subnets", "preset", "dataset", "data_dir", "image_size", "train_size"),
     *("model", "depth", "width", "samples"),
     *("subnet_epochs", "finetune_epochs", "baseline_epochs", "batch_size", "learning_rate"),
-    *("seed", "workdir", "fresh"),
+    *("seed", "workdir", "fresh", "dry_run", "tracker"),
 )
 """The flags of the short help, in its order."""
 MORE = "`--help-all` lists every flag."
@@ -31,22 +31,34 @@ def show(program: str, settings: Settings, *, everything: bool) -> None:
       settings: whose values are the defaults.
       everything: whether to show all flags.
     """
-    kind = _whole(settings) if everything else _short(settings)
+    kind, config = _whole(settings), ()
+    if not everything:
+        kind, config = _short(settings), (tyro.conf.FlagCreatePairsOff,)
     with contextlib.suppress(SystemExit):
-        tyro.cli(kind, prog=program, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+        read(kind, program, ["--help"], config=(tyro.conf.OmitArgPrefixes, *config))
 
 
-@contextlib.contextmanager
-def one_line() -> Iterator[None]:
-    """Turn tyro's box about flags that cannot be read into a ValueError of one line."""
+def read(kind: Any, program: str, args: Sequence[str] | None, **options: Any) -> Any:
+    """Return what `tyro.cli` reads from the flags.
+
+    Args:
+      kind: a data class or a function. Its docstring begins the help, and is not wrapped.
+      program: the command.
+      args: the flags; by default those of the process.
+      options: of `tyro.cli`.
+
+    Raises:
+      ValueError: they cannot be read; one line says why, in place of tyro's box.
+      SystemExit: for `--help`, after printing it.
+    """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            yield
+            return tyro.cli(kind, prog=program, args=args, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ValueError(_unboxed(printed.getvalue())) from None
+        raise ValueError(f"{_unboxed(printed.getvalue())}; see {program} --help") from None
 
 
 def _unboxed(box: str) -> str:
@@ -54,11 +66,15 @@ def _unboxed(box: str) -> str:
 
     >>> _unboxed("╭─ Bad ───╮\\n│ no such   │\\n│ flag.     │\\n│ ───────── │\\n│ --help │\\n╰──╯")
     'no such flag'
+    >>> _unboxed("╭─ Required ─╮\\n│ Missing from it: │\\n│ PATH │\\n│ The folder. │\\n╰──╯")
+    'missing PATH'
     """
     inside = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:-1]]
-    parts = re.split(r"\n─+\n", "\n".join(inside))
+    # Where stdout is ASCII, tyro draws rules of "-" and no frame.
+    parts = re.split(r"\n[─-]{5,}\n", re.sub("^-{5,}\n", "", "\n".join(inside)))
     message = " ".join(parts[0].split()).removeprefix("Error parsing ").rstrip(".")
-    message = re.sub("^(Unrecognized|Missing)", lambda word: word[0].lower(), message)
+    message = re.sub("^Unrecognized", "unrecognized", message)
+    message = re.sub(r"^Missing from [^:]*: (\S+).*", r"missing \1", message)
     near = [part for part in parts if part.startswith("Perhaps you meant")]
     flags = [*dict.fromkeys(re.findall(r"^(--[\w-]+)", "\n".join(near), re.MULTILINE))][:2]
     return message + (f"; perhaps you meant {' or '.join(flags)}" if flags else "")
@@ -74,11 +90,11 @@ def _short(settings: Settings) -> type:
                 said = f"({', '.join(choices)}; default: {value})"
                 hint = str
             else:
-                said = "" if value is None else f"(default: {value})"
+                said = "" if value is None or value is False else f"(default: {value})"
             fields[name] = name, hint, value, first, said
     chosen = [_field(*fields[name]) for name in COMMON]
     kind = dataclasses.make_dataclass("Common", chosen)
-    kind.__doc__ = f"{Settings.__doc__}\n\n{MORE}"
+    kind.__doc__ = f"{Settings.__doc__}\n{MORE}"
     return kind
 
 

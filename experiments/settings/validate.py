@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
+from experiments.results.units import counted
 from experiments.settings import own
 from experiments.settings.flags import Expected, Network, Settings, Training
 from experiments.settings.naming import as_flag
@@ -94,13 +95,10 @@ def too_few_steps(settings: Settings, images: int) -> str:
         better = math.ceil(ENOUGH_STEPS / (images // size))
         flags += [f"--subnet-epochs {better} --baseline-epochs {better}"]
     return (
-        f"note: {images} images make {steps} steps of {chosen.batch_size} in {_epochs(epochs)}, "
-        f"too few to learn well: {' '.join(flags)} makes {better * (images // size)}"
+        f"note: {images} images make {steps} steps of {chosen.batch_size} in "
+        f"{counted(epochs, 'epoch')}, too few to learn well: {' '.join(flags)} makes "
+        f"{better * (images // size)}"
     )
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _wrong_numbers(group: Any) -> Iterator[str]:

@@ -89,6 +89,14 @@ def test_flags_that_cannot_be_read_are_one_line(args, said, capsys):
     assert message.count("\n") == 1
 
 
+def test_flags_that_cannot_be_read_are_one_line_in_ascii():
+    args = [sys.executable, "-m", "experiments.cifar10", "--subnets", "four"]
+    ascii = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(args, env=ascii, capture_output=True, text=True, check=False)
+    said = "error: --subnets: invalid literal for int() with base 10: 'four'; see"
+    assert done.stderr == f"python -m experiments.cifar10: {said} {PROGRAM} --help\n"
+
+
 def test_flags_override_the_preset():
     settings = cli.parse(PROGRAM, ["--width", "128", "--preset", "paper", "--seed", "5"])
     assert settings.training == PRESETS["paper"].training

@@ -36,6 +36,40 @@ def test_every_program_has_help(name, capsys):
     assert f"dcjax {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("predict", "missing PATH; see dcjax predict --help"),
+        ("predict a b --top x", "--top: invalid literal for int() with base 10: 'x'; see"),
+        ("predict a b --nope", "unrecognized options: --nope; see dcjax predict --help"),
+        ("predict a", "no images given"),
+        ("report --nope", "unrecognized options: --nope; see dcjax report --help"),
+        ("report", "no runs given"),
+        ("runs --nope", "unrecognized options: --nope; see dcjax runs --help"),
+        ("runs . b", "unrecognized options: b; see"),
+        ("train --subnets x", "--subnets: invalid literal"),
+    ],
+)
+def test_flags_that_cannot_be_read_are_one_line(args, said, capsys):
+    assert command.main(args.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"dcjax {args.split()[0]}: error: {said}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+@pytest.mark.parametrize("name", command.PROGRAMS)
+def test_help_fits_the_terminal(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        command.main([name, "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert len(usage) <= max(80, columns)
+    assert all(len(line) <= columns for line in lines)
+    assert columns < 80 or len(lines) < 40
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_a_shell_can_complete_the_flags(shell, capsys):
     with pytest.raises(SystemExit) as stop:

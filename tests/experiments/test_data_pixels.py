@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, features
 
+from experiments import predict
 from experiments.data import pixels
 
 RNG = np.random.default_rng(0)
@@ -82,10 +83,12 @@ def png16(kind, channels):
     )
 
 
-def tiff(bits, samples, planar=1, palette=()):
+def tiff(bits, samples, planar=1, palette=(), signed=False):
     """An uncompressed TIFF of random pixels."""
     tags = {256: (5,), 257: (6,), 258: (bits,) * samples, 259: (1,), 262: (2,), 273: (8,)}
     tags |= {277: (samples,), 278: (6,), 279: (30 * samples * bits // 8,), 284: (planar,)}
+    if signed:
+        tags |= {262: (1,), 339: (2,) * samples}
     if palette:
         tags |= {262: (3,), 320: palette}
     body = RNG.integers(0, 4, 30 * samples * bits // 8, np.uint8).tobytes()
@@ -127,6 +130,17 @@ def test_more_than_8_bits_are_not_cut(name, tmp_path):
     with Image.open(path) as image:
         assert image.mode in ("RGB", "RGBA", "LA", "P")  # Pillow does not tell
     refused(path, "more than 8 bits a channel; convert it to 8 bits")
+
+
+def test_signed_numbers_are_refused(tmp_path):
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(8, 1, signed=True))
+    with Image.open(path) as image:
+        assert image.mode == "L"  # Pillow does not tell
+    refused(path, "signed numbers; convert it to 0 to 255")
+    good, failed = predict.read([path], (4, 4))
+    assert not good
+    assert "signed numbers" in failed[0]
 
 
 def test_fewer_than_8_bits_are_read(tmp_path):
