@@ -231,7 +231,7 @@ class Road(NamedTuple):
                 self.network, self.samples, recipe, every, outer=outer
             )
 
-        def of_average(state: training.TrainState) -> Score:
+        def of_average(state: training.TrainState) -> Mapping[str, Any]:
             return evaluate(whole.start(trainer.finish(state), self.key))
 
         state, progress = run_stage(
