@@ -67,7 +67,7 @@ class Folder:
     """A journal: checkpoints in a folder or none, printed lines or none.
 
     A checkpoint records the run's settings, plain values by their names. A folder with another
-    run's checkpoints is refused.
+    run's checkpoints is refused, and so is a folder in a job of several processes.
     """
 
     def __init__(
@@ -76,6 +76,12 @@ class Folder:
         settings: Mapping[str, Any] = MappingProxyType({}),
         progress: bool = False,
     ):
+        if folder is not None and jax.process_count() > 1:
+            raise ValueError(
+                f"folder={str(folder)!r} keeps the checkpoints of one process, and this job has "
+                f"{jax.process_count()}: leave folder out, or run `dcjax train` with "
+                "--coordinator, which keeps those of several"
+            )
         self._folder = folder
         self._settings = dict(settings)
         self._progress = progress and jax.process_index() == 0

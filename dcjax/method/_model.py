@@ -133,7 +133,9 @@ class Model:
             narrow = decompose(self.network, self.subnets, self.fields)
             trainer = training.side_by_side(narrow, self.samples, recipe, self.subnets)
         else:
-            trainer = training.data_parallel(self.network, self.samples, recipe)
+            # In a job of several processes each predicts by itself, whichever images it has.
+            own = jax.local_devices()
+            trainer = training.data_parallel(self.network, self.samples, recipe, devices=own)
         return trainer, trainer.start(self.variables(which), jax.random.key(0))
 
     def save(self, folder: str | os.PathLike[str]) -> None:

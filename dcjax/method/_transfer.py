@@ -97,7 +97,8 @@ def transfer(
 
     The sub-networks are trained without communication, on all devices. One optimiser runs through
     both stages: its state is composed with the variables (`compose_opt_state`). A running average
-    of the variables over about 20 steps is evaluated and handed on.
+    of the variables over about 20 steps is evaluated and handed on. In a job of several processes
+    each trains all sub-networks, and they fine-tune together.
 
     Args:
       network: the global network, a Flax Linen module whose call takes a batch of images and gives
@@ -121,7 +122,8 @@ def transfer(
         integers, such as tokens, stay as they are.
       baseline: also train the global network from scratch, for the epochs of both stages together.
       progress: print a line after every epoch, on stderr.
-      folder: keeps checkpoints; the same call continues from there if it was interrupted.
+      folder: keeps checkpoints; the same call continues from there if it was interrupted. In one
+        process only.
       seed: of everything random.
 
     Returns:
@@ -129,8 +131,8 @@ def transfer(
 
     Raises:
       NotSeparableError: the network cannot be composed exactly; raised before anything is trained.
-      ValueError: the data do not fit each other or the network, K does not divide a width, or the
-        folder holds another run.
+      ValueError: the data do not fit each other or the network, the network has no head, K does not
+        divide a width, the folder holds another run, or a folder is given in several processes.
       FloatingPointError: a sub-network's loss became NaN or infinite.
 
     >>> import dcjax, numpy as np

@@ -89,6 +89,7 @@ def test_rarely_averaged_copies_are_those_of_one_process_but_for_rounding(job, a
         "not taking part: expected devices of this process",
         "members: expected a leading axis of",
         "writer: {count} processes: give writer=0",
+        "folder: folder='unused' keeps the checkpoints of one process, and this job has {count}",
     ],
 )
 def test_what_cannot_work_is_refused_in_every_process(job, words):

@@ -30,8 +30,18 @@ def method(folder: Path, here: int) -> None:
     np.savez(folder / f"finetuned{here}.npz", **small.finetune(small.global_trainer(), whole))
     np.savez(folder / f"averaged{here}.npz", **small.train_rarely_averaged())
     if jax.process_count() > 1:
+        _predict_alone(here)
         _checkpoints(folder, here)
         _refusals()
+
+
+def _predict_alone(here: int) -> None:
+    """Predict in one process only, without waiting for the others."""
+    if here == 0:
+        weights = {"finetuned": dcjax.compose(small.initial())}
+        samples = dcjax.samples.replicate(small.SUBNETS)
+        model = dcjax.Model(small.Net(), weights, samples, shape=(8, 8, 3), dtype="uint8")
+        assert model.predict(small.images(3)[0]).shape == (3, 3)
 
 
 def _checkpoints(folder: Path, here: int) -> None:
@@ -62,6 +72,9 @@ def _refusals() -> None:
         "not taking part": lambda: small.global_trainer(devices=elsewhere[:1]),
         "members": lambda: training.gather_members({"w": np.zeros(99)}, 4),
         "writer": lambda: Checkpoints("unused"),
+        "folder": lambda: dcjax.transfer(
+            small.Net(), (images, labels), (images, labels), progress=False, folder="unused"
+        ),
     }.items():
         try:
             wrong()
