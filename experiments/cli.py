@@ -24,7 +24,7 @@ from experiments.settings.flags import Settings
 from experiments.settings.presets import PRESETS
 
 OK, LOST, BAD_INPUT, DIVERGED = 0, 1, 2, 3
-STOPPED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
+STOPPED = machines.STOPPED
 USERS = (
     workdir.WorkdirError,
     data.DataError,
@@ -72,8 +72,11 @@ def main(program: str, args: Sequence[str] | None = None, **defaults: Any) -> in
     return _code(program, start)
 
 
-def _code(program: str, body: Callable[[], int]) -> int:
-    """Run the body; say what ends it, and return the exit code."""
+def _code(program: str, body: Callable[[], int], *, first: bool = True) -> int:
+    """Run the body; say what ends it, and return the exit code.
+
+    A signal is said by the first process of a job for all.
+    """
     try:
         return body()
     except USERS as error:
@@ -86,7 +89,8 @@ def _code(program: str, body: Callable[[], int]) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return error.code
     except signals.Stopped as error:
-        print(f"{program}: stopped by {error}; the same command continues", file=sys.stderr)
+        if first:
+            print(f"{program}: stopped by {error}; the same command continues", file=sys.stderr)
         return STOPPED + error.number
 
 
@@ -145,7 +149,8 @@ def run(settings: Settings, stop: signals.Stop, program: str = "experiments") ->
 
     if not machines.join(settings, say):
         return _run(settings, stop)
-    return machines.together(lambda: _code(program, lambda: _run(settings, stop)), say)
+    first = machines.number(settings.machines) == 0
+    return machines.together(lambda: _code(program, lambda: _run(settings, stop), first=first), say)
 
 
 def _run(settings: Settings, stop: signals.Stop) -> int:

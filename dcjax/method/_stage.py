@@ -198,7 +198,7 @@ class _Stage:
             evaluated = step % self.steps == 0 or (plan.every and step % plan.every == 0)
             # Copies of several processes are saved where they have met: at an average.
             met = step % trainer.every == 0
-            if met and not evaluated and self._kept.due(step, epoch_ends=False):
+            if not evaluated and self._kept.due(step, epoch_ends=False) and met:
                 self._tick()
                 self.save(step, state)
 

@@ -20,6 +20,8 @@ from dcjax.training._images import standardise as standardise
 from dcjax.training._peers import PEER_LOST as PEER_LOST
 from dcjax.training._peers import ending_with_peers as ending_with_peers
 from dcjax.training._peers import leave as leave
+from dcjax.training._peers import post as post
+from dcjax.training._peers import posted as posted
 from dcjax.training._processes import from_all as from_all
 from dcjax.training._processes import from_first as from_first
 from dcjax.training._processes import gather_members as gather_members

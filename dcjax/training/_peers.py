@@ -1,4 +1,4 @@
-"""The end of a process when another one of the job has died."""
+"""The other processes of a job: the end when one has died, and notes for all."""
 
 import contextlib
 import ctypes
@@ -7,10 +7,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
 PEER_LOST = 6
+_notes: dict[str, str] = {}  # of one process
 _SIGNS = ("gloo", "nccl", "rccl", "connection", "coordination", "barrier", "unavailable")
 
 
@@ -80,3 +82,38 @@ def leave(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def post(name: str, text: str) -> None:
+    """Leave a note that every process can read at once; another one of that name is replaced.
+
+    >>> post("asked to stop", "yes")
+    """
+    if jax.process_count() == 1:
+        _notes[name] = text
+    else:
+        client().key_value_set(f"dcjax/{name}", text, allow_overwrite=True)
+
+
+def posted(name: str) -> str | None:
+    """Return the note of that name, None if nobody has left one; wait for no process.
+
+    >>> post("weather", "fair")
+    >>> posted("weather"), posted("tides")
+    ('fair', None)
+    """
+    if jax.process_count() == 1:
+        return _notes.get(name)
+    try:
+        return client().key_value_try_get(f"dcjax/{name}")
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None
+
+
+def client() -> Any:
+    """Return JAX's client of its coordination service."""
+    from jax._src import distributed  # JAX has no public one
+
+    return distributed.global_state.client

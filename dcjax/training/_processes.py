@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from dcjax._checks import check_subnets
 from dcjax._pytrees import take_entries
 from dcjax.training._devices import DEVICES, Device, sharding
+from dcjax.training._peers import client
 
 _PATIENCE = 24 * 60 * 60  # seconds; a process that has died is noticed by its missing heartbeats
 _meetings: collections.Counter[tuple[int, ...]] = collections.Counter()
@@ -80,12 +81,9 @@ def meet(devices: Sequence[Device]) -> None:
     numbers = sorted({device.process_index for device in devices})
     if len(numbers) == 1:
         return
-    from jax._src import distributed  # JAX has no public barrier without a collective
-
     _meetings[tuple(numbers)] += 1
     name = f"dcjax {numbers} {_meetings[tuple(numbers)]}"
-    client: Any = distributed.global_state.client
-    client.wait_at_barrier(name, timeout_in_ms=1000 * _PATIENCE, process_ids=numbers)
+    client().wait_at_barrier(name, timeout_in_ms=1000 * _PATIENCE, process_ids=numbers)
 
 
 def local_members(subnets: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from dcjax import method
 from dcjax.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from dcjax.training import from_all, from_first
 from experiments.data import Dataset
+from experiments.run import machines
 from experiments.run.console import Voice
 from experiments.run.provenance import cpu_threads
 from experiments.run.signals import Stop, Stopped
@@ -199,7 +200,7 @@ class Kept:
     def due(self, step: int, *, epoch_ends: bool) -> bool:
         """Return whether to save after this step; by default at the end of every epoch."""
         every = self._keeper.how.checkpoint_every
-        if self._keeper.stop.asked is not None:
+        if self._signal(step) is not None:
             return True
         return epoch_ends if every is None else step // every > self._last // every
 
@@ -211,10 +212,15 @@ class Kept:
         if self._checkpoints is not None:
             self._checkpoints.save(step, tree, common | record)
         self._last = step
-        if keeper.stop.asked is not None:
+        if (number := self._signal(step)) is not None:
             if self._checkpoints is not None:
                 self._checkpoints.wait()
-            raise Stopped(keeper.stop.asked)
+            raise Stopped(number)
+
+    def _signal(self, step: int) -> int | None:
+        """Return the signal that ends the run after this step, None if it goes on."""
+        alone = self._name.startswith("subnet")
+        return machines.signal_after(self._keeper.stop.asked, None if alone else self._name, step)
 
     def before(self) -> Checkpoint | None:
         """Return the newest readable checkpoint, None if there is none; wait for saves."""

@@ -1,6 +1,7 @@
 """A run in several processes: joined, agreed on its settings, ended together."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,9 @@ from experiments.run import startup
 from experiments.settings.flags import Machines, Settings
 
 LOST_PEER = 6
+STOPPED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
+_AHEAD = 4  # steps, more than one process can be ahead of another one in
+_SAVE_SECONDS = 15  # for the others to save after a signal
 _REPORT_SECONDS = 3600  # in which process 0 writes the report, and the others wait
 
 
@@ -39,6 +43,8 @@ def join(settings: Settings, say: Callable[[str], object]) -> bool:
         f"{chosen.processes}, and each another --process from 0 on"
     )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM for itself, and only wait for the program to ask.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         with training.ending_with_peers(lambda _: say(late), LOST_PEER):
             jax.distributed.initialize(
@@ -94,6 +100,36 @@ def differences(chosen: Machines, mine: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def signal_after(asked: int | None, stage: str | None, step: int) -> int | None:
+    """Return the signal after whose arrival, in any process, this one ends with this step.
+
+    Processes that train apart end at once. In a common stage they need the same step: process 0
+    chooses one that nobody has reached, because steps of different processes wait for each other
+    two apart, and copies at their averages.
+
+    Args:
+      asked: the signal that this process has got, or None.
+      stage: the common stage, None for sub-networks.
+      step: the step that has been begun.
+    """
+    import jax
+
+    from dcjax import training
+
+    if jax.process_count() == 1:
+        return asked
+    if asked is not None:
+        training.post("signal", str(asked))
+    if (signal := training.posted("signal")) is None:
+        return None
+    if stage is None:
+        return int(signal)
+    last = training.posted(f"last step of {stage}")
+    if last is None and jax.process_index() == 0:
+        training.post(f"last step of {stage}", str(step + _AHEAD))
+    return int(signal) if last is not None and step >= int(last) else None
+
+
 def together(body: Callable[[], int], say: Callable[[str], object]) -> int:
     """Run the body in joined processes; return its exit code, or end the process with it."""
     import jax
@@ -102,9 +138,24 @@ def together(body: Callable[[], int], say: Callable[[str], object]) -> int:
 
     with training.ending_with_peers(say, LOST_PEER):
         if code := body():
+            training.post(f"code of {jax.process_index()}", str(code))
+            if code > STOPPED and jax.process_index() == 0:
+                _wait_for_codes()  # JAX ends the others when process 0 is gone
             training.leave(code)
     jax.distributed.shutdown()
     return 0
+
+
+def _wait_for_codes() -> None:
+    """Wait until all processes are about to end, but not long: one may not know of the signal."""
+    import jax
+
+    from dcjax import training
+
+    until = time.monotonic() + _SAVE_SECONDS
+    names = [f"code of {number}" for number in range(jax.process_count())]
+    while time.monotonic() < until and None in map(training.posted, names):
+        time.sleep(0.1)
 
 
 def _line(error: BaseException) -> str:

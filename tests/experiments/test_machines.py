@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def kill(folder, started, victim, file):
         assert other.poll() is None, said(folder, 1 - victim)
         time.sleep(0.05)
     started[victim].kill()
-    assert end([other], 60) == [machines.LOST_PEER], said(folder, 1 - victim)
+    assert end([other], 120) == [machines.LOST_PEER], said(folder, 1 - victim)
     assert said(folder, 1 - victim).count("because another one has died") == 1
     end(started)
 
@@ -157,6 +158,70 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(runs, tmp_
     kill(folder, start(folder, 2, "--checkpoint-every", "1"), victim, "finetune/0*")
     finish(folder, 2, "--checkpoint-every", "1")
     undisturbed(folder, runs / "2")
+
+
+@pytest.mark.parametrize("flags", [(), pytest.param(RARELY, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, number, flags):
+    folder = tmp_path / "run"
+    started = start(folder, 2, *flags, "--finetune-epochs", "500")
+    while not [*(folder / "checkpoints").glob("finetune/0*")]:
+        assert started[0].poll() is None, said(folder, 0)
+        time.sleep(0.05)
+    started[number].send_signal(signal.SIGTERM)
+    assert end(started, 120) == [cli.STOPPED + signal.SIGTERM] * 2, said(folder, 0)
+    assert "stopped by SIGTERM; the same command continues" in said(folder, 0)
+    assert "stopped" not in said(folder, 1)
+    if flags:
+        saved = [
+            {path.name for path in (folder / "checkpoints" / name).iterdir()}
+            for name in ("finetune", "finetune-process-1")
+        ]
+        assert max(saved[0]) == max(saved[1])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_killed_among_its_sub_networks_goes_on(runs, tmp_path, victim):
+    folder = tmp_path / "run"
+    started = start(folder, 2, "--checkpoint-every", "1")
+    kill(folder, started, victim, f"subnet-{victim}/0*")
+    finish(folder, 2)
+    assert f"sub-networks {victim}: continues from step" in said(folder, 0) or victim
+    undisturbed(folder, runs / "2")
+
+
+@pytest.mark.long
+def test_four_processes_killed_in_both_stages_end_in_the_results_of_one(runs, tmp_path):
+    """Two of them have no sub-network."""
+    folder, often = tmp_path / "run", ("--checkpoint-every", "1")
+    for victim, file in ((1, "subnet-0/0*"), (2, "finetune/0*")):
+        started = start(folder, 4, *often)
+        while not [*(folder / "checkpoints").glob(file)]:
+            assert started[0].poll() is None, said(folder, 0)
+            time.sleep(0.05)
+        started[victim].kill()
+        codes = end(started, 120)
+        assert [code for code in codes if code != -9] == [machines.LOST_PEER] * 3
+    finish(folder, 4, *often)
+    one, here = results(runs / "1"), results(folder)
+    assert here["subnets_phase"]["accuracy"] == one["subnets_phase"]["accuracy"]
+    for stage in ("finetune", "baseline"):
+        assert here[stage]["cost"] == pytest.approx(one[stage]["cost"], rel=1e-3)
+
+
+@pytest.mark.long
+def test_a_second_job_in_the_same_workdir_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    first = start(folder, 2)
+    while not (folder / "settings.json").exists():
+        assert first[0].poll() is None, said(folder, 0)
+        time.sleep(0.05)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert end(start(link, 2), 300) == [cli.BAD_INPUT, machines.LOST_PEER], said(link, 0)
+    assert f"another run (process {first[0].pid} on" in said(link, 0)
+    assert end(first) == [0, 0]
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
