@@ -11,8 +11,11 @@ The long form draws 10,000 cases, or DCJAX_FUZZ_CASES, and prints their outcomes
 """
 
 import collections
+import functools
+import json
 import math
 import pathlib
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -190,6 +193,56 @@ def call_samples(name, subnets, x):
     return way
 
 
+def valid_transfer(subnets, rng):
+    def split():
+        labels = rng.integers(0, CLASSES, 8).astype(np.int32)
+        return [rng.normal(size=(8, F)).astype(np.float32), labels]
+
+    return {"network": Tiny(4 * subnets), "train": split(), "test": split(), "subnets": subnets,
+            "learning_rate": 0.1, "batch_size": 4, "epochs": [1, 1], "seed": 0}  # fmt: skip
+
+
+class _ReachedError(Exception):
+    """The arguments were accepted, and training begins."""
+
+
+def call_transfer(**args):
+    """Call `transfer` up to its first step; return the sub-networks to be trained."""
+
+    def reached(plan, *_):
+        raise _ReachedError(plan.variables)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dcjax.method._transfer.run_stage", reached)
+        try:
+            return dcjax.transfer(**args, progress=False)
+        except _ReachedError as stop:
+            return stop.args[0]
+
+
+@functools.cache
+def saved_config(subnets):
+    network = dcjax.models.CNN(width=6, num_classes=3, stages=1)
+    samples = dcjax.samples.replicate(subnets)
+    rng = np.random.default_rng(0)
+    weights = {"subnets": stack_of(rng, subnets), "finetuned": whole_of(rng, subnets)}
+    model = dcjax.Model(network, weights, samples, shape=(8, 8, 3), dtype="uint8")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        return (pathlib.Path(folder) / "config.json").read_text()
+
+
+def valid_run(subnets, rng):
+    return {"config": json.loads(saved_config(subnets)), "network": None, "normalise": None}
+
+
+def call_load_run(config, network, normalise):
+    """Load a run whose config.json is this."""
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "config.json").write_text(json.dumps(config))
+        return dcjax.load_run(folder, network=network, normalise=normalise)
+
+
 FUZZED = {
     "compose": Fuzzed(dcjax.compose, valid_compose, right.compose, 2),
     "extract": Fuzzed(
@@ -229,6 +282,8 @@ FUZZED = {
     ),
     "compose_opt_state": Fuzzed(dcjax.compose_opt_state, valid_state, right.state, 0.3),
     "samples": Fuzzed(call_samples, valid_samples, right.samples),
+    "transfer": Fuzzed(call_transfer, valid_transfer, right.transfer, 0.1),
+    "load_run": Fuzzed(call_load_run, valid_run, right.load_run, 0.3),
 }  # fmt: skip
 
 

@@ -58,6 +58,8 @@ def call_kwargs(network: nn.Module, *, train: bool) -> dict[str, Any]:
 
 def adamw(rate: float, constant: int, decaying: int, warmup: int) -> optax.GradientTransformation:
     """Return AdamW: warm-up, a constant rate to the end of the first stage, then cosine decay."""
+    if not isinstance(rate, (int, float, np.number)) or not 0 < rate < math.inf:
+        raise ValueError(f"expected a learning_rate above 0 and finite, got {rate!r}")
     warmup = min(warmup, (constant + decaying) // 10)
     parts = [
         optax.linear_schedule(0.0, rate, warmup),

@@ -154,13 +154,18 @@ def transfer(
     batch_size, epochs = sizes(len(images), batch_size, epochs)
     steps = training.steps_per_epoch(len(images), batch_size)
     measured = moments(images) if normalise is None and continuous(images) else None
+    if measured is not None and not np.isfinite(splits[1].images).all():
+        raise ValueError("the test images hold NaN or infinite numbers")
     first, last = (count * steps for count in epochs)
-    chosen = optimizer or adamw(learning_rate, first, last, warmup=steps // 2)
+    if optimizer is None:
+        chosen = adamw(learning_rate, first, last, warmup=steps // 2)
+    else:
+        chosen = optimizer
     recipe = training.Recipe(
         chosen,
         batch_size=batch_size,
         augment=augment,
-        normalise=normalise or normaliser(measured, images.dtype),
+        normalise=normaliser(measured, images.dtype) if normalise is None else normalise,
         train_kwargs=call_kwargs(network, train=True),
         eval_kwargs=call_kwargs(network, train=False),
         average=0.95,
@@ -212,7 +217,9 @@ def transfer(
     }
     weights = {"subnets": stacked, "composed": composed, "finetuned": variables}
     if baseline:
-        whole = optimizer or adamw(learning_rate, 0, first + last, warmup=3 * steps // 2)
+        whole = optimizer
+        if whole is None:
+            whole = adamw(learning_rate, 0, first + last, warmup=3 * steps // 2)
         weights["baseline"], scratch = road.train_global(
             "baseline",
             road.from_scratch(),

@@ -362,3 +362,26 @@ def samples(args, way):
     if way.name in ("phases", "tiles"):
         assert np.asarray(split).size == x.size
         np.testing.assert_array_equal(np.sort(np.ravel(split)), np.sort(np.ravel(x)))
+
+
+def transfer(args, stacked):
+    """Check that what is to be trained fits the data."""
+    layout({**args, "x": np.asarray(args["train"][0], np.float32)}, stacked.layout)
+    assert args["learning_rate"] > 0
+    assert len(args["epochs"]) == 2
+    for images, labels in (args["train"], args["test"]):
+        labels = np.asarray(labels)
+        assert len(images) == len(labels)
+        assert labels.dtype.kind in "iu"
+        assert 0 <= labels.min() <= labels.max() < stacked.layout.by_path[HEAD].narrow_shape[-1]
+        assert np.isfinite(images).all()
+
+
+HEAD = ("params", "head", "bias")
+
+
+def load_run(args, model):
+    config = args["config"]
+    assert model.subnets == config["subnets"]
+    assert [*model.shape] == [*config["images"]["shape"]]
+    assert model.dtype == config["images"]["dtype"]

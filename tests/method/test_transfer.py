@@ -1,5 +1,7 @@
 """`dcjax.transfer` on small images: what it returns is what the stages give by themselves."""
 
+import math
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -160,6 +162,9 @@ def test_a_subnetwork_that_diverges_is_named():
         ({"epochs": (0, 1)}, r"expected epochs=\(1 or more"),
         ({"batch_size": 97}, "take a smaller batch_size"),
         ({"network": lambda x: x}, "instance of a Flax Linen module"),
+        ({"learning_rate": -0.1}, "a learning_rate above 0 and finite, got -0.1"),
+        ({"learning_rate": math.nan}, "a learning_rate above 0 and finite, got nan"),
+        ({"optimizer": {}}, r"optimizer=\) must be an optax transformation"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_trained(wrong, message, monkeypatch):
@@ -173,3 +178,6 @@ def test_images_with_nan_are_refused():
     images = np.full(TRAIN[0].shape, np.nan, np.float32)
     with pytest.raises(ValueError, match="the training images hold NaN"):
         dcjax.transfer(NETWORK, (images, TRAIN[1]), (images, TRAIN[1]), **SHORT)
+    finite = np.ones_like(images)
+    with pytest.raises(ValueError, match="the test images hold NaN"):
+        dcjax.transfer(NETWORK, (finite, TRAIN[1]), (images, TRAIN[1]), **SHORT)
