@@ -34,6 +34,17 @@ if importlib.util.find_spec("torch") is None:
     collect_ignore.append("experiments/benchmark/torch_steps.py")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Forget the compiled programs after each file.
+
+    Each takes about three memory maps, of which a Linux process has 65,530 by default: XLA crashes
+    when all tests run in one process and none is forgotten.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """For calls that accept more than their annotations say, or refuse it in a function below."""
