@@ -1,6 +1,7 @@
 """From settings to what the library works with: networks, samples, recipes."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -75,10 +76,13 @@ def convolution(chosen: Network, say: Callable[[str], None]) -> Convolution | No
     if not chosen.native or jax.default_backend() != "cpu":
         return None
     try:
-        dcjax.native.build()
+        with warnings.catch_warnings(record=True, action="always") as warned:
+            dcjax.native.build()
     except dcjax.native.NativeError as error:
         say(f"using JAX's convolutions, which are several times slower: {error}")
         return None
+    for warning in warned:  # a cache that cannot be written
+        say(str(warning.message))
     return dcjax.native.conv_general_dilated
 
 

@@ -3,3 +3,8 @@
 `evidence` is gathered by the run itself and kept in `DIR/report.npz`; `runs` reads a folder;
 `content` says what a report holds; `figures` draws; `page` and `markdown` write.
 """
+
+import logging
+
+# Matplotlib logs two warnings where its cache cannot be written; a report does without the cache.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
