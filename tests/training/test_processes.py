@@ -100,6 +100,13 @@ def test_what_cannot_work_is_refused_in_every_process(job, words):
         assert expected.replace("process, 0", f"process, {number}") in output
 
 
+def test_sub_networks_of_a_joined_job_communicate_nothing(job):
+    count, folder = job
+    for number in range(count):
+        output = (folder / f"{number}.out").read_text()
+        assert "collectives among sub-networks: []" in output
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_with_one_message(tmp_path, victim):
     started = processes.start(tmp_path, 2, "forever")

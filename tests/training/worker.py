@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ def method(folder: Path, here: int) -> None:
     np.savez(folder / f"averaged{here}.npz", **small.train_rarely_averaged())
     if jax.process_count() > 1:
         _predict_alone(here)
+        _collectives()
         _checkpoints(folder, here)
         _refusals()
 
@@ -42,6 +44,19 @@ def _predict_alone(here: int) -> None:
         samples = dcjax.samples.replicate(small.SUBNETS)
         model = dcjax.Model(small.Net(), weights, samples, shape=(8, 8, 3), dtype="uint8")
         assert model.predict(small.images(3)[0]).shape == (3, 3)
+
+
+def _collectives() -> None:
+    """Print which collectives the compiled step of this process's sub-networks has."""
+    members = training.local_members(small.SUBNETS)
+    narrow = dcjax.decompose(small.Net(), small.SUBNETS)
+    trainer = training.side_by_side(narrow, None, small.recipe(), small.SUBNETS, members=members)
+    own = jax.tree.map(lambda leaf: leaf[np.array(members)], small.initial())
+    state, data = trainer.start(own, jax.random.key(2)), trainer.place(*small.images(50))
+    step: Any = trainer.step
+    program = step.lower(state, data, trainer.shuffle(state, data)).compile().as_text()
+    words = ("all-reduce", "all-gather", "all-to-all", "collective", "send(", "recv(")
+    print(f"collectives among sub-networks: {[word for word in words if word in program]}")
 
 
 def _checkpoints(folder: Path, here: int) -> None:
