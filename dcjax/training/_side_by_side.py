@@ -81,13 +81,14 @@ def side_by_side(
         raise ValueError(
             f"expected members to be different numbers from 0 to {subnets - 1}, got {members}"
         )
-    devices = choose_devices(len(numbers), jax.local_devices() if devices is None else devices)
+    devices = jax.local_devices() if devices is None else devices
     if any(device.process_index != jax.process_index() for device in devices):
         raise ValueError(
             f"expected devices of this process, {jax.process_index()}, got {devices}: nothing is "
             "communicated, so each process trains its own sub-networks, "
             f"members=local_members({subnets}), on devices=jax.local_devices()"
         )
+    devices = choose_devices(len(numbers), devices)
     engine = engine or engine_for(devices[0].platform)
     placed = members_on(devices, len(numbers), engine.members)
 

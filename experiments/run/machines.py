@@ -138,24 +138,33 @@ def together(body: Callable[[], int], say: Callable[[str], object]) -> int:
 
     with training.ending_with_peers(say, LOST_PEER):
         if code := body():
-            training.post(f"code of {jax.process_index()}", str(code))
-            if code > STOPPED and jax.process_index() == 0:
-                _wait_for_codes()  # JAX ends the others when process 0 is gone
+            if code > STOPPED:
+                _wait_for_the_others()
             training.leave(code)
     jax.distributed.shutdown()
     return 0
 
 
-def _wait_for_codes() -> None:
-    """Wait until all processes are about to end, but not long: one may not know of the signal."""
+def _wait_for_the_others() -> None:
+    """Wait until process 0 has saved and the others have left, but not for ever.
+
+    A process that leaves breaks the collectives that another one is still in, and JAX ends the
+    others when process 0 is gone. One may not know of the signal.
+    """
     import jax
 
     from dcjax import training
 
+    number = jax.process_index()
+    awaited = [f"{each} has left" for each in range(1, jax.process_count())]
+    if number == 0:
+        training.post("0 has saved", "")
+    else:
+        awaited = ["0 has saved"]
     until = time.monotonic() + _SAVE_SECONDS
-    names = [f"code of {number}" for number in range(jax.process_count())]
-    while time.monotonic() < until and None in map(training.posted, names):
+    while time.monotonic() < until and None in map(training.posted, awaited):
         time.sleep(0.1)
+    training.post(f"{number} has left", "")
 
 
 def _line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ def method(folder: Path, here: int) -> None:
     np.savez(folder / f"averaged{here}.npz", **small.train_rarely_averaged())
     if jax.process_count() > 1:
         _predict_alone(here)
-        _collectives()
+        _stage_1_program()
         _checkpoints(folder, here)
         _refusals()
 
@@ -46,8 +46,8 @@ def _predict_alone(here: int) -> None:
         assert model.predict(small.images(3)[0]).shape == (3, 3)
 
 
-def _collectives() -> None:
-    """Print which collectives the compiled step of this process's sub-networks has."""
+def _stage_1_program() -> None:
+    """Print which collectives the step of this process's sub-networks has."""
     members = training.local_members(small.SUBNETS)
     narrow = dcjax.decompose(small.Net(), small.SUBNETS)
     trainer = training.side_by_side(narrow, None, small.recipe(), small.SUBNETS, members=members)
