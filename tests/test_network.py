@@ -56,6 +56,14 @@ class Outer(Nested):
         return Outer(self.inner.narrow(subnets))
 
 
+class Mean(nn.Module):
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(self.width)(x * (1 / x.shape[-1]))))
+
+
 class Lost(LeNet):
     def narrow(self, subnets):
         return None
@@ -132,7 +140,7 @@ def test_narrow_may_call_narrow():
         (ValueError, r"empty axis of x, here of shape \(0, 8, 8, 3\)", lambda: dcjax.layout(
             dcjax.models.CNN(width=4, stages=1), 2, images((0, 8, 8, 3)))),
         (ValueError, "empty axis of x.*, or a layer of width 0", lambda: dcjax.init(
-            dcjax.models.CNN(width=4, stages=1), 1, jax.random.key(0), np.ones((1, 8, 8, 0)))),
+            Mean(), 1, jax.random.key(0), np.ones((1, 0)))),
         (ValueError, "samples are for 2", lambda: dcjax.layout(
             LeNet(4), 4, images((1, 8, 8, 3)), samples=dcjax.samples.replicate(2))),
     ],

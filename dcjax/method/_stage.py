@@ -271,7 +271,11 @@ class _Stage:
         self._kept.save(step, plain, record, finished=step == self.last)
 
     def _report(
-        self, step: int, epoch: float, state: training.TrainState, loss: np.ndarray | None
+        self,
+        step: int,
+        epoch: float,
+        state: training.TrainState,
+        loss: np.ndarray | np.floating | None,
     ) -> None:
         """Evaluate, and write how far the stage is into the curve, the metrics and the console.
 

@@ -158,11 +158,11 @@ def test_stopped_in_every_phase_it_ends_as_if_left_alone(begin, finish, alone, t
 
 
 def test_it_is_measured_within_epochs(alone):
-    """Every third step and where epochs, of four, end; the sub-networks are not measured."""
+    """Every third step and where epochs, of four, end; the sub-networks where epochs end."""
     epochs = {
         name: [e for n, e, _ in metrics(alone) if n == name] for name in ("subnets", "baseline")
     }
-    assert epochs == {"subnets": [1, 2], "baseline": [0, 0.75, 1, 1.5, 2]}
+    assert epochs == {"subnets": [0, 1, 2], "baseline": [0, 0.75, 1, 1.5, 2]}
     results = json.loads((alone / "results.json").read_text())
     assert [entry["epoch"] for entry in results["finetune"]["curve"]] == [0, 0.75, 1, 1.5, 2]
 
@@ -204,8 +204,9 @@ def test_one_trained_alone_is_collected_bitwise(begin, finish, alone, tmp_path):
     said = finish(folder)
     assert "sub-networks 0: epoch 2/2" in said
     assert "sub-networks 1: epoch" not in said
-    assert metrics(folder) == metrics(alone)
     there, expected = results(folder), results(alone)
+    assert there["subnets_phase"].pop("curve") == []  # it is of sub-networks trained together
+    assert expected["subnets_phase"].pop("curve")
     assert there.pop("devices")["used"]["subnets"] == 1  # each by itself
     assert expected.pop("devices")["used"]["subnets"] == 2
     assert there == expected
