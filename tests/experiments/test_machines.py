@@ -227,7 +227,9 @@ def test_a_second_job_in_the_same_workdir_is_refused(tmp_path):
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_copies_go_on_from_a_step_that_all_have_saved(averaged, tmp_path, victim):
     folder = tmp_path / "run"
-    kill(folder, start(folder, 2, *RARELY, "--checkpoint-every", "1"), victim, "finetune/0*")
+    # When one has its third checkpoint, the other one has its first.
+    started = start(folder, 2, *RARELY, "--checkpoint-every", "1")
+    kill(folder, started, victim, "finetune/00000006")
     finish(folder, 2, *RARELY)
     assert "fine-tuning: continues from step" in said(folder, 0)
     undisturbed(folder, averaged)
