@@ -28,6 +28,13 @@ def split_of(name: str, pair: Any) -> Split:
             f"{name} images are {images.dtype}{images.shape}: give images.astype(np.uint8) for "
             "pixels from 0 to 255, or floats"
         )
+    if not images.size:
+        raise ValueError(f"{name} must hold images, got {images.dtype}{images.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(
+            f"{name} labels must be integers from 0 on, got {labels.dtype}{labels.shape}; "
+            "numpy.unique(labels, return_inverse=True) gives the classes and such integers"
+        )
     return Split(images, labels)
 
 

@@ -37,11 +37,19 @@ def sizes(
         power = 2 ** round(math.log2(max(examples, 1) / 80))
         batch_size = int(min(max(power, 8), 128, max(examples, 1)))
     if epochs is None:
-        first = min(max(math.ceil(STEPS / max(examples // batch_size, 1)), 4), 100)
+        first = min(max(math.ceil(STEPS / max(examples // max(batch_size, 1), 1)), 4), 100)
         epochs = first, max(1, round(first / 4))
-    first, last = map(operator.index, epochs)
+    if operator.index(batch_size) < 1:
+        raise ValueError(f"expected a batch_size of 1 or more, got {batch_size}")
+    try:
+        first, last = map(operator.index, epochs)
+    except (TypeError, ValueError):
+        first = last = -1
     if first < 1 or last < 0:
-        raise ValueError(f"expected epochs=(1 or more, 0 or more), got {epochs}")
+        raise ValueError(
+            "expected epochs=(of the sub-networks, of fine-tuning), integers from 1 and from 0 on, "
+            f"got {epochs}"
+        )
     return Sizes(batch_size, (first, last))
 
 

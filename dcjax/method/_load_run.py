@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from dcjax import models, native
 from dcjax._files.save import load
 from dcjax.method._defaults import Moments
-from dcjax.method._model import CONFIG, FOLDER, FORMAT, Model
+from dcjax.method._model import CONFIG, FOLDER, FORMAT, Model, file_digest
 from dcjax.samples import make
 
 
@@ -75,7 +75,10 @@ def load_run(
             )
         return Model(
             network or _network(config["network"]),
-            _Files(places[0], {name: each["file"] for name, each in config["weights"].items()}),
+            _Files(
+                places[0],
+                {name: (each["file"], each["sha256"]) for name, each in config["weights"].items()},
+            ),
             make(config["samples"], config["subnets"]),
             shape=images["shape"],
             dtype=np.dtype(images["dtype"]).name,
@@ -93,17 +96,27 @@ def load_run(
 
 
 class _Files(Mapping[str, PyTree]):
-    """Variables by their names, read from files when they are first used."""
+    """Variables by their names, read from files when they are first used.
 
-    def __init__(self, folder: Path, files: Mapping[str, str]):
+    Args:
+      files: the name and the SHA-256 of each.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, tuple[str, str]]):
         self._folder = folder
         self._files = dict(files)
         self._read: dict[str, PyTree] = {}
 
     def __getitem__(self, which: str) -> PyTree:
         if which not in self._read:
-            # A name within the folder, whatever the file says.
-            self._read[which] = load(self._folder / Path(self._files[which]).name)
+            name, digest = self._files[which]
+            path = self._folder / Path(name).name  # within the folder, whatever the file says
+            if path.is_file() and file_digest(path) != digest:
+                raise ValueError(
+                    f"{path} is damaged, or not the file that {CONFIG} describes: its SHA-256 "
+                    "differs. A save over another model may have been interrupted; save it again"
+                )
+            self._read[which] = load(path)
         return self._read[which]
 
     def __iter__(self) -> Iterator[str]:

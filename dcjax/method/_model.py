@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -149,15 +150,21 @@ class Model:
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
+        digests = {}
         for which, variables in self.weights.items():
             save(place / _file(which), variables)
-        config = self._config()
+            digests[which] = file_digest(place / _file(which))
+        config = self._config(digests)
         for name, text in ((CARD, card(config)), (CONFIG, json.dumps(config, indent=2) + "\n")):
             with replacing(place / name) as file:
                 file.write(text.encode())
 
-    def _config(self) -> dict[str, Any]:
-        """Return what prediction needs and the weights do not say, as JSON values."""
+    def _config(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """Return what prediction needs and the weights do not say, as JSON values.
+
+        Args:
+          digests: of the files of the weights.
+        """
         history = self.about.get("history", {})
         kind = "measured" if self.moments else "none"
         mean, std = self.moments or (None, None)
@@ -182,7 +189,7 @@ class Model:
                 "parameters": _parameters(self.weights["finetuned"]),
                 "subnet_parameters": _parameters(self.weights["subnets"]) // self.subnets,
                 "weights": {
-                    which: {"file": _file(which)}
+                    which: {"file": _file(which), "sha256": digests[which]}
                     | {
                         key: history[STAGES[which]][key]
                         for key in ("accuracy", "cost")
@@ -210,6 +217,12 @@ def versions() -> dict[str, str]:
         "dcjax": dcjax.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parameters(variables: PyTree) -> int:

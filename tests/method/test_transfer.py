@@ -62,6 +62,13 @@ def test_what_is_saved_predicts_the_same(result, tmp_path):
     assert f"{100 * result.history['finetune']['accuracy']:.2f} %" in card
 
 
+def test_weights_of_another_save_are_refused(result, tmp_path):
+    result.save(tmp_path)
+    (tmp_path / "composed.safetensors").replace(tmp_path / "finetuned.safetensors")
+    with pytest.raises(ValueError, match=r"finetuned.safetensors is damaged, or not .* SHA-256"):
+        dcjax.load_run(tmp_path).predict(TEST[0])
+
+
 def test_history_is_of_plain_numbers(result):
     assert list(result.history) == ["subnets", "composed", "finetune", "baseline"]
     assert [entry["epoch"] for entry in result.history["finetune"]["curve"]] == [0, 1, 2]
@@ -159,7 +166,15 @@ def test_a_subnetwork_that_diverges_is_named():
         ({"train": (TRAIN[0], TRAIN[1] + 1)}, "the network has 3 classes, .* got 3 in train"),
         ({"test": (TEST[0], TEST[1] + 1)}, "the network has 3 classes, .* got 3 in test"),
         ({"test": (TEST[0][:, :6], TEST[1])}, r"alike, got uint8\(N, 8, 8, 3\) and uint8\(N, 6, 8"),
-        ({"epochs": (0, 1)}, r"expected epochs=\(1 or more"),
+        ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, r"train must hold images, got uint8\(0, 8, 8, 3"),
+        ({"test": (TEST[0][:0], TEST[1][:0])}, "test must hold images"),
+        ({"train": (TRAIN[0], TRAIN[1].astype(str))}, "train labels must be integers from 0 on"),
+        ({"test": (TEST[0], TEST[1] / 2)}, "test labels must be integers from 0 on, got float64"),
+        ({"epochs": (0, 1)}, r"expected epochs=\(of the sub-networks, of fine-tuning\)"),
+        ({"epochs": 1}, r"expected epochs=\(of the sub-networks, of fine-tuning\)"),
+        ({"epochs": (1.5, 1)}, r"fine-tuning\), integers from 1 and from 0 on, got \(1.5, 1\)"),
+        ({"epochs": (1, 1, 1)}, r"expected epochs=\(of the sub-networks, of fine-tuning\)"),
+        ({"batch_size": 0}, "expected a batch_size of 1 or more, got 0"),
         ({"batch_size": 97}, "take a smaller batch_size"),
         ({"network": lambda x: x}, "instance of a Flax Linen module"),
         ({"learning_rate": -0.1}, "a learning_rate above 0 and finite, got -0.1"),
