@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from dcjax import training
 from dcjax.checkpoints import Checkpoints
-from experiments.run.checkpointing import FOLDER, Keeper, Kept
+from experiments.run.checkpointing import CHECKPOINTS, Keeper, Kept
 
 
 class Diverged(Exception):
@@ -91,7 +91,7 @@ class Watcher:
         name = self._restart.format(k)
         new = self._keeper.record(name) | {"metrics": [self._keeper.log.name, 0]}
         new |= {"finished": False, "progress": {}, "members": [k], "diverged": []}
-        folder = self._keeper.workdir / FOLDER / name
+        folder = self._keeper.workdir / CHECKPOINTS / name
         with Checkpoints(folder, keep=self._keeper.how.keep) as checkpoints:
             checkpoints.save(good.step, past, good.record | new)
 

@@ -18,11 +18,10 @@ from experiments.run import machines
 from experiments.run.console import Voice
 from experiments.run.provenance import cpu_threads
 from experiments.run.signals import Stop, Stopped
-from experiments.run.workdir import Metrics, WorkdirError, differences, unwritable
+from experiments.run.workdir import CHECKPOINTS, Metrics, WorkdirError, differences, unwritable
 from experiments.settings.flags import Keeping
 
 Record = dict[str, Any]
-FOLDER = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Keeper:
 
     def has(self, name: str) -> bool:
         """Return whether the stage of that name has checkpoints."""
-        folder = self.workdir / FOLDER / name
+        folder = self.workdir / CHECKPOINTS / name
         return folder.is_dir() and bool(Checkpoints(folder, writer=jax.process_index()).steps())
 
     @contextlib.contextmanager
@@ -101,7 +100,8 @@ class Keeper:
         def on_failure(step: int, error: Exception) -> None:
             self.voice.say(f"{name}: step {step} is not saved, training continues: {error}")
 
-        folder = self.workdir / FOLDER / (f"{name}-process-{number}" if apart and number else name)
+        own = f"{name}-process-{number}" if apart and number else name
+        folder = self.workdir / CHECKPOINTS / own
         # A process may be one save ahead of another one, and two after a kill.
         keep = max(self.how.keep, 3) if apart else self.how.keep
         try:

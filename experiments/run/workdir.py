@@ -6,6 +6,7 @@ import datetime
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,14 @@ from experiments.settings.naming import PLACES, as_flag
 SETTINGS, METRICS, RESULTS = "settings.json", "metrics.jsonl", "results.json"
 OF = "settings"  # in the results
 MODEL = "model"
-REPORT = ("report.html", "report.md", "report.npz")
+CHECKPOINTS = "checkpoints"
+_NAMES = {
+    "": r"(settings|results)\.json|report\.(html|md|npz)|metrics(-(subnet|process)-\d+)?\.jsonl",
+    MODEL: r"(subnets|composed|finetuned|baseline)\.safetensors|config\.json|README\.md",
+    CHECKPOINTS: r"(subnets|subnet-\d+|composed|finetune|baseline)(-process-\d+)?",
+}
+"""The names that a run writes, by their folders below the workdir."""
+_MARKS = ("subnets", "seed", "subnet_epochs", "finetune_epochs")  # in the settings of every run
 
 
 class WorkdirError(Exception):
@@ -103,8 +111,10 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
       fresh: whether to ignore a run that the folder holds.
 
     Raises:
-      WorkdirError: the folder holds another run.
+      WorkdirError: the folder holds another run, or files that a run writes but not its settings.
     """
+    # Listed first: a process beside this one writes the settings before anything else.
+    there = [path for path in _written(workdir) if path.name[0] != "." and path.name != SETTINGS]
     try:
         has_settings = (workdir / SETTINGS).is_file()
         if workdir.exists() and not workdir.is_dir():
@@ -112,15 +122,22 @@ def finished(workdir: Path, settings: Mapping[str, Any], *, fresh: bool = False)
     except OSError as error:  # such as a name that is too long
         raise unwritable(workdir, error) from None
     if not has_settings:
-        foreign = [name for name in (METRICS, RESULTS) if os.path.lexists(workdir / name)]
+        # Checkpoints may be copied from another machine: they name their run, and are compared.
+        foreign = [path for path in there if fresh or path.parent.name != CHECKPOINTS]
         if foreign:
+            names = [path.relative_to(workdir).as_posix() for path in foreign]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise WorkdirError(
-                f"the workdir {workdir} holds {' and '.join(foreign)} but not the file {SETTINGS}, "
-                "so their run is unknown. Give another --workdir or move them away"
+                f"the workdir {workdir} holds {', '.join(names[:3])}{more} but not the file "
+                f"{SETTINGS}, so their run is unknown. Give another --workdir or move them away"
             )
-    elif not fresh:
-        anew = "Give another --workdir, or --fresh to start again"
-        if difference := differences(read(workdir / SETTINGS, anew) or {}, settings):
+        return None
+    move = "Give another --workdir, or move that file away"
+    of_run = read(workdir / SETTINGS, move) or {}
+    if not _is_of_run(of_run):
+        raise WorkdirError(f"{workdir / SETTINGS} holds no settings of a run of dcjax's. {move}")
+    if not fresh:
+        if difference := differences(of_run, settings):
             raise WorkdirError(
                 f"the workdir {workdir} holds a run with other settings:\n  "
                 + "\n  ".join(difference)
@@ -193,18 +210,40 @@ def opened(
         yield metrics
 
 
+def is_run(workdir: Path) -> bool:
+    """Return whether the folder holds the settings of a run."""
+    try:
+        return _is_of_run(read(workdir / SETTINGS) or {})
+    except WorkdirError:
+        return False
+
+
+def _is_of_run(settings: Mapping[str, Any]) -> bool:
+    return all(name in settings for name in _MARKS)
+
+
+def _written(workdir: Path) -> list[Path]:
+    """Return what the folder holds under names that a run writes, and what killed writes left."""
+    found: list[Path] = []
+    for folder, names in _NAMES.items():
+        with contextlib.suppress(OSError):  # it is not there
+            paths = sorted((workdir / folder).iterdir())
+            pattern = re.compile(rf"{names}|\.({names})\.\w+\.tmp")
+            found += [path for path in paths if pattern.fullmatch(path.name)]
+    return found
+
+
 def clear(workdir: Path) -> None:
-    """Delete the files of a run from its folder, and nothing else."""
-    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    parts = workdir.glob(".*.json.*.tmp")
-    named = (workdir / name for name in (RESULTS, SETTINGS, *REPORT))
-    for file in (*named, *workdir.glob("metrics*.jsonl"), *parts):
-        file.unlink(missing_ok=True)
-    model = workdir / MODEL
-    for file in (*model.glob("*.safetensors"), model / "config.json", model / "README.md"):
-        file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it is not there, or holds other files
-        model.rmdir()
+    """Delete from a run's folder what has the names that a run writes, and nothing else."""
+    for path in _written(workdir):
+        with contextlib.suppress(OSError):
+            if path.parent.name == CHECKPOINTS:
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    for folder in (MODEL, CHECKPOINTS):
+        with contextlib.suppress(OSError):  # it is not there, or holds other files
+            (workdir / folder).rmdir()
 
 
 def finish(workdir: Path, results: Results, settings: Mapping[str, Any]) -> None:

@@ -167,6 +167,47 @@ def test_fresh_is_no_leave_to_delete_a_stranger_s_files(tmp_path):
         workdir.finished(tmp_path, HERE, fresh=True)
 
 
+FILES = ["report.html", "model/README.md", "model/config.json", "checkpoints/subnets"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("settings", [None, '{"editor.tabSize": 2}', '{"subnets": 2, "seed": 0}'])
+def test_fresh_needs_a_run_of_this_command(settings, name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    if settings:
+        (tmp_path / workdir.SETTINGS).write_text(settings)
+    said = "holds no settings of a run" if settings else f"holds {name} but not the file"
+    with pytest.raises(workdir.WorkdirError, match=rf"{said}[^\n]*move .* away$"):
+        workdir.finished(tmp_path, HERE, fresh=True)
+    if settings or not name.startswith("checkpoints"):  # copied ones are compared
+        with pytest.raises(workdir.WorkdirError, match=said):
+            workdir.finished(tmp_path, HERE)
+
+
+def test_fresh_leaves_other_files_in_the_folders_of_a_run(tmp_path):
+    finish(tmp_path)
+    written = [*FILES, "checkpoints/subnet-3", "checkpoints/finetune-process-1", "report.npz"]
+    written += ["model/subnets.safetensors", "metrics-subnet-3.jsonl"]
+    mine = [
+        "checkpoints/best.pt",
+        "model/weights.safetensors",
+        "model/notes.md",
+        "metrics-old.jsonl",
+    ]
+    mine += ["report.pdf", ".other.json.1.tmp", ".lock"]
+    for name in written + mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.startswith("checkpoints/") and name not in mine:
+            (tmp_path / name / "00000001").mkdir(parents=True)
+        else:
+            (tmp_path / name).touch()
+    workdir.clear(tmp_path)
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(mine)
+    assert not (tmp_path / "checkpoints" / "subnets").exists()
+
+
 def test_places_are_no_settings(tmp_path):
     finish(tmp_path)
     moved = HERE | {"workdir": "elsewhere", "data_dir": "elsewhere", "preset": "elsewhere"}
@@ -211,7 +252,7 @@ AGAIN = "Delete it: the same command writes it again from the checkpoints"
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 10**5])
 @pytest.mark.parametrize(
-    ("name", "remedy"), [(workdir.SETTINGS, "--fresh"), (workdir.RESULTS, AGAIN)]
+    ("name", "remedy"), [(workdir.SETTINGS, "--workdir"), (workdir.RESULTS, AGAIN)]
 )
 def test_damaged_files_are_named(tmp_path, name, remedy, text):
     finish(tmp_path)
