@@ -174,10 +174,13 @@ def _run(settings: Settings, stop: signals.Stop) -> int:
     if (results := machines.agreed(settings.machines, finished)) is not None:
         if not first:
             return OK
-        voice.say(f"this run is finished; its results, from {folder}:")
+        of = results.get("dataset")
+        voice.say(f"this run is finished; its results, on {of} (not read again), from {folder}:")
         code = _show(results, settings, folder, voice)
         if not (folder / "report.html").is_file():
             write.after_run(folder, voice.say)
+        if lost := workdir.without_model(folder):
+            voice.say(lost)
         return code
     # Another run is found at once, and what is refused makes no folder.
     if first and folder.exists():
@@ -186,6 +189,11 @@ def _run(settings: Settings, stop: signals.Stop) -> int:
     startup.check_environment()
     dataset = load(settings, voice)
     voice.say("starting JAX")
+    for name in startup.start_jax(settings.subnets):
+        voice.say(f"note: {name} is set, and is not followed here")
+    from experiments.method import factory
+
+    factory.check_own(settings, dataset)
     if how.dry_run:
         return _dry_run(settings, dataset, folder, voice, stop)
     with contextlib.ExitStack() as stack:
@@ -195,8 +203,6 @@ def _run(settings: Settings, stop: signals.Stop) -> int:
         if how.fresh:
             workdir.clear(folder)
             machines.agreed(settings.machines, lambda: None)  # nor writes what another clears
-        for name in startup.start_jax(settings.subnets):
-            voice.say(f"note: {name} is set, and is not followed here")
         part = "" if first else f"-process-{number}"
         if how.only_subnet is not None:
             part = f"-subnet-{how.only_subnet}"
@@ -215,7 +221,6 @@ def _dry_run(
     stop: signals.Stop,
 ) -> int:
     """Print the plan of a run; leave nothing in its folder."""
-    startup.start_jax(settings.subnets)
     from experiments.method import factory, plan
     from experiments.run import checkpointing
 

@@ -18,6 +18,7 @@ with needed(PROGRAM, "experiments"):
 
     import dcjax
     from experiments.data.pixels import check_depth
+    from experiments.run.workdir import without_model
     from experiments.settings import help
 
 
@@ -43,8 +44,12 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 done; 2 the run or an image cannot be read (one line on stderr).
     """
+    folder = None
     try:
         options: Options = help.read(Options, program, args)
+        folder = options.run
+        if options.top < 1:
+            raise ValueError(f"--top {options.top}: expected an integer of 1 or more")
         if not options.images:
             raise ValueError("no images given: name one or more files after the workdir")
         model = dcjax.load_run(options.run)
@@ -58,6 +63,8 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
                 print(f"{path}: {line}")
     except (ValueError, OSError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if folder and (lost := without_model(folder)):
+            print(f"{program}: {lost}", file=sys.stderr)
         return BAD_INPUT
     return BAD_INPUT if failed else 0
 

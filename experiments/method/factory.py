@@ -40,9 +40,6 @@ def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
     conv = convolution(chosen, keeper.say)
     samples = dcjax.samples.make(chosen.samples, settings.subnets)
     exact = network(chosen, classes, convolution=conv)
-    if chosen.model not in own.BUILT_IN:
-        few = jnp.zeros((2, *dataset.train.images.shape[1:]))
-        own.check(chosen.model, exact, settings.subnets, samples, few)
     road = method.Road(
         network=network(chosen, classes, precision(chosen), conv),
         exact=exact,
@@ -55,6 +52,17 @@ def setup(settings: Settings, dataset: Dataset, keeper: Keeper) -> Setup:
         journal=keeper,
     )
     return Setup(settings, dataset, keeper, road)
+
+
+def check_own(settings: Settings, dataset: Dataset) -> None:
+    """Raise an `OwnError` if a network or optimiser of one's own cannot be used."""
+    chosen = settings.network
+    if chosen.model not in own.BUILT_IN:
+        samples = dcjax.samples.make(chosen.samples, settings.subnets)
+        few = jnp.zeros((2, *dataset.train.images.shape[1:]))
+        made = network(chosen, len(dataset.classes))
+        own.check(chosen.model, made, settings.subnets, samples, few)
+    recipe(settings.training, dataset, Schedule())
 
 
 def network(

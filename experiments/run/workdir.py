@@ -246,6 +246,24 @@ def clear(workdir: Path) -> None:
             (workdir / folder).rmdir()
 
 
+def without_model(workdir: Path) -> str:
+    """Say what the model of a finished run lacks, and how to get it back; "" if it is whole."""
+    with contextlib.suppress(WorkdirError):
+        results = read(workdir / RESULTS) or {}
+        kept = ["subnets", "composed", "finetuned"]
+        baseline = results.get("baseline")
+        if isinstance(baseline, dict) and baseline.get("epochs"):
+            kept.append("baseline")
+        names = ["config.json", *(f"{name}.safetensors" for name in kept)]
+        lost = [name for name in names if not (workdir / MODEL / name).is_file()]
+        if results and lost:
+            remedy = f"delete {workdir / RESULTS}, and its command writes it from the checkpoints"
+            if not any((workdir / CHECKPOINTS).glob("*/*")):
+                remedy = "its checkpoints are lost too; its command with --fresh trains it again"
+            return f"{workdir / MODEL} lacks {', '.join(lost)}: {remedy}"
+    return ""
+
+
 def finish(workdir: Path, results: Results, settings: Mapping[str, Any]) -> None:
     """Write a run's results into its folder, and the settings that they are of, but for places."""
     of = {name: value for name, value in settings.items() if name not in PLACES}

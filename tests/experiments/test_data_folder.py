@@ -273,6 +273,14 @@ def test_without_train_and_test_a_fifth_of_each_class_is_the_test(tmp_path):
     np.testing.assert_array_equal(again.test.images, dataset.test.images)
 
 
+def test_a_class_of_one_image_is_refused_without_train_and_test(tmp_path):
+    for name, count in (("ape", 1), ("cat", 4), ("dog", 1)):
+        for i in range(count):
+            save(tmp_path / name / f"{i:02d}.png", noise())
+    with pytest.raises(data.DataError, match="class 'ape', class 'dog' has 1 image; every class"):
+        load(tmp_path)
+
+
 def test_the_test_may_be_named_validation(folder):
     (folder / "test").rename(folder / "val")
     assert len(load(folder).test.labels) == 2

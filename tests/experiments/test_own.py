@@ -1,6 +1,7 @@
 """Networks and optimisers of one's own on the command line."""
 
 import json
+import os
 import sys
 
 import optax
@@ -118,6 +119,7 @@ def test_what_cannot_be_used_is_one_message_before_anything_is_trained(flags, sa
     error = capsys.readouterr().err.partition("it: error: ")[2]
     assert flags[0] in error
     assert said in error
+    assert not os.path.exists("run")  # the next command is not refused for this one's settings
     assert "Traceback" not in error
 
 

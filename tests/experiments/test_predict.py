@@ -96,6 +96,30 @@ def test_fresh_deletes_the_model_and_nothing_else(run, tmp_path):
     assert [each.name for each in (folder / "model").iterdir()] == ["mine.txt"]
 
 
+def test_a_lost_model_comes_back_from_the_checkpoints(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    again = [*ARGS, "--workdir", str(folder)]
+    (folder / "model" / "baseline.safetensors").unlink()
+    assert cli.main("it", again) == cli.OK
+    err = capsys.readouterr().err
+    assert "its results, on digits (not read again), from" in err
+    lost = f"{folder / 'model'} lacks baseline.safetensors: delete {folder / 'results.json'}"
+    assert lost in " ".join(err.split())
+    shutil.rmtree(folder / "model")
+    assert predict.main(args=[str(folder), "any.png"]) == 2
+    assert "lacks config.json, subnets.safetensors, composed" in capsys.readouterr().err
+    (folder / "results.json").unlink()
+    assert cli.main("it", again) == cli.OK
+    assert "epoch 1/" not in capsys.readouterr().err
+    assert accuracy(dcjax.load_run(folder).predict(TEST.images)) > 0
+    (folder / "model" / "config.json").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    assert cli.workdir.without_model(folder).endswith("with --fresh trains it again")
+    (folder / "results.json").unlink()
+    assert cli.workdir.without_model(folder) == ""
+
+
 def said(capsys, *args, code=0):
     assert predict.main(args=[*map(str, args)]) == code
     return capsys.readouterr()

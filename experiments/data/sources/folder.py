@@ -70,12 +70,26 @@ def load(place: str | Path, notify: Notify = print) -> Source:
         raise DataError(
             f"{len(classes)} class folders below {shown(root)}: {LAYOUT}, two classes or more"
         )
+    if not is_split and (single := _single(splits[0])):
+        raise DataError(
+            f"{shown(root)}: {_listed(single)} has 1 image; every class needs two or more, of "
+            f"which one is for the test, or give train and test apart: {LAYOUT}"
+        )
     pools = [_pool(split, shown(root), notify) for split in splits]
     train, test = pools if is_split else held_out(pools[0], len(classes))
     told = f"{len(train.labels):,} training and {len(test.labels):,} test images"
     how = "" if is_split else ", a fifth of each class, drawn with seed 0"
     notify(f"{shown(root)}: {len(classes)} classes ({_listed(classes)}), {told}{how}")
     return Source(f"folder:{place}", train, test, classes)
+
+
+def _single(classes: Classes) -> list[str]:
+    """Return the classes of one image; one that cannot be read is said when it is read."""
+    return [
+        f"class {name!r}"
+        for name, found in classes.items()
+        if len(found) == 1 and not found[0].problem
+    ]
 
 
 def _differing(root: Path, train: Classes, test: Classes) -> DataError:
