@@ -20,7 +20,7 @@ with needed(PROGRAM, "experiments"):
     from rich.text import Text
 
     from experiments.results.summary import percent
-    from experiments.run.workdir import RESULTS, SETTINGS
+    from experiments.run.workdir import RESULTS, SETTINGS, is_run, metrics
     from experiments.settings import help
 
 STAGES = {"subnets": "sub-networks", "finetune": "fine-tuning"}
@@ -39,7 +39,7 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
 
     try:
         folder: Path = help.read(runs, program, args)
-        found = sorted(path.parent for path in folder.rglob(SETTINGS))
+        found = sorted(path.parent for path in folder.rglob(SETTINGS) if is_run(path.parent))
         if not found:
             raise ValueError(f"no runs in {folder}; name another folder")
     except ValueError as error:
@@ -69,16 +69,17 @@ def row(run: Path) -> Iterator[str]:
         yield percent(sum(each) / len(each))
         yield from (percent(results[name]["accuracy"]) for name in ("composed", "finetune"))
         yield percent(results["baseline"]["accuracy"]) if results["baseline"]["epochs"] else "–"
-    except (KeyError, TypeError):
-        pass  # unfinished
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        pass  # unfinished, or damaged
 
 
 def state(run: Path) -> str:
     """Return whether a process works on an unfinished run, and how far it is."""
     running = any(map(_alive, run.glob(".lock*.owner")))
-    lines = [json.loads(line) for path in run.glob("metrics*.jsonl") for line in _lines(path)]
-    last = max(lines, key=lambda line: line["time"], default=None)
-    at = "" if last is None else f", {STAGES.get(last['phase'], last['phase'])}"
+    lines = [line for path in run.glob("metrics*.jsonl") for line in metrics(path)]
+    timed = [line for line in lines if isinstance(line.get("time"), str) and "phase" in line]
+    last = max(timed, key=lambda line: line["time"], default=None)
+    at = "" if last is None else f", {STAGES.get(str(last['phase']), last['phase'])}"
     if last is not None and "epoch" in last:
         at += f" epoch {last['epoch']}"
     return ("running" if running else "stopped") + at
@@ -86,7 +87,10 @@ def state(run: Path) -> str:
 
 def _alive(owner: Path) -> bool:
     """Return whether the process that holds a lock lives; one on another machine is taken to."""
-    found = re.match(r"process (\d+) on (\S+),", owner.read_text())
+    try:
+        found = re.match(r"process (\d+) on (\S+),", owner.read_text(errors="replace"))
+    except OSError:  # released in between
+        return False
     if found is None or found[2] != socket.gethostname():
         return found is not None
     try:
@@ -98,14 +102,10 @@ def _alive(owner: Path) -> bool:
     return True
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.endswith("}")]
-
-
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

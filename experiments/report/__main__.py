@@ -33,16 +33,27 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
         folders, output = help.read(report, program, args)
         if not folders:
             raise ValueError("no runs given: name one or more workdirs")
+        good = []
         for folder in folders:
-            write.of_run(folder)
-            print(folder / "report.html")
-        if len(folders) > 1:
-            write.of_runs(folders, output)
+            try:
+                write.of_run(folder)
+            except ModuleNotFoundError:
+                raise
+            except (WorkdirError, OSError) as error:
+                print(f"{program}: error: {error}", file=sys.stderr)
+            except Exception as error:  # damaged files lead to many types
+                said = f"{folder}: its results.json, metrics or report.npz are damaged: {error!r}"
+                print(f"{program}: error: {said}", file=sys.stderr)
+            else:
+                print(folder / "report.html")
+                good.append(folder)
+        if len(good) > 1:
+            write.of_runs(good, output)
             print(output)
     except (WorkdirError, ValueError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
-    return OK
+    return OK if len(good) == len(folders) else BAD_INPUT
 
 
 if __name__ == "__main__":

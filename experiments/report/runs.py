@@ -1,6 +1,5 @@
 """A run as its report sees it: what its folder holds, and its curves."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +64,8 @@ def load(folder: Path) -> Run:
             f"{folder} holds no finished run: {missing} is missing. The command that began the run "
             "continues it"
         )
-    return Run(folder, settings, results, _metrics(folder), evidence.read(folder))  # type: ignore
+    lines = workdir.metrics(folder / workdir.METRICS)
+    return Run(folder, settings, results, lines, evidence.read(folder))  # type: ignore
 
 
 def curves(run: Run) -> tuple[Curve, Curve, Curve]:
@@ -77,6 +77,7 @@ def curves(run: Run) -> tuple[Curve, Curve, Curve]:
     subnets, composed = results["subnets_phase"], results["composed"]
     each = results.get("operations_per_epoch", {"subnets": np.nan, "global": np.nan})
     lines = [line for line in run.metrics if line.get("phase") == "subnets" and line.get("loss")]
+    lines = [line for line in lines if isinstance(line.get("epoch"), int)]
     last = {**subnets, "epoch": subnets["epochs"]}
     if lines and lines[-1]["epoch"] == subnets["epochs"]:
         last = lines.pop() | last
@@ -121,19 +122,3 @@ def _curve(
         column("cost"),
         column("loss"),
     )
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    try:
-        text = (folder / workdir.METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found

@@ -310,6 +310,19 @@ def read(path: Path, remedy: str = "Start the run again") -> dict[str, Any] | No
     return values
 
 
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of metrics, without damaged ones."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]
+
+
 def _refuse_other_than_file(path: Path) -> None:
     """Raise an error for a FIFO, which would be waited for, or a device."""
     if path.exists() and not path.is_file() and not path.is_dir():

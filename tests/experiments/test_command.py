@@ -133,6 +133,7 @@ def folder(tmp_path, results):
     for name in ("a", "b", "c/below", "d"):
         (tmp_path / name).mkdir(parents=True)
         settings = {"dataset": "auto", "subnets": 2, "seed": 0}
+        settings |= {"subnet_epochs": 1, "finetune_epochs": 1}
         (tmp_path / name / "settings.json").write_text(json.dumps(settings))
     (tmp_path / "a" / "results.json").write_text(json.dumps(results))
     line = {"time": "2026-01-02", "phase": "finetune", "epoch": 3, "step": 12}
@@ -152,6 +153,30 @@ def test_runs_are_listed_with_their_state_and_accuracies(folder, capsys):
         ["c/below", "auto", "2", "stopped,", "fine-tuning", "epoch", "3"],
         ["d", "auto", "2", "stopped"],
     ]
+
+
+@pytest.mark.parametrize(
+    "line", [b"x}", b"\xff\xfe}", b"{}", b"3", b'{"time": 3, "phase": []}', b"[" * 99999 + b"}"]
+)
+def test_damaged_metrics_hide_no_runs(line, folder, capsys):
+    for name in ("b", "d"):
+        (folder / name / "metrics.jsonl").write_bytes(line + b"\n")
+    assert runs.main("it", [str(folder)]) == 0
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:] == ["a", "b", "c/below", "d"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"accuracy": []}, {}, {"accuracy": "x"}, {"accuracy": None}, {"accuracy": [{}]}]
+)
+def test_damaged_results_hide_no_runs(change, folder, results, capsys):
+    (folder / "a" / "results.json").write_text(json.dumps(results | {"subnets_phase": change}))
+    (folder / "b" / "results.json").write_text(json.dumps({"subnets_phase": []}))
+    (folder / ".vscode").mkdir()
+    (folder / ".vscode" / "settings.json").write_text('{"editor.tabSize": 2}')
+    assert runs.main("it", [str(folder)]) == 0
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:] == ["a", "b", "c/below", "d"]
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path, capsys):

@@ -217,6 +217,27 @@ def test_runs_of_different_size_share_the_unit_of_the_axis(folder):
     figures.pyplot.close(figure)
 
 
+@pytest.mark.parametrize("part", ["subnets_phase", "finetune", "model", "speedup"])
+@pytest.mark.parametrize("change", [{}, [], {"accuracy": [], "epochs": 0}])
+def test_a_damaged_run_hides_no_other(part, change, folder, results, capsys):
+    bad = folder.with_name("bad")
+    shutil.copytree(folder, bad)
+    (bad / "results.json").write_text(json.dumps(results | {part: change}))
+    assert command.main(command.PROGRAM, [str(bad), str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{folder / 'report.html'}\n"
+    assert err.startswith(f"{command.PROGRAM}: error: {bad}: its results.json, metrics or")
+    assert err.count("\n") == 1
+
+
+def test_lines_of_metrics_without_their_keys_are_left_out(folder):
+    good = runs.curves(runs.load(folder))
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(b'\nx}\n\xff\xfe\n3\n{"phase": "subnets", "loss": [1.0, 1.0]}\n{}\n')
+    for one, other in zip(good, runs.curves(runs.load(folder)), strict=True):
+        np.testing.assert_array_equal(one.training_loss, other.training_loss)
+
+
 def test_a_folder_without_a_finished_run_is_one_message(tmp_path, capsys):
     assert command.main(command.PROGRAM, [str(tmp_path)]) == 2
     assert "holds no finished run: results.json is missing" in capsys.readouterr().err
