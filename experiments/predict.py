@@ -22,13 +22,16 @@ with needed(PROGRAM, "experiments"):
     from experiments.settings import help
 
 
+IMAGES = tyro.conf.arg(metavar="IMAGES", help_behavior_hint="(one or more)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Name what is on images, with the networks of a run."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The workdir of a finished run."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, IMAGES]
     """Image files, of any size; they are resized to the run's, and what sticks out is cut off."""
     which: Annotated[
         Literal["finetuned", "composed", "baseline"], tyro.conf.arg(metavar="NAME")

@@ -1,5 +1,6 @@
 """CIFAR's archives: downloaded once, verified, and read."""
 
+import contextlib
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def load(archive: Archive, place: str | Path | None, notify: Notify) -> Source:
         raise NotAtHandError(
             f"{root} is not a folder: make it, name another by --data-dir, or use --dataset digits"
         )
+    if not there.is_dir():
+        raise DataError(f"{there} is a file; --data-dir or TFDS_DATA_DIR chooses another place")
     path = root / "downloads" / archive.url.rpartition("/")[2]
     _download(archive, path)
     notify(f"reading {archive.name} from {path}")
@@ -88,6 +91,9 @@ def _download(archive: Archive, path: Path) -> None:
         ) from error
     except OSError as error:
         raise DataError(f"{error}; --data-dir or TFDS_DATA_DIR chooses another place") from error
+    finally:
+        with contextlib.suppress(OSError):  # it holds the archive, or could not be made
+            path.parent.rmdir()
 
 
 def _pool(archive: Archive, records: bytes) -> Pool:

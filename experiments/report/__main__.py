@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from experiments.extras import needed
 
@@ -18,8 +19,11 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
     from experiments.run.workdir import WorkdirError
     from experiments.settings import help
 
+    shown = tyro.conf.arg(metavar="PATH …", help_behavior_hint="(one or more)")
+
     def report(
-        folders: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("comparison.html")
+        folders: Annotated[tuple[Path, ...], tyro.conf.Positional, shown],
+        output: Path = Path("comparison.html"),
     ) -> tuple[tuple[Path, ...], Path]:
         """Write the reports of runs; of several, compare them too.
 

@@ -34,8 +34,8 @@ def html(title: str, sections: Sequence[Section]) -> str:
 """
 
 
-def text(title: str, sections: Sequence[Section]) -> str:
-    """Return the page in Markdown: its sentences and tables, without the pictures."""
+def text(title: str, sections: Sequence[Section], page: str = "report.html") -> str:
+    """Return the page in Markdown: its sentences and tables; the pictures are in `page`."""
     parts = [f"# {title}"]
     for section in sections:
         parts += [f"## {section.title}", *section.text]
@@ -44,7 +44,7 @@ def text(title: str, sections: Sequence[Section]) -> str:
             parts.append(markdown.table(table.head, rows))
         if section.pictures:
             words = ", ".join(picture.words for picture in section.pictures)
-            parts.append(f"Pictures, in report.html: {words}.")
+            parts.append(f"Pictures, in {page}: {words}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -68,9 +68,11 @@ def _write(stem: Path, title: str, sections: Sequence[Section]) -> None:
     from dcjax.atomic import replacing
     from experiments.report import page
 
-    for suffix, text in ((".html", page.html), (".md", page.text)):
-        with replacing(stem.with_name(stem.name + suffix)) as file:
-            file.write(text(title, sections).encode())
+    html = stem.name + ".html"
+    texts = {html: page.html(title, sections), stem.name + ".md": page.text(title, sections, html)}
+    for name, text in texts.items():
+        with replacing(stem.with_name(name)) as file:
+            file.write(text.encode())
 
 
 def _short(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -68,6 +69,9 @@ def test_help_fits_the_terminal(name, columns, capsys, monkeypatch):
     assert len(usage) <= max(80, columns)
     assert all(len(line) <= columns for line in lines)
     assert columns < 80 or len(lines) < 40
+    assert not {"(default: )", "[["} & {
+        *re.findall(r"\(default: \)|\[\[", "".join([usage, *lines]))
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

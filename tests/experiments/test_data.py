@@ -34,6 +34,7 @@ def test_import_starts_neither_jax_nor_the_libraries_of_the_data():
         ("cifar", "expected auto, cifar10, cifar100, digits, tfds:NAME or folder:PATH"),
         ("", "expected auto, cifar10, cifar100, digits, tfds:NAME or folder:PATH"),
         ("folder:", "train/<class>"),
+        ("folder:", "folder: names no folder; expected PATH/train"),
         ("folder:/no/such/place", "no folder /no/such/place"),
         ("tfds:", "unknown dataset 'tfds:'"),
     ],

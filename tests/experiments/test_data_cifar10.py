@@ -267,7 +267,7 @@ def test_a_download_that_fails_is_told_in_time_and_leaves_nothing(tmp_path, host
     with host(behaviour), pytest.raises(NotAtHandError, match=said):
         load(tmp_path)
     assert time.monotonic() - start < 10
-    assert list((tmp_path / "downloads").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_archive_is_replaced(tmp_path, host):
@@ -289,7 +289,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, host, monkeypatch):
     monkeypatch.setattr("pooch.core.hash_matches", interrupt)
     with host(whole_archive), pytest.raises(KeyboardInterrupt):
         load(tmp_path)
-    assert list((tmp_path / "downloads").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_network_cifar10_is_refused(tmp_path):
@@ -366,7 +366,8 @@ def test_prepared_in_a_format_that_is_not_read(root):
 def test_data_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for below in ("file", "file/below"):
-        refused(tmp_path / below, tmp_path / "file", "--data-dir", name="auto")
+        said = f"{tmp_path / 'file'} is a file"
+        refused(tmp_path / below, said, "--data-dir", name="auto")
 
 
 def test_tensorflow_is_not_imported_even_where_it_is_installed(root, tmp_path):

@@ -120,6 +120,12 @@ def test_a_lost_model_comes_back_from_the_checkpoints(run, tmp_path, capsys):
     assert cli.workdir.without_model(folder) == ""
 
 
+@pytest.mark.parametrize("top", ["0", "-1"])
+def test_at_least_one_class_is_printed(top, capsys):
+    assert predict.main(args=["run", "any.png", "--top", top]) == 2
+    assert f"--top {top}: expected an integer of 1 or more" in capsys.readouterr().err
+
+
 def said(capsys, *args, code=0):
     assert predict.main(args=[*map(str, args)]) == code
     return capsys.readouterr()

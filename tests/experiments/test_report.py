@@ -201,6 +201,7 @@ def test_several_runs_side_by_side(folder, tmp_path, capsys):
     text = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "| run & one | cifar10 | 2 | 32 |" in text
     assert "| seed | 3 | 4 |" in text
+    assert f"Pictures, in {output.name}: " in text
     assert "| subnets |" not in text  # what is equal is left out
     assert (other / "report.html").is_file()
     assert str(output) in capsys.readouterr().out

@@ -50,7 +50,9 @@ def load(place: str | Path, notify: Notify = print) -> Source:
         cannot be read without loss, or sizes differ. The message names them.
     """
     root = Path(place).expanduser()
-    if not place or not root.is_dir():
+    if not place:
+        raise DataError(f"folder: names no folder; {LAYOUT}")
+    if not root.is_dir():
         raise DataError(f"no folder {shown(root)}: {LAYOUT}")
     passed: Counter[str] = Counter()
     if is_split := (root / "train").is_dir():
