@@ -75,6 +75,8 @@ def _unboxed(box: str) -> str:
     message = " ".join(parts[0].split()).removeprefix("Error parsing ").rstrip(".")
     message = re.sub("^Unrecognized", "unrecognized", message)
     message = re.sub(r"^Missing from [^:]*: (\S+).*", r"missing \1", message)
+    union = r"no type matching \{None\}\|(\S+) could be instantiated from \['(.*?)'\]\..*"
+    message = re.sub(union, r"expected \1 or None, got '\2'", message)
     near = [part for part in parts if part.startswith("Perhaps you meant")]
     flags = [*dict.fromkeys(re.findall(r"^(--[\w-]+)", "\n".join(near), re.MULTILINE))][:2]
     return message + (f"; perhaps you meant {' or '.join(flags)}" if flags else "")

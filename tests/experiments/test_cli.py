@@ -73,6 +73,7 @@ def test_bad_input_is_one_message_and_begins_no_run(args, said, capsys, tmp_path
     ("args", "said"),
     [
         (["--subnets", "four"], "'four'"),
+        (["--train-size", "none"], "--train-size: expected INT or None, got 'none'; see"),
         (["--subnets"], "--subnets"),
         (["--preset"], "--preset"),
         (["--preset", "papr"], "papr"),
