@@ -87,7 +87,7 @@ class Road(NamedTuple):
         stacked: Stacked,
         progress: Progress,
         weights: Float[Array, " K"] | None = None,
-    ) -> tuple[SubnetsPhase, Float[np.ndarray, "K N C"]]:
+    ) -> tuple[SubnetsPhase, Float[np.ndarray, "weighed N C"]]:
         """Score the trained sub-networks on the test split.
 
         Args:
