@@ -31,7 +31,8 @@ from dcjax.method._road import STAGES, Road
 from dcjax.method._stage import Plan, Progress, run_stage
 from dcjax.samples import Samples
 
-Pair = tuple[Shaped[Array | np.ndarray, "N ..."], Int[Array | np.ndarray, "N"]]
+# Images (N, …) and labels (N,); one N for each pair, which a name would tie to the other's.
+Pair = tuple[Shaped[Array | np.ndarray, "_ ..."], Int[Array | np.ndarray, "_"]]
 
 
 class Result(NamedTuple):
