@@ -21,10 +21,9 @@ import jax
 import jaxtyping
 import pytest
 
-if os.environ.get("DCJAX_CHECK_ANNOTATIONS"):  # takes a third more time
-    from tests import annotations
+from tests import annotations
 
-    annotations.install()
+annotations.install()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -1,6 +1,4 @@
-"""The annotations of dcjax are checked while the other tests run, if that is asked for."""
-
-import os
+"""The annotations of dcjax are checked while the other tests run."""
 
 import jaxtyping
 import numpy as np
@@ -31,6 +29,5 @@ def test_a_call_that_raises_keeps_its_error():
         halves(np.zeros(3, int))
 
 
-@pytest.mark.skipif("DCJAX_CHECK_ANNOTATIONS" not in os.environ, reason="not asked for")
 def test_dcjax_is_imported_under_the_hook():
     assert hasattr(dcjax.compose, "__wrapped__")

@@ -317,6 +317,7 @@ def test_metrics_were_written_as_it_went(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     seen = [(line["phase"], line.get("epoch")) for line in lines]
     assert seen == [
+        ("subnets", 0),
         ("subnets", 1),
         ("composed", None),
         ("finetune", 0),
@@ -325,7 +326,7 @@ def test_metrics_were_written_as_it_went(finished):
         ("baseline", 1),
         ("baseline", 2),
     ]
-    assert len(lines[0]["loss"]) == 2
+    assert len(lines[1]["loss"]) == len(lines[1]["accuracy"]) == 2
     assert lines[-1]["step"] == 8
     curve = read(finished)["baseline"]["curve"]
     assert lines[-1]["accuracy"] == curve[-1]["accuracy"]
