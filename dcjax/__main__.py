@@ -5,7 +5,7 @@ import sys
 
 REMEDY = """\
 dcjax: error: the programs are not installed. They are in the repository and not in the package:
-  git clone https://github.com/dcjax/dcjax && pip install -e './dcjax[study]'
+  git clone https://github.com/dcjax/dcjax && pip install -e './dcjax[experiments]'
 In Python, dcjax.transfer does the same with your network and images."""
 
 

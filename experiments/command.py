@@ -13,27 +13,21 @@ class Program(NamedTuple):
 
     does: str
     module: str
-    extra: str
 
 
 PROGRAMS = {
     "train": Program(
         "decompose, train, compose and fine-tune a network, beside a baseline",
         "experiments.cli",
-        "experiments",
     ),
-    "predict": Program(
-        "name what is on images, with the networks of a run", "experiments.predict", "experiments"
-    ),
+    "predict": Program("name what is on images, with the networks of a run", "experiments.predict"),
     "report": Program(
         "write the reports of runs again, and compare several",
         "experiments.report.__main__",
-        "study",
     ),
     "runs": Program(
         "list the runs in a folder, with their states and accuracies",
         "experiments.runs",
-        "experiments",
     ),
 }
 SHELLS = ("bash", "zsh", "tcsh")
@@ -62,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
         known = ", ".join(PROGRAMS)
         print(f"dcjax: error: unknown command {name!r}; choose from {known}", file=sys.stderr)
         return BAD_INPUT
-    with needed(f"dcjax {name}", PROGRAMS[name].extra):
+    with needed(f"dcjax {name}", "experiments"):
         return importlib.import_module(PROGRAMS[name].module).main(f"dcjax {name}", given[1:])
 
 

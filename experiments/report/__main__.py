@@ -61,5 +61,5 @@ def main(program: str = PROGRAM, args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with needed(PROGRAM, "study"):
+    with needed(PROGRAM, "experiments"):
         sys.exit(main())

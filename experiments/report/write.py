@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # at run time they would import JAX and matplotlib
     from experiments.report.evidence import Evidence
 
 AGAIN = "python -m experiments.report {}".format
-NEEDS = "pip install -e '.[study]'"
+NEEDS = "pip install -e '.[experiments]'"
 
 
 def keep(folder: Path, gather: Callable[[], Evidence], say: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from experiments.scaling import links
 
 PROGRAM = "python -m experiments.scaling"
 
-with needed(PROGRAM, "study"):
+with needed(PROGRAM, "experiments"):
     import tyro
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     """Run the command and return the exit code."""
     options = tyro.cli(Options, prog=PROGRAM)
     if options.report:
-        with needed(PROGRAM, "study"):
+        with needed(PROGRAM, "experiments"):
             from experiments.scaling import report
         report.write(options.records, options.output)
         return 0

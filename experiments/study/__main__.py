@@ -10,7 +10,7 @@ from experiments.extras import needed
 
 PROGRAM = "python -m experiments.study"
 
-with needed(PROGRAM, "study"):
+with needed(PROGRAM, "experiments"):
     import tyro
 
     from experiments.study import trials
@@ -92,7 +92,7 @@ def _run(options: Options) -> None:
 
 def _report(options: Options) -> None:
     # These import JAX and matplotlib, which running trials does not need.
-    with needed(PROGRAM, "study"):
+    with needed(PROGRAM, "experiments"):
         from experiments.study import tables
         from experiments.study.outcomes import outcomes
 

@@ -164,8 +164,8 @@ def test_jax_is_not_imported_for_a_mistake(args):
     ("module", "flags", "package", "extra"),
     [
         ("cifar10", [], "tyro", "experiments"),
-        ("study", [], "tyro", "study"),
-        ("study", ["--report"], "matplotlib", "study"),
+        ("study", [], "tyro", "experiments"),
+        ("study", ["--report"], "matplotlib", "experiments"),
         ("benchmark", [], "tyro", "bench"),
     ],
 )

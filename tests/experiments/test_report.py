@@ -252,7 +252,7 @@ def test_without_matplotlib_the_run_says_how_to_get_the_report(folder, monkeypat
     said = []
     write.after_run(folder, said.append)
     (line,) = said
-    assert "no report without matplotlib: pip install -e '.[study]'" in line
+    assert "no report without matplotlib: pip install -e '.[experiments]'" in line
     assert f"python -m experiments.report {folder}" in line
 
 

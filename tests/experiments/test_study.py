@@ -58,7 +58,10 @@ def test_every_declared_trial_can_be_run(name):
         assert bool(trial.settings.training.subnet_epochs) != trial.arm.is_scratch
 
 
-@pytest.mark.parametrize("records", sorted((ROOT / "docs" / "study").glob("*.json")))
+RECORDS = {*(ROOT / "docs" / "study").glob("*.json")}
+
+
+@pytest.mark.parametrize("records", sorted(RECORDS - {ROOT / "docs" / "study" / "scaling.json"}))
 def test_records_belong_to_declared_trials(records, tmp_path):
     """Whoever changes a default states the old value in the arms, so that no record is lost."""
     study = STUDIES[records.stem]
