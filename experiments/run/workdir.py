@@ -22,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 _NAMES = {
     "": r"(settings|results)\.json|report\.(html|md|npz)|metrics(-(subnet|process)-\d+)?\.jsonl",
     MODEL: r"(subnets|composed|finetuned|baseline)\.safetensors|config\.json|README\.md",
-    CHECKPOINTS: r"(subnets|subnet-\d+|composed|finetune|baseline)(-process-\d+)?",
+    CHECKPOINTS: r"(subnets|subnet-\d+(-restart\d+)?|composed|finetune|baseline)(-process-\d+)?",
 }
 """The names that a run writes, by their folders below the workdir."""
 _MARKS = ("subnets", "seed", "subnet_epochs", "finetune_epochs")  # in the settings of every run

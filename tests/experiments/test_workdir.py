@@ -188,7 +188,11 @@ def test_fresh_needs_a_run_of_this_command(settings, name, tmp_path):
 def test_fresh_leaves_other_files_in_the_folders_of_a_run(tmp_path):
     finish(tmp_path)
     written = [*FILES, "checkpoints/subnet-3", "checkpoints/finetune-process-1", "report.npz"]
-    written += ["model/subnets.safetensors", "metrics-subnet-3.jsonl"]
+    written += [
+        "checkpoints/subnet-1-restart2",
+        "model/subnets.safetensors",
+        "metrics-subnet-3.jsonl",
+    ]
     mine = [
         "checkpoints/best.pt",
         "model/weights.safetensors",
