@@ -13,7 +13,7 @@ DEVICES = 4
 
 
 class Cost(NamedTuple):
-    """What a device computes, in seconds, and sends, in bytes."""
+    """The seconds that a device computes, and the bytes that it sends."""
 
     seconds: float
     bytes: float
@@ -62,11 +62,6 @@ def ring(devices: float) -> float:
     return 2 * (devices - 1) / devices
 
 
-def from_scratch(step: Mapping[str, Cost], epochs: float, every: int | None = None) -> Cost:
-    """Return the cost of training from scratch; with `every`, of copies that are averaged."""
-    return _global(step, epochs, every)
-
-
 def transfer(
     step: Mapping[str, Cost], epochs: tuple[float, float], every: int | None = None
 ) -> Cost:
@@ -74,10 +69,11 @@ def transfer(
     first, last = epochs
     gathered = step[GATHER]._replace(bytes=ring(DEVICES) * step[GATHER].bytes)
     subnets = step[SUBNET].times(first * STEPS)
-    return subnets.plus(gathered).plus(_global(step, last, every))
+    return subnets.plus(gathered).plus(global_network(step, last, every))
 
 
-def _global(step: Mapping[str, Cost], epochs: float, every: int | None) -> Cost:
+def global_network(step: Mapping[str, Cost], epochs: float, every: int | None = None) -> Cost:
+    """Return the cost of training the global network; with `every`, of copies that are averaged."""
     steps = epochs * STEPS
     if every is None:
         each = step[TOGETHER]

@@ -95,13 +95,13 @@ def _rivals(measured: Sequence[Mapping[str, Any]], width: int, records: Path) ->
     known = _read(records / f"{name}.json")
     scratch = [known[f"scratch-longer-warm-up-6-rate-0.8-seed{seed}"] for seed in range(3)]
     targets = [each["baseline"]["accuracy"] for each in scratch]
-    yield Rival("from scratch, data-parallel", "6", name, model.from_scratch(step, 6))
+    yield Rival("from scratch, data-parallel", "6", name, model.global_network(step, 6))
     tuned = [known[f"averaged-8+2-rate-{rate}-seed{seed}"]["finetune"] for seed in range(3)]
     last = statistics.mean(map(model.epochs_to, [each["curve"] for each in tuned], targets))
     called = "dcjax, fine-tuned data-parallel" if last else "dcjax, composed"
     yield Rival(called, f"8 + {last:.2g}", name, model.transfer(step, (8, last)))
     if width == 64:
-        cost = model.from_scratch(step, 6, 50)
+        cost = model.global_network(step, 6, 50)
         yield Rival("from scratch, averaged every 50 steps", "6 or more", "none", cost, False)
         return
     yield from _rarely(step, records / "cifar10-rarely.json", targets[0])
@@ -118,7 +118,7 @@ def _rarely(step: Mapping[str, Cost], records: Path, target: float) -> Iterator[
         every = settings["baseline_average_every" if is_scratch else "average_every"]
         times = every or sys.maxsize
         if is_scratch:
-            cost = model.from_scratch(step, epochs, times)
+            cost = model.global_network(step, epochs, times)
             words, rate = f"{epochs}", settings["learning_rate"]
         else:
             cost = model.transfer(step, (8, epochs), times)

@@ -21,8 +21,8 @@ STEP = {
 
 def test_a_training_costs_its_steps_and_what_they_send():
     steps = model.STEPS
-    assert model.from_scratch(STEP, 2) == pytest.approx((2 * steps * 3, 2 * steps * 1.5e6))
-    every = model.from_scratch(STEP, 2, 100)  # an average on the way, and one at the end
+    assert model.global_network(STEP, 2) == pytest.approx((2 * steps * 3, 2 * steps * 1.5e6))
+    every = model.global_network(STEP, 2, 100)  # an average on the way, and one at the end
     assert every == pytest.approx((2 * steps * 2 + 2 * 0.5, 2 * 1.5e6))
     assert model.transfer(STEP, (3, 0)) == pytest.approx((3 * steps, 1.5e6))
     assert model.transfer(STEP, (3, 1), 10**9)[0] == pytest.approx(3 * steps + 2 * steps + 0.5)
