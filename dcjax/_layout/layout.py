@@ -79,7 +79,7 @@ class Layout:
     Static and hashable. `layout["params"]` is the part below one key; `print(layout)` is a table:
     path, shape in a sub-network, shape in the global network, kind (`block`: block-diagonal or
     concatenated; `1/K`: concatenated and divided by K; `mean`; `unused`: not used by the calls
-    that were traced), and the runs of every axis. A last line says so if there is no head.
+    that were traced), and the runs of every axis. Without a head, a last line says so.
     """
 
     subnets: int

@@ -206,7 +206,7 @@ def _train(
 def _diverged(
     losses: Float[np.ndarray, "steps *K"], start: int, *, but: set[int]
 ) -> dict[int, int]:
-    """Return the first step with a loss that is not finite, by the network's place, for others."""
+    """Return the first step whose loss is not finite, by the network's place; leave out `but`."""
     bad = ~np.isfinite(losses.reshape(len(losses), -1))
     places = [int(place) for place in np.flatnonzero(bad.any(axis=0))]
     return {place: start + int(bad[:, place].argmax()) + 1 for place in places if place not in but}
